@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from tvm_tinytrain.errors import PlanError
@@ -30,7 +31,7 @@ def _channels(thing: str, value: Iterable[int]) -> tuple[int, ...]:
             raise PlanError("update plan", thing, f"{item!r}", "integers", hint)
     if not items:
         raise PlanError("update plan", thing, "no channel", "at least one", "leave the layer out of the plan")
-    if items[0] < 0 or any(a >= b for a, b in zip(items, items[1:], strict=False)):
+    if items[0] < 0 or any(a >= b for a, b in pairwise(items)):
         raise PlanError("update plan", thing, f"{list(items)}", "sorted, unique, non-negative indices", hint)
     return items
 
@@ -80,7 +81,7 @@ class UpdatePlan:
 
     def __post_init__(self) -> None:
         layers = tuple(sorted(self.layers, key=lambda update: update.layer))
-        for first, second in zip(layers, layers[1:], strict=False):
+        for first, second in pairwise(layers):
             if first.layer == second.layer:
                 raise PlanError("update plan", f"layer {first.layer}", "two entries", "one entry for each layer",
                                 "merge the channel lists")
