@@ -1,4 +1,4 @@
 """Graph passes over Relax IRModules, one per file."""
 
 if __name__ == "passes":
-    raise ImportError("import tvm_tinytrain.passes instead of passes: two copies of one module would not be equal")
+    raise ImportError("import tvm_tinytrain.passes instead of passes: two copies of a module differ")

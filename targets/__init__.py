@@ -1,4 +1,4 @@
 """Targets, boards, and the C runtime that runs on them."""
 
 if __name__ == "targets":
-    raise ImportError("import tvm_tinytrain.targets instead of targets: two copies of one module would not be equal")
+    raise ImportError("import tvm_tinytrain.targets instead of targets: two copies of a module differ")
