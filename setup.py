@@ -1,8 +1,8 @@
 """Package list of the wheel; everything else about the build stands in pyproject.toml.
 
-`passes`, `schedules` and `targets` lie at the top of the repository and are imported as `tvm_tinytrain.passes`,
-`tvm_tinytrain.schedules` and `tvm_tinytrain.targets`. setuptools cannot discover packages through such a mapping from
-pyproject.toml alone, so they are discovered here: a new sub-package needs no edit.
+`passes`, `schedules` and `targets` lie at the top of the repository and are imported from `tvm_tinytrain`.
+setuptools cannot discover packages through such a mapping from pyproject.toml alone, so they are discovered
+here: a new sub-package needs no edit.
 """
 
 from setuptools import find_packages, setup

@@ -1,3 +1,3 @@
-"""The version, in a module that imports nothing, so that the build and the compiler's metadata read the same line."""
+"""The version, where the build and the compiler's metadata both read it without importing anything else."""
 
 __version__ = "0.1.0"
