@@ -1,7 +1,7 @@
 """What a test may need from the machine, how to see whether it is there, and how to get it.
 
 A test says what it needs by a marker: ``host_compiler``, ``emulator``, ``board`` or ``needs("cmake", ...)``;
-one without a marker runs anywhere. `missing` answers for a list of tools, `MARKED` says what a marker stands for.
+one without a marker runs anywhere. `missing` answers for a list of tools, `MARKED` maps markers to tools.
 """
 
 from __future__ import annotations
