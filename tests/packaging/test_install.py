@@ -67,7 +67,7 @@ def build(source: Path, out: Path, hook: str) -> Path:
 
 
 def python(code: str, site: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run `code` with `site` as its site folder; of this environment the packages, not the editable installs."""
+    """Run `code` with `site` as its site folder; beside it only this environment's packages."""
     paths = f"site.addsitedir({str(site)!r}); sys.path.append({sysconfig.get_path('purelib')!r})"
     command = [sys.executable, "-S", "-c", f"import site, sys; {paths}\n{code}"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
@@ -158,8 +158,8 @@ def test_wheel_imports_new_modules(installed: Path, tmp_path: Path) -> None:
 
 
 def test_editable_install_finds_later_modules(editable: Path, tmp_path: Path) -> None:
-    code = "import tvm_tinytrain.passes.later.module as a, tvm_tinytrain.targets.later as b; print(a.VALUE, b.VALUE)"
-    result = python(code, editable, tmp_path)
+    code = "import tvm_tinytrain.passes.later.module as a, tvm_tinytrain.targets.later as b"
+    result = python(f"{code}; print(a.VALUE, b.VALUE)", editable, tmp_path)
     assert result.stdout.split() == ["4", "5"], result.stderr
 
 
