@@ -35,7 +35,9 @@ def shell_lines(document: Path) -> list[str]:
     """Return the commands that a document shows: lines of its sh blocks, and inline code."""
     text = document.read_text(encoding="utf-8")
     blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", text, re.DOTALL)
-    lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.splitlines()]
+    lines = [
+        line.split(" #")[0].strip().removeprefix("$ ") for block in blocks for line in block.splitlines()
+    ]
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     return lines + re.findall(r"`([^`\n]+)`", prose)
 
