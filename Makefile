@@ -38,7 +38,7 @@ demo: setup ## A network adapts on an emulated Cortex-M7; writes build/demo/resu
 
 .PHONY: test
 test: setup ## Everything that is checked: lint, the C unit tests, then pytest
-	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory --keep-going lint
 	@$(MAKE) --no-print-directory test-c
 	@$(MAKE) --no-print-directory test-python
 

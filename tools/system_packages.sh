@@ -14,7 +14,8 @@ tools="cc cmake clang-format qemu-system-arm arm-none-eabi-gcc qemu-aarch64 aarc
 
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
   if [ "$python" != python3 ] || command -v python3 >/dev/null 2>&1; then
-    echo "setup: $python: found $("$python" --version 2>&1 || echo nothing); allowed Python 3.11 or newer; run make PYTHON=/path/to/python3.11" >&2
+    found=$("$python" --version 2>/dev/null) || found="no working interpreter"
+    echo "setup: $python: found $found; allowed Python 3.11 or newer; run make PYTHON=/path/to/python3.11" >&2
     exit 1
   fi
   packages="$packages python3"
