@@ -1,0 +1,93 @@
+"""Processor cores: what a compiler must be told, and what a schedule may use. Data only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+BARE_METAL = "arm-none-eabi"
+AARCH64 = "aarch64-linux-gnu"
+ARMV7 = "arm-linux-gnueabihf"
+X86_64 = "x86_64-linux-gnu"
+
+# Products are contracted to fused multiply-adds wherever the core has them, on the host too (-mfma): GCC
+# takes the same decision on the same C for all, so that host and board round alike. Nothing is reassociated.
+_MATH = ("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
+_NO_CONTRACTION = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+
+
+@dataclass(frozen=True)
+class Core:
+    """One processor core.
+
+    Attributes
+    ----------
+    name
+        The compiler's ``-mcpu`` name; ``host`` for this machine.
+    triple
+        The toolchain: ``arm-none-eabi`` for Cortex-M, a GNU/Linux triple for others.
+    cflags
+        Code generation: instruction set, floating-point unit, rounding.
+    fpu
+        ``"none"``, ``"single"`` or ``"double"``: precision of the floating-point unit.
+    features
+        Of ``dsp`` (16-bit SIMD in general registers), ``mve``, ``neon``, ``dotprod``, ``fma``.
+    mpu
+        ``"none"``, ``"v7m"`` or ``"v8m"``: kind of memory protection unit that the runtime drives.
+    """
+
+    name: str
+    triple: str
+    cflags: tuple[str, ...]
+    fpu: str = "none"
+    features: frozenset[str] = frozenset()
+    mpu: str = "none"
+
+    @property
+    def is_microcontroller(self) -> bool:
+        """True for Cortex-M: no operating system, firmware is linked with start-up code."""
+        return self.triple == BARE_METAL
+
+
+def _cortex_m(name: str, fpu: str, mpu: str, *features: str, flags: tuple[str, ...] = ()) -> Core:
+    float_abi = "soft" if fpu == "none" else "hard"
+    rounding = _MATH if "fma" in features else _NO_CONTRACTION
+    cflags = (f"-mcpu={name}", "-mthumb", f"-mfloat-abi={float_abi}", *flags, *rounding)
+    return Core(name, BARE_METAL, cflags, fpu, frozenset(features), mpu)
+
+
+_TABLE = (
+    _cortex_m("cortex-m0plus", "none", "none"),
+    _cortex_m("cortex-m3", "none", "v7m"),
+    _cortex_m("cortex-m4", "single", "v7m", "dsp", "fma", flags=("-mfpu=fpv4-sp-d16",)),
+    _cortex_m("cortex-m7", "single", "v7m", "dsp", "fma", flags=("-mfpu=fpv5-sp-d16",)),
+    _cortex_m("cortex-m33", "single", "v8m", "dsp", "fma", flags=("-mfpu=fpv5-sp-d16",)),
+    _cortex_m("cortex-m55", "double", "v8m", "dsp", "fma", "mve", flags=("-mfpu=auto",)),
+    Core(
+        "cortex-a7",
+        ARMV7,
+        ("-mcpu=cortex-a7", "-mfpu=neon-vfpv4", "-mfloat-abi=hard", *_MATH),
+        "double",
+        frozenset({"neon", "fma"}),
+    ),
+    Core("cortex-a53", AARCH64, ("-mcpu=cortex-a53", *_MATH), "double", frozenset({"neon", "fma"})),
+    Core("cortex-a57", AARCH64, ("-mcpu=cortex-a57", *_MATH), "double", frozenset({"neon", "fma"})),
+    Core("cortex-a72", AARCH64, ("-mcpu=cortex-a72", *_MATH), "double", frozenset({"neon", "fma"})),
+    Core(
+        "cortex-a76",
+        AARCH64,
+        ("-mcpu=cortex-a76", *_MATH),
+        "double",
+        frozenset({"neon", "fma", "dotprod"}),
+    ),
+    Core("x86-64", X86_64, ("-march=x86-64", "-mfma", *_MATH), "double", frozenset({"fma"})),
+    Core("x86-64-baseline", X86_64, ("-march=x86-64", *_NO_CONTRACTION), "double"),
+)
+
+CORES: dict[str, Core] = {core.name: core for core in _TABLE}
+
+# Other names of the same cores, as compilers and data sheets write them.
+ALIASES: dict[str, str] = {
+    "cortex-m0+": "cortex-m0plus",
+    "cortex-m4f": "cortex-m4",
+    "cortex-m33f": "cortex-m33",
+}

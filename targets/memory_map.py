@@ -1,0 +1,139 @@
+"""From a board's memory map to the linker's script and to the memory protection unit's regions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm_tinytrain.errors import BoardError
+from tvm_tinytrain.targets.boards import Board
+from tvm_tinytrain.targets.chips import Memory
+
+_V7M_REGIONS = 8
+
+
+@dataclass(frozen=True)
+class Region:
+    """A region of the Armv7-M unit: 2**log2_bytes at a multiple of that; bit i of `off` disables eighth i."""
+
+    base: int
+    log2_bytes: int
+    access: str
+    off: int = 0
+
+
+def linker_script(board: Board, arena_memory: Memory) -> str:
+    """Return the linker script of a board's firmware.
+
+    The stack lies at the bottom of SRAM, so that an overflow leaves the memory instead of eating data; then
+    .data, .bss and the arena, unless `arena_memory` is another memory.
+    """
+    flash, sram = board.chip.first("flash"), board.chip.first("sram")
+    memories = dict.fromkeys((flash, sram, arena_memory))
+    lines = [f"  {m.name} : ORIGIN = {m.origin:#010x}, LENGTH = {m.bytes:#x}" for m in memories]
+    return _SCRIPT.format(
+        memories="\n".join(lines),
+        flash=flash.name,
+        sram=sram.name,
+        arena=arena_memory.name,
+        stack=board.stack_bytes,
+    )
+
+
+_SCRIPT = """\
+MEMORY
+{{
+{memories}
+}}
+ENTRY(tt_reset_handler)
+SECTIONS
+{{
+  .text :
+  {{
+    KEEP(*(.vectors))
+    *(.text .text.*)
+    *(.rodata .rodata.*)
+    . = ALIGN(8);
+  }} > {flash}
+  .ARM.exidx : {{ *(.ARM.exidx*) }} > {flash}
+  .stack (NOLOAD) :
+  {{
+    tt_stack_lower = .;
+    . += {stack};
+    tt_stack_upper = .;
+  }} > {sram}
+  .data : ALIGN(8)
+  {{
+    tt_data_start = .;
+    *(.data .data.*)
+    . = ALIGN(8);
+    tt_data_end = .;
+  }} > {sram} AT > {flash}
+  tt_data_load = LOADADDR(.data);
+  .tt_arena (NOLOAD) : ALIGN(32) {{ *(.bss.tt_arena) }} > {arena}
+  .bss (NOLOAD) : ALIGN(8)
+  {{
+    tt_bss_start = .;
+    *(.bss .bss.* COMMON)
+    . = ALIGN(8);
+    tt_bss_end = .;
+  }} > {sram}
+  /DISCARD/ : {{ *(.comment) *(.ARM.attributes) }}
+}}
+"""
+
+
+def mpu_regions(board: Board) -> tuple[Region, ...]:
+    """Return regions that cover exactly the board's memories and its peripherals.
+
+    Raises
+    ------
+    BoardError
+        The map needs more regions than the unit has.
+    """
+    regions: list[Region] = []
+    for memory in board.chip.memories:
+        access = "TT_ACCESS_CODE" if memory.kind == "flash" else "TT_ACCESS_DATA"
+        regions += cover(memory.origin, memory.bytes, access)
+    for origin, size in board.chip.peripherals:
+        regions += cover(origin, size, "TT_ACCESS_DEVICE")
+    if len(regions) > _V7M_REGIONS:
+        hint = "give the board memories that are multiples of an eighth of a power of two"
+        raise BoardError("memory map", board.name, f"{len(regions)} regions", f"at most {_V7M_REGIONS}", hint)
+    return tuple(regions)
+
+
+def cover(origin: int, size: int, access: str) -> list[Region]:
+    """Cover [origin, origin + size) exactly by as few regions as a greedy walk finds."""
+    regions: list[Region] = []
+    end = origin + size
+    while origin < end:
+        region, covered = _largest_at(origin, end, access)
+        regions.append(region)
+        origin += covered
+    return regions
+
+
+def _largest_at(origin: int, end: int, access: str) -> tuple[Region, int]:
+    """Return the region that covers most bytes from origin on and nothing outside of [origin, end)."""
+    best: tuple[Region, int] | None = None
+    for log2_bytes in range(32, 7, -1):
+        bytes_, eighth = 1 << log2_bytes, 1 << (log2_bytes - 3)
+        base = origin & ~(bytes_ - 1)
+        if origin % eighth:
+            continue
+        first = (origin - base) // eighth
+        count = min((end - origin) // eighth, 8 - first)
+        if count > 0 and (best is None or count * eighth >= best[1]):
+            on = sum(1 << (first + i) for i in range(count))
+            best = (Region(base, log2_bytes, access, 0xFF & ~on), count * eighth)
+    if best is None:
+        hint = "align the memory map to 32 bytes"
+        raise BoardError(
+            "memory map", f"address {origin:#x}", "no region fits", "multiples of 32 bytes", hint
+        )
+    return best
+
+
+def mpu_initializer(regions: tuple[Region, ...]) -> str:
+    """Return the regions as a C initializer list, the value of TT_MPU_REGIONS."""
+    return ",".join(f"{{{r.base:#x}u,{r.log2_bytes}u,{r.access},{r.off:#x}u}}" for r in regions)

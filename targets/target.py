@@ -1,0 +1,199 @@
+"""What code is generated for: a kind of code, a core, and the compiler flags that follow from them."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tvm_tinytrain.errors import TargetError
+from tvm_tinytrain.targets.cores import AARCH64, ALIASES, CORES, X86_64, Core
+
+KINDS = ("c", "llvm")
+_KEYS = ("kind", "mcpu", "mtriple", "mattr", "keys")
+_DERIVED = ("tag", "host", "model")  # TVM prints them; they decide nothing here
+_HINT = 'write e.g. "c -mcpu=cortex-m7", "llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a53" or "host"'
+
+
+@dataclass(frozen=True)
+class Target:
+    """A code generation target.
+
+    Attributes
+    ----------
+    kind
+        ``"c"``: C99 sources; ``"llvm"``: native kernels by TVM's LLVM.
+    mcpu
+        A core of `targets.cores.CORES`, or ``"host"``.
+    mtriple
+        The toolchain's triple, e.g. ``"arm-none-eabi"``.
+    mattr
+        Extra features of the core for LLVM, e.g. ``("+dotprod",)``.
+    """
+
+    kind: str
+    mcpu: str
+    mtriple: str
+    mattr: tuple[str, ...] = ()
+
+    @property
+    def core(self) -> Core:
+        """The core's description; for ``host`` the one of this machine."""
+        return CORES[host_core_name() if self.mcpu == "host" else self.mcpu]
+
+    @property
+    def cflags(self) -> tuple[str, ...]:
+        """Compiler flags that decide the code: optimisation, core, rounding."""
+        return ("-O3", *self.core.cflags)
+
+    @property
+    def compiler(self) -> str:
+        """The C compiler's name: ``gcc`` for this machine, else ``<triple>-gcc``."""
+        return "gcc" if self.mtriple == CORES[host_core_name()].triple else f"{self.mtriple}-gcc"
+
+    def tool(self, name: str) -> str:
+        """Return the name of a binary utility of the same toolchain, e.g. ``tool("nm")``."""
+        return self.compiler.removesuffix("gcc") + name
+
+    def to_tvm(self) -> Any:
+        """Return the ``tvm.target.Target``; TVM is imported here and not before."""
+        from tvm.target import Target as TvmTarget
+
+        options: dict[str, object] = {"kind": self.kind}
+        if self.kind == "llvm":
+            options["mtriple"] = self.mtriple
+        if self.mcpu != "host":
+            options["mcpu"] = self.mcpu
+        if self.mattr:
+            options["mattr"] = list(self.mattr)
+        return TvmTarget(options)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the fields as plain values, as they stand in an archive's metadata."""
+        return {"kind": self.kind, "mcpu": self.mcpu, "mtriple": self.mtriple, "mattr": list(self.mattr)}
+
+    def __str__(self) -> str:
+        if self.mcpu == "host" and self.kind == "c":
+            return "host"
+        attributes = f" -mattr={','.join(self.mattr)}" if self.mattr else ""
+        triple = f" -mtriple={self.mtriple}" if self.kind == "llvm" else ""
+        return f"{self.kind}{triple} -mcpu={self.mcpu}{attributes}"
+
+
+@cache
+def host_core_name() -> str:
+    """Return the core of `CORES` that this machine's C code is compiled for."""
+    if platform.machine() in ("aarch64", "arm64"):
+        return "cortex-a53"
+    try:
+        has_fma = " fma " in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        has_fma = False
+    return "x86-64" if has_fma else "x86-64-baseline"
+
+
+def parse_target(target: object) -> Target:
+    """Read a target from text, a mapping, a ``tvm.target.Target`` or a `Target`.
+
+    Parameters
+    ----------
+    target
+        ``"host"``, ``"c"`` (this machine), ``"c -mcpu=cortex-m7"``, ``{"kind": "c", "mcpu": "cortex-m7"}``,
+        ``"llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a53"``, or TVM's object of the same.
+
+    Raises
+    ------
+    TargetError
+        Unknown kind, core or option, or a triple that the core does not have.
+    """
+    if isinstance(target, Target):
+        return target
+    if isinstance(target, str):
+        return _from_fields(_split(target), target)
+    if isinstance(target, Mapping):
+        return _from_fields(dict(target), str(dict(target)))
+    if type(target).__module__.startswith("tvm"):
+        return _from_fields(_fields_of_tvm(target), str(target))
+    raise TargetError("target", repr(target), type(target).__name__, "text, a mapping or a TVM target", _HINT)
+
+
+def _split(text: str) -> dict[str, object]:
+    if text.lstrip().startswith("{"):
+        import json
+
+        try:
+            return dict(json.loads(text))
+        except ValueError as error:
+            raise TargetError("target", text, f"{error}", "a JSON object", _HINT) from error
+    words = shlex.split(text)
+    if not words:
+        raise TargetError("target", "text", "nothing", "a kind and options", _HINT)
+    fields: dict[str, object] = {"kind": words[0]}
+    for word in words[1:]:
+        name, equals, value = word.lstrip("-").partition("=")
+        if not word.startswith("-") or not equals:
+            raise TargetError("target", text, word, "options of the form -name=value", _HINT)
+        fields[name] = value
+    return fields
+
+
+def _fields_of_tvm(target: Any) -> dict[str, object]:
+    fields: dict[str, object] = {"kind": str(target.kind.name)}
+    for name in ("mcpu", "mtriple", "mattr"):
+        value = target.attrs.get(name)
+        if value is not None:
+            fields[name] = [str(item) for item in value] if name == "mattr" else str(value)
+    return fields
+
+
+def _from_fields(fields: dict[str, object], text: str) -> Target:
+    for name in fields:
+        if name not in _KEYS and name not in _DERIVED and not name.startswith("feature."):
+            raise TargetError("target", text, f"option {name!r}", ", ".join(_KEYS), _HINT)
+    kind = str(fields.get("kind", "c"))
+    if kind == "host":
+        kind = "c"
+    if kind not in KINDS:
+        raise TargetError("target", text, f"kind {kind!r}", "host, " + ", ".join(KINDS), _HINT)
+    triple = str(fields["mtriple"]) if fields.get("mtriple") else None
+    mcpu = _core_name(fields.get("mcpu"), triple, text)
+    own_triple = CORES[host_core_name() if mcpu == "host" else mcpu].triple
+    if triple is not None and mcpu != "host" and not _same_system(triple, own_triple):
+        raise TargetError("target", text, f"triple {triple} with {mcpu}", own_triple, _HINT)
+    return Target(kind, mcpu, own_triple, _attributes(fields.get("mattr")))
+
+
+def _core_name(found: object, triple: str | None, text: str) -> str:
+    if not found or found in ("host", "native", "unknown"):
+        if triple is None or _same_system(triple, CORES[host_core_name()].triple):
+            return "host"
+        if _same_system(triple, AARCH64):
+            return "cortex-a53"
+        raise TargetError("target", text, f"triple {triple} without a core", "-mcpu=...", _HINT)
+    name = ALIASES.get(str(found), str(found))
+    if name not in CORES:
+        raise TargetError("target", text, f"core {found!r}", ", ".join(["host", *CORES]), _HINT)
+    return name
+
+
+def _attributes(found: object) -> tuple[str, ...]:
+    if not found:
+        return ()
+    items = (
+        found.split(",") if isinstance(found, str) else list(found) if isinstance(found, list | tuple) else []
+    )
+    return tuple(str(item) for item in items)
+
+
+def _same_system(found: str, own: str) -> bool:
+    """Compare triples by machine and by what they are for: vendor fields differ between toolchains."""
+    machine = (
+        found.split("-")[0].replace("arm64", "aarch64").replace("armv7a", "arm").replace("armv7l", "arm")
+    )
+    machine = machine.replace("armv7", "arm").replace("thumbv7em", "arm")
+    bare = {"none", "eabi", "eabihf"} & set(found.split("-")) != set() and "linux" not in found
+    return machine == own.split("-")[0] and bare == ("none" in own) and (own != X86_64 or "linux" in found)
