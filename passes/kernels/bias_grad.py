@@ -1,0 +1,93 @@
+"""Gradient of a bias or of any per-channel vector: dy summed over everything but the channel."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from tvm.tirx.script import builder as T
+
+from tvm_tinytrain.passes.kernels.builder import Arg, f32, make_kernel, remap_all
+from tvm_tinytrain.passes.kernels.sinks import HYPER_SIZE, AdamUpdate, Sink, Write
+
+
+def bias_grad(
+    outer: int, size: int, inner: int, sink: Sink | None = None, *, channels: int | None = None
+) -> tirx.PrimFunc:
+    """∂L/∂b[k] = Σ_{o, i} dy[o, channel, i] for dy seen as [outer, size, inner], handed to ``sink``.
+
+    Arguments: dy[outer, size, inner], (channels[k] int32), then the sink's. ``channels`` is k, None for all.
+    """
+    sink = sink or Write()
+    rows = size if channels is None else channels
+    args = [Arg("dy", (outer, size, inner))]
+    if channels is not None:
+        args.append(Arg("channels", (rows,), "int32"))
+    own = len(args)
+    args += sink.args((rows,), (size,))
+
+    def body(*bufs: Any) -> None:
+        dy, outs = bufs[0], bufs[1] if channels is not None else None
+        grad = T.sblock_alloc_buffer((rows,), "float32")
+        with T.grid(rows, outer, inner) as (r, o, i), T.sblock("bias_grad"):
+            vr, vo, vi = T.axis.remap("SRR", [r, o, i])
+            channel = vr if outs is None else outs[vr]
+            with T.init():
+                T.buffer_store(grad, f32(0.0), [vr])
+            T.buffer_store(grad, grad[vr] + dy[vo, channel, vi], [vr])
+        with T.serial(rows) as r, T.sblock("sink"):
+            vr = T.axis.remap("S", [r])
+            sink.emit(bufs[own:], [vr], [vr if outs is None else outs[vr]], grad[vr])
+
+    spec = {"outer": outer, "size": size, "inner": inner}
+    return make_kernel(
+        "bias_grad", spec, args, body, sink=sink.kind, update=asdict(sink), channels=channels, macs=0
+    )
+
+
+def apply_update(
+    shape: tuple[int, ...], sink: Sink, *, channels: int | None = None, inputs: int | None = None
+) -> tirx.PrimFunc:
+    """Hands an accumulated gradient to ``sink`` and clears it. Arguments: g (compact, in place), (channels), (inputs), the sink's.
+
+    ``shape`` is the full parameter's; the gradient's first two axes are as long as the lists where there are lists.
+    """
+    compact = (channels or shape[0], *((inputs or shape[1],) if len(shape) > 1 else ()), *shape[2:])
+    args = [Arg("g", compact, role="inout")]
+    if channels is not None:
+        args.append(Arg("channels", (channels,), "int32"))
+    if inputs is not None:
+        args.append(Arg("inputs", (inputs,), "int32"))
+    own = len(args)
+    args += sink.args(compact, shape)
+
+    def body(*bufs: Any) -> None:
+        g = bufs[0]
+        lists = list(bufs[1:own])
+        outs = lists.pop(0) if channels is not None else None
+        ins = lists.pop(0) if inputs is not None else None
+        with T.grid(*compact) as loops, T.sblock("sink"):
+            at = remap_all(loops, len(compact))
+            where = list(at)
+            if outs is not None:
+                where[0] = outs[at[0]]
+            if ins is not None:
+                where[1] = ins[at[1]]
+            sink.emit(bufs[own:], at, where, g[tuple(at)])
+            T.buffer_store(g, f32(0.0), at)
+
+    return make_kernel(
+        "apply_update", {"shape": list(shape)}, args, body, sink=sink.kind, update=asdict(sink), channels=channels,
+        inputs=inputs, macs=0,
+    )  # fmt: skip
+
+
+def advance(sink: AdamUpdate) -> tirx.PrimFunc:
+    """Advances the running powers β₁^t and β₂^t in ``hyper`` by one optimizer step (Adam only)."""
+
+    def body(hyper: Any) -> None:
+        with T.sblock("advance"):
+            T.buffer_store(hyper, hyper[1] * f32(sink.beta1), [1])
+            T.buffer_store(hyper, hyper[2] * f32(sink.beta2), [2])
+
+    return make_kernel("advance", {}, [Arg("hyper", (HYPER_SIZE,), role="inout")], body, macs=0)

@@ -1,0 +1,169 @@
+"""Gradients of a convolution with respect to its input and to (selected channels of) its weight."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from tvm_tinytrain.passes.kernels.builder import Arg, all_of, f32, make_kernel
+from tvm_tinytrain.passes.kernels.conv2d import pad_block
+from tvm_tinytrain.passes.kernels.conv_spec import Conv2DSpec
+from tvm_tinytrain.passes.kernels.sinks import Sink, Write
+
+
+def conv2d_input_grad(spec: Conv2DSpec) -> tirx.PrimFunc:
+    """dx = convᵀ(dy, w). Arguments: dy[1, co, oh, ow], w[co, ci/g, kh, kw], dx[1, ci, h, w].
+
+    Stride 1 gathers (each dx element sums over its taps, dy padded); larger strides scatter into a padded dx, which executes
+    exactly the multiply-accumulates of the forward pass instead of stride² times as many.
+    """
+    args = [
+        Arg("dy", (1, spec.out_channels, spec.out_height, spec.out_width)),
+        Arg("w", spec.weight_shape),
+        Arg("dx", (1, spec.in_channels, spec.height, spec.width), role="out"),
+    ]
+    gather = spec.stride == (1, 1)
+    taps = spec.group_outputs * spec.kernel[0] * spec.kernel[1]
+    macs = spec.in_channels * spec.height * spec.width * taps if gather else spec.macs
+    body = _gather(spec) if gather else _scatter(spec)
+    return make_kernel("conv2d_input_grad", spec, args, body, gather=gather, macs=macs)
+
+
+def _gather(spec: Conv2DSpec) -> Any:
+    reach_h = spec.dilation[0] * (spec.kernel[0] - 1)
+    reach_w = spec.dilation[1] * (spec.kernel[1] - 1)
+    top, left = reach_h - spec.padding[0], reach_w - spec.padding[1]
+    padded_shape = (1, spec.out_channels, spec.height + reach_h, spec.width + reach_w)
+
+    def body(dy: Any, w: Any, dx: Any) -> None:
+        padded = dy
+        if padded_shape[2:] != (spec.out_height, spec.out_width) or top or left:
+            padded = T.sblock_alloc_buffer(padded_shape, "float32")
+            with T.grid(*padded_shape) as (n, o, i, j), T.sblock("pad"):
+                vn, vo, vi, vj = T.axis.remap("SSSS", [n, o, i, j])
+                inside = all_of(vi >= top, vi < top + spec.out_height, vj >= left, vj < left + spec.out_width)
+                value = tirx.if_then_else(inside, dy[vn, vo, vi - top, vj - left], f32(0.0))
+                T.buffer_store(padded, value, [vn, vo, vi, vj])
+        acc = T.sblock_alloc_buffer((1, spec.in_channels, spec.height, spec.width), "float32")
+        (dh, dw), per_group, inputs = spec.dilation, spec.group_outputs, spec.group_inputs
+        ranges = (1, spec.in_channels, spec.height, spec.width, per_group, *spec.kernel)
+        with T.grid(*ranges) as (n, c, i, j, o, kh, kw), T.sblock("conv2d_input_grad"):
+            vn, vc, vi, vj, vo, vh, vw = T.axis.remap("SSSSRRR", [n, c, i, j, o, kh, kw])
+            if spec.groups == 1:
+                out, inner = vo, vc
+            elif spec.depthwise:
+                out, inner = vc, 0
+            else:
+                out = tirx.floordiv(vc, inputs) * per_group + vo
+                inner = tirx.floormod(vc, inputs)
+            with T.init():
+                T.buffer_store(acc, f32(0.0), [vn, vc, vi, vj])
+            tap = padded[vn, out, vi + reach_h - vh * dh, vj + reach_w - vw * dw] * w[out, inner, vh, vw]
+            T.buffer_store(acc, acc[vn, vc, vi, vj] + tap, [vn, vc, vi, vj])
+        with T.grid(1, spec.in_channels, spec.height, spec.width) as (n, c, i, j), T.sblock("epilogue"):
+            at = T.axis.remap("SSSS", [n, c, i, j])
+            T.buffer_store(dx, acc[tuple(at)], list(at))
+
+    return body
+
+
+def _scatter(spec: Conv2DSpec) -> Any:
+    (sh, sw), (dh, dw) = spec.stride, spec.dilation
+    shape = (spec.in_channels, spec.padded_height, spec.padded_width)
+
+    def body(dy: Any, w: Any, dx: Any) -> None:
+        padded = T.sblock_alloc_buffer(shape, "float32")
+        with T.serial(spec.in_channels) as c:
+            with T.grid(*shape[1:]) as (i, j), T.sblock("zero"):
+                vc, vi, vj = T.axis.remap("SSS", [c, i, j])
+                T.buffer_store(padded, f32(0.0), [vc, vi, vj])
+            ranges = (spec.group_outputs, *spec.kernel, spec.out_height, spec.out_width)
+            with T.grid(*ranges) as (o, kh, kw, i, j), T.sblock("conv2d_input_grad"):
+                vc, vo, vh, vw, vi, vj = T.axis.remap("SRRRRR", [c, o, kh, kw, i, j])
+                if spec.groups == 1:
+                    out, inner = vo, vc
+                else:
+                    out = tirx.floordiv(vc, spec.group_inputs) * spec.group_outputs + vo
+                    inner = tirx.floormod(vc, spec.group_inputs)
+                at = [vc, vi * sh + vh * dh, vj * sw + vw * dw]
+                T.buffer_store(padded, padded[tuple(at)] + dy[0, out, vi, vj] * w[out, inner, vh, vw], at)
+            with T.grid(spec.height, spec.width) as (i, j), T.sblock("crop"):
+                vc, vi, vj = T.axis.remap("SSS", [c, i, j])
+                T.buffer_store(dx, padded[vc, vi + spec.padding[0], vj + spec.padding[1]], [0, vc, vi, vj])
+
+    return body
+
+
+def conv2d_weight_grad(
+    spec: Conv2DSpec,
+    sink: Sink | None = None,
+    *,
+    channels: int | None = None,
+    inputs: int | None = None,
+) -> tirx.PrimFunc:
+    """∂L/∂w of the selected output (and input) channels, handed to ``sink``.
+
+    Arguments: x[1, ci, h, w], dy[1, co, oh, ow], (channels[k] int32: the selected output channels), (inputs[m] int32: the
+    selected input channels within a group), then the sink's. ``channels``/``inputs`` are k and m; None selects all and
+    drops the argument. The gradient has shape [k, m, kh, kw].
+    """
+    sink = sink or Write()
+    rows = spec.out_channels if channels is None else channels
+    columns = spec.group_inputs if inputs is None else inputs
+    compact = (rows, columns, *spec.kernel)
+    args = [
+        Arg("x", (1, spec.in_channels, spec.height, spec.width)),
+        Arg("dy", (1, spec.out_channels, spec.out_height, spec.out_width)),
+    ]
+    if channels is not None:
+        args.append(Arg("channels", (rows,), "int32"))
+    if inputs is not None:
+        args.append(Arg("inputs", (columns,), "int32"))
+    own = len(args)
+    args += sink.args(compact, spec.weight_shape)
+    (sh, sw), (dh, dw) = spec.stride, spec.dilation
+
+    def body(*bufs: Any) -> None:
+        x, dy = bufs[0], bufs[1]
+        lists = list(bufs[2:own])
+        outs = lists.pop(0) if channels is not None else None
+        ins = lists.pop(0) if inputs is not None else None
+        padded = pad_block(x, spec)
+        grad = T.sblock_alloc_buffer(compact, "float32")
+        ranges = (*compact, spec.out_height, spec.out_width)
+        with T.grid(*ranges) as (r, c, kh, kw, i, j), T.sblock("conv2d_weight_grad"):
+            vr, vc, vh, vw, vi, vj = T.axis.remap("SSSSRR", [r, c, kh, kw, i, j])
+            out = vr if outs is None else outs[vr]
+            inner = vc if ins is None else ins[vc]
+            if spec.groups == 1:
+                channel = inner
+            elif spec.depthwise:
+                channel = out
+            else:
+                channel = tirx.floordiv(out, spec.group_outputs) * spec.group_inputs + inner
+            with T.init():
+                T.buffer_store(grad, f32(0.0), [vr, vc, vh, vw])
+            tap = dy[0, out, vi, vj] * padded[0, channel, vi * sh + vh * dh, vj * sw + vw * dw]
+            T.buffer_store(grad, grad[vr, vc, vh, vw] + tap, [vr, vc, vh, vw])
+        with T.grid(*compact) as (r, c, kh, kw), T.sblock("sink"):
+            at = T.axis.remap("SSSS", [r, c, kh, kw])
+            out = at[0] if outs is None else outs[at[0]]
+            inner = at[1] if ins is None else ins[at[1]]
+            sink.emit(bufs[own:], list(at), [out, inner, at[2], at[3]], grad[tuple(at)])
+
+    macs = rows * columns * spec.kernel[0] * spec.kernel[1] * spec.out_height * spec.out_width
+    described = asdict(spec)
+    return make_kernel(
+        "conv2d_weight_grad",
+        described,
+        args,
+        body,
+        sink=sink.kind,
+        update=asdict(sink),
+        channels=channels,
+        inputs=inputs,
+        macs=macs,
+    )

@@ -1,0 +1,31 @@
+"""Elementwise gradient kernels."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from tvm_tinytrain.passes.kernels.builder import Arg, all_of, f32, make_kernel, remap_all
+
+
+def clip_grad(shape: tuple[int, ...], low: float | None, high: float | None) -> tirx.PrimFunc:
+    """dx = dy where low < y < high, else 0, from the clamped *output* y (as torch: zero at the bounds).
+
+    Arguments: y, dy, dx, all float32 of ``shape``.
+    """
+
+    def body(y: Any, dy: Any, dx: Any) -> None:
+        with T.grid(*shape) as loops, T.sblock("clip_grad"):
+            at = remap_all(loops, len(shape))
+            value = y[tuple(at)]
+            inside = all_of(
+                True if low is None else value > f32(low), True if high is None else value < f32(high)
+            )
+            T.buffer_store(dx, tirx.Select(inside, dy[tuple(at)], f32(0.0)), at)
+
+    args = [Arg("y", shape), Arg("dy", shape), Arg("dx", shape, role="out")]
+    spec = {"size": math.prod(shape), "low": low, "high": high}
+    return make_kernel("clip_grad", spec, args, body, macs=0)

@@ -1,0 +1,131 @@
+"""Where a gradient goes once a kernel has it in a register: stored, accumulated, or straight into the weight.
+
+A sink is the last block of every weight- and bias-gradient kernel. An updating sink reads the weight at ``where``, the optimizer
+state at ``compact`` (rows of the selected channels only) and writes both in place, so that the gradient never exists as a tensor.
+The update rules are those of ``torch.optim``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from tvm_tinytrain.passes.kernels.builder import Arg, f32
+
+HYPER_SIZE = 4
+"""float32 values of the tensor ``hyper``: learning rate, β₁^t, β₂^t (Adam's running powers), unused."""
+
+
+@dataclass(frozen=True)
+class Write:
+    """The gradient is stored: g ← ∂L/∂w."""
+
+    kind = "write"
+
+    def args(self, compact: tuple[int, ...], full: tuple[int, ...]) -> list[Arg]:
+        """The arguments that this sink adds to a kernel."""
+        return [Arg("g", compact, role="out")]
+
+    def emit(self, bufs: Sequence[Any], compact: list[Any], where: list[Any], grad: Any) -> None:
+        """Emits the stores for one element."""
+        T.buffer_store(bufs[0], grad, compact)
+
+
+@dataclass(frozen=True)
+class Accumulate:
+    """The gradient is added to an accumulator: g ← g + ∂L/∂w."""
+
+    kind = "accumulate"
+
+    def args(self, compact: tuple[int, ...], full: tuple[int, ...]) -> list[Arg]:
+        """The arguments that this sink adds to a kernel."""
+        return [Arg("g", compact, role="inout")]
+
+    def emit(self, bufs: Sequence[Any], compact: list[Any], where: list[Any], grad: Any) -> None:
+        """Emits the stores for one element."""
+        T.buffer_store(bufs[0], bufs[0][tuple(compact)] + grad, compact)
+
+
+@dataclass(frozen=True)
+class SGDUpdate:
+    """torch.optim.SGD: g ← g + λw; u ← μu + g; w ← w − lr·(g + μu if nesterov else u)."""
+
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+    lr_scale: float = 1.0
+
+    kind = "sgd"
+
+    def args(self, compact: tuple[int, ...], full: tuple[int, ...]) -> list[Arg]:
+        """The arguments that this sink adds to a kernel."""
+        state = [Arg("u", compact, role="inout")] if self.momentum else []
+        return [Arg("weight", full, role="inout"), *state, Arg("hyper", (HYPER_SIZE,))]
+
+    def emit(self, bufs: Sequence[Any], compact: list[Any], where: list[Any], grad: Any) -> None:
+        """Emits the stores for one element."""
+        weight, hyper = bufs[0], bufs[-1]
+        old = weight[tuple(where)]
+        if self.weight_decay:
+            grad = grad + f32(self.weight_decay) * old
+        if self.momentum:
+            state = bufs[1]
+            if self.nesterov:
+                # the momentum is read twice: once for the step, once for itself, in this order
+                step = grad + f32(self.momentum) * (f32(self.momentum) * state[tuple(compact)] + grad)
+            else:
+                step = f32(self.momentum) * state[tuple(compact)] + grad
+            T.buffer_store(weight, old - _rate(hyper, self.lr_scale) * step, where)
+            T.buffer_store(state, f32(self.momentum) * state[tuple(compact)] + grad, compact)
+            return
+        T.buffer_store(weight, old - _rate(hyper, self.lr_scale) * grad, where)
+
+
+@dataclass(frozen=True)
+class AdamUpdate:
+    """torch.optim.Adam, or AdamW when ``decoupled``: the running powers β^t come from ``hyper``."""
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    decoupled: bool = False
+    lr_scale: float = 1.0
+
+    kind = "adam"
+
+    def args(self, compact: tuple[int, ...], full: tuple[int, ...]) -> list[Arg]:
+        """The arguments that this sink adds to a kernel."""
+        return [
+            Arg("weight", full, role="inout"),
+            Arg("m", compact, role="inout"),
+            Arg("v", compact, role="inout"),
+            Arg("hyper", (HYPER_SIZE,)),
+        ]
+
+    def emit(self, bufs: Sequence[Any], compact: list[Any], where: list[Any], grad: Any) -> None:
+        """Emits the stores for one element."""
+        weight, m, v, hyper = bufs
+        at = tuple(compact)
+        rate = _rate(hyper, self.lr_scale)
+        if self.weight_decay and self.decoupled:
+            T.buffer_store(weight, weight[tuple(where)] * (f32(1.0) - rate * f32(self.weight_decay)), where)
+        elif self.weight_decay:
+            grad = grad + f32(self.weight_decay) * weight[tuple(where)]
+        # g is used in both moments: v first, because the stores below must not change what `grad` reads
+        T.buffer_store(v, f32(self.beta2) * v[at] + f32(1.0 - self.beta2) * grad * grad, compact)
+        T.buffer_store(m, f32(self.beta1) * m[at] + f32(1.0 - self.beta1) * grad, compact)
+        corrected = tirx.sqrt(v[at] / (f32(1.0) - hyper[2])) + f32(self.eps)
+        step = m[at] / (f32(1.0) - hyper[1]) / corrected
+        T.buffer_store(weight, weight[tuple(where)] - rate * step, where)
+
+
+Sink = Write | Accumulate | SGDUpdate | AdamUpdate
+
+
+def _rate(hyper: Any, scale: float) -> Any:
+    return hyper[0] if scale == 1.0 else hyper[0] * f32(scale)

@@ -1,0 +1,214 @@
+"""LowerLayers: convolutions and linear layers become kernels with bias and clamp inside, and get their layer ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tvm_tinytrain.errors import UnsupportedOperatorError
+from tvm_tinytrain.passes.kernels.conv2d import conv2d
+from tvm_tinytrain.passes.kernels.conv_spec import Conv2DSpec
+from tvm_tinytrain.passes.kernels.linear import LinearSpec, linear
+from tvm_tinytrain.passes.rewriting import (
+    Rebuilder,
+    bindings,
+    op_name,
+    operands,
+    rebuild,
+    shape_of,
+    use_counts,
+)
+from tvm_tinytrain.passes.state import Layer, get_values, with_layers, with_values
+
+
+@dataclass
+class _Chain:
+    """A layer's operator with the bias add and the clamp that follow it: what one kernel computes."""
+
+    root: relax.VarBinding
+    weight: relax.Var
+    bias: relax.Var | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@tvm.transform.module_pass(opt_level=0, name="LowerLayers")
+class LowerLayers:
+    """``conv2d → add(bias) → clip`` becomes one ``call_tir`` of the kernel ``conv2d``; likewise ``matmul`` → ``linear``.
+
+    An intermediate that something else reads ends the chain. ``main`` becomes ``predict``; the layers' table is written to
+    ``tt.layers`` in order of execution.
+    """
+
+    def transform_module(self, mod: tvm.IRModule, ctx: tvm.transform.PassContext) -> tvm.IRModule:
+        """Rewrites ``main`` into ``predict``."""
+        func = mod["main"]
+        values = get_values(mod)
+        chains, absorbed = _find_chains(func, set(values))
+        fresh = {v: _as_kernel_weight(c, v, values) for c in chains.values() for v in [c.weight]}
+        params = [fresh.get(p, p) for p in func.params]
+        layers: list[Layer] = []
+
+        def body(r: Rebuilder) -> relax.Expr:
+            r.env.update(fresh)
+            for binding in bindings(func):
+                if binding.var in absorbed:
+                    continue
+                if binding.var in chains:
+                    r.env[binding.var] = _emit(r, chains[binding.var], layers, binding.var.name)
+                else:
+                    r.keep(binding)
+            return r.look(func.body.body)
+
+        attrs = {"num_input": int(func.attrs["num_input"])}
+        mod = rebuild(mod, "predict", body, params=params, source="main", attrs=attrs)
+        del mod["main"]
+        mod = relax.transform.DeadCodeElimination(["predict"])(mod)
+        return with_layers(with_values(mod, values), tuple(layers))
+
+
+def _find_chains(func: relax.Function, params: set[str]) -> tuple[dict[relax.Var, _Chain], set[relax.Var]]:
+    uses = use_counts(func)
+    defs = {b.var: b for b in bindings(func)}
+    users: dict[relax.Var, list[relax.VarBinding]] = {}
+    for b in bindings(func):
+        for operand in operands(b.value):
+            if isinstance(operand, relax.Var):
+                users.setdefault(operand, []).append(b)
+    chains: dict[relax.Var, _Chain] = {}
+    absorbed: set[relax.Var] = set()
+
+    def is_param(expr: relax.Expr) -> bool:
+        return isinstance(expr, relax.Var) and expr not in defs and expr.name in params
+
+    def as_bias(expr: relax.Expr, channels: int) -> relax.Var | None:
+        """The parameter vector behind ``expr`` if adding it adds one value per channel."""
+        source = defs[expr].value if expr in defs else None
+        if source is not None and op_name(source) == "relax.reshape" and is_param(source.args[0]):
+            shape, vector = shape_of(expr), source.args[0]
+            if shape_of(vector) == (channels,) and [d for d in shape if d != 1] in ([channels], []):
+                return vector
+        return expr if is_param(expr) and shape_of(expr) == (channels,) else None
+
+    for b in bindings(func):
+        name = op_name(b.value)
+        weight = None
+        if name in ("relax.nn.conv2d", "relax.nn.conv1d"):
+            weight = b.value.args[1]
+        elif name == "relax.matmul":
+            right = b.value.args[1]
+            source = defs[right].value if right in defs else None
+            if source is not None and op_name(source) == "relax.permute_dims" and len(shape_of(right)) == 2:
+                weight = source.args[0]
+            elif is_param(right) and len(shape_of(right)) == 2:
+                weight = right
+        if weight is None or not is_param(weight):
+            continue
+        chain, end = _Chain(b, weight), b
+        channels = shape_of(b.var)[1 if "conv" in name else -1]
+        while uses.get(end.var, 0) == 1 and users.get(end.var):
+            after = users[end.var][0]
+            kind = op_name(after.value)
+            if kind == "relax.add" and chain.bias is None and chain.low is None and chain.high is None:
+                other = [a for a in after.value.args if a != end.var]
+                bias = as_bias(other[0], channels) if len(other) == 1 else None
+                if bias is None or shape_of(after.var) != shape_of(end.var):
+                    break
+                chain.bias = bias
+            elif kind == "relax.nn.relu" and chain.low is None and chain.high is None:
+                chain.low = 0.0
+            elif kind == "relax.clip" and chain.low is None and chain.high is None:
+                chain.low, chain.high = (float(a.value) for a in after.value.args[1:])
+            else:
+                break
+            absorbed.add(end.var)
+            end = after
+            if chain.low is not None or chain.high is not None:
+                break
+        chains[end.var] = chain
+    return chains, absorbed
+
+
+def _as_kernel_weight(chain: _Chain, weight: relax.Var, values: dict[str, np.ndarray]) -> relax.Var:
+    """The parameter in the shape that the kernels want: [out, in, 1, k] for conv1d, [out, in] for linear."""
+    name, value = weight.name, values[weight.name]
+    kind = op_name(chain.root.value)
+    if kind == "relax.nn.conv1d" and value.ndim == 3:
+        values[name] = value[:, :, None, :]
+    elif kind == "relax.matmul" and chain.root.value.args[1] == weight:
+        values[name] = np.ascontiguousarray(value.T)
+    else:
+        return weight
+    return relax.Var(name, relax.TensorType(values[name].shape, "float32"))
+
+
+def _emit(r: Rebuilder, chain: _Chain, layers: list[Layer], hint: str) -> relax.Expr:
+    call = chain.root.value
+    x, weight = r.look(call.args[0]), r.look(chain.weight)
+    args = [weight] + ([r.look(chain.bias)] if chain.bias is not None else [])
+    options: dict[str, Any] = {"bias": chain.bias is not None, "low": chain.low, "high": chain.high}
+    out_shape = shape_of(chain.root.var)
+    spec: Conv2DSpec | LinearSpec
+    if op_name(call) == "relax.matmul":
+        features = shape_of(x)[-1]
+        spec = LinearSpec(int(np.prod(shape_of(x)[:-1])), features, shape_of(weight)[0])
+        flat, y_shape = (spec.rows, features), (spec.rows, spec.out_features)
+        kernel, kind = linear(spec, **options), "linear"
+    else:
+        spec = _conv_spec(call, shape_of(x), shape_of(weight))
+        flat = (1, spec.in_channels, spec.height, spec.width)
+        y_shape = (1, spec.out_channels, spec.out_height, spec.out_width)
+        kernel, kind = conv2d(spec, **options), "conv2d"
+    if shape_of(x) != flat:
+        x = r.emit(relax.op.reshape(x, flat))
+    y = r.kernel(kernel, [x, *args], y_shape, hint)
+    if y_shape != out_shape:
+        y = r.emit(relax.op.reshape(y, out_shape))
+    if not any(layer.weight == weight.name for layer in layers):
+        bias = chain.bias.name if chain.bias is not None else None
+        depthwise = isinstance(spec, Conv2DSpec) and spec.depthwise
+        layers.append(
+            Layer(len(layers), kind, weight.name, bias, tuple(spec.weight_shape), spec.macs, depthwise)
+        )
+    return y
+
+
+def _conv_spec(call: relax.Call, x: tuple[int, ...], weight: tuple[int, ...]) -> Conv2DSpec:
+    attrs = call.attrs
+    layouts = (str(attrs.data_layout), str(attrs.kernel_layout))
+    if layouts not in (("NCHW", "OIHW"), ("NCW", "OIW")):
+        raise UnsupportedOperatorError(
+            "lower layers",
+            op_name(call),
+            f"layouts {layouts}",
+            "NCHW data with OIHW weights",
+            "convert the network to NCHW",
+        )
+    if x[0] != 1:
+        raise UnsupportedOperatorError(
+            "lower layers",
+            op_name(call),
+            f"batch of {x[0]}",
+            "1: the device holds one sample",
+            "export with batch size 1",
+        )
+    pads, strides, dilation = (
+        tuple(int(v) for v in getattr(attrs, n)) for n in ("padding", "strides", "dilation")
+    )
+    if op_name(call) == "relax.nn.conv1d":
+        return Conv2DSpec(
+            x[1],
+            1,
+            x[2],
+            weight[0],
+            (1, weight[3]),
+            (1, strides[0]),
+            (0, pads[0], 0, pads[1]),
+            (1, dilation[0]),
+            int(attrs.groups),
+        )
+    return Conv2DSpec(x[1], x[2], x[3], weight[0], weight[2:], strides, pads, dilation, int(attrs.groups))

@@ -1,0 +1,106 @@
+"""What the stages tell each other, as attributes of the IRModule (documented here, read and written nowhere else).
+
+=================  =====================================================================================================
+attribute          meaning
+=================  =====================================================================================================
+``tt.values``      {parameter name: initial value}; parameters of all functions that share a name share their storage
+``tt.roles``       {parameter name: role}: input, label, const (flash), param (trainable), state, grad, list
+``tt.layers``      the trainable layers in order of execution, as JSON (see `Layer`)
+``tt.outputs``     {function name: [role of each output]}: output, loss, or the name of the parameter that it updates
+``tt.memory``      the memory problem and plan of the lowered module, as JSON
+=================  =====================================================================================================
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+
+VALUES = "tt.values"
+ROLES = "tt.roles"
+LAYERS = "tt.layers"
+OUTPUTS = "tt.outputs"
+MEMORY = "tt.memory"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or linear weight with its bias.
+
+    ``id`` counts layers in order of execution. ``channels`` and ``inputs`` are the first two axes of the weight (for grouped
+    convolutions ``inputs`` is the input channels of one group). ``macs`` are those of one forward pass over one sample.
+    """
+
+    id: int
+    kind: str
+    weight: str
+    bias: str | None
+    weight_shape: tuple[int, ...]
+    macs: int
+    depthwise: bool = False
+
+    @property
+    def channels(self) -> int:
+        """Output channels."""
+        return self.weight_shape[0]
+
+    @property
+    def inputs(self) -> int:
+        """Input channels of one group."""
+        return self.weight_shape[1]
+
+    @property
+    def weights(self) -> int:
+        """Number of weights, bias not counted."""
+        return int(np.prod(self.weight_shape))
+
+
+def get_values(mod: tvm.IRModule) -> dict[str, np.ndarray]:
+    """Initial values of the module's parameters by name."""
+    if mod.attrs is None or VALUES not in mod.attrs:
+        return {}
+    return {str(k): v.numpy() for k, v in mod.attrs[VALUES].items()}
+
+
+def with_values(mod: tvm.IRModule, values: Mapping[str, np.ndarray]) -> tvm.IRModule:
+    """The module with ``values`` as its parameters' initial values, in order of their names."""
+    tensors = {k: tvm.runtime.tensor(np.ascontiguousarray(values[k])) for k in sorted(values)}
+    return mod.with_attr(VALUES, tensors)
+
+
+def get_json(mod: tvm.IRModule, key: str, default: Any = None) -> Any:
+    """A JSON attribute of the module, ``default`` where it is absent."""
+    if mod.attrs is None or key not in mod.attrs:
+        return default
+    return json.loads(str(mod.attrs[key]))
+
+
+def with_json(mod: tvm.IRModule, key: str, value: Any) -> tvm.IRModule:
+    """The module with ``value`` stored under ``key``, keys sorted so that equal values are equal bytes."""
+    return mod.with_attr(key, json.dumps(value, sort_keys=True, separators=(",", ":")))
+
+
+def get_roles(mod: tvm.IRModule) -> dict[str, str]:
+    """Roles of the module's parameters by name."""
+    return dict(get_json(mod, ROLES, {}))
+
+
+def with_roles(mod: tvm.IRModule, roles: Mapping[str, str]) -> tvm.IRModule:
+    """The module with ``roles`` as the roles of its parameters."""
+    return with_json(mod, ROLES, dict(roles))
+
+
+def get_layers(mod: tvm.IRModule) -> tuple[Layer, ...]:
+    """The trainable layers in order of execution."""
+    entries = get_json(mod, LAYERS, [])
+    return tuple(Layer(**{**e, "weight_shape": tuple(e["weight_shape"])}) for e in entries)
+
+
+def with_layers(mod: tvm.IRModule, layers: tuple[Layer, ...]) -> tvm.IRModule:
+    """The module with ``layers`` as its table of layers."""
+    return with_json(mod, LAYERS, [asdict(layer) for layer in layers])

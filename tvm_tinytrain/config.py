@@ -1,0 +1,145 @@
+"""What a user chooses, as frozen values: loss, optimizer, update scheme, budget, and the options of a build."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from tvm_tinytrain.errors import BudgetError, PlanError
+from tvm_tinytrain.plan import UpdatePlan
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Softmax cross-entropy of logits[1, classes] against an int32 label, as ``torch.nn.CrossEntropyLoss``."""
+
+    label_smoothing: float = 0.0
+
+
+@dataclass(frozen=True)
+class MSE:
+    """Mean squared error against a float32 target of the output's shape."""
+
+
+@dataclass(frozen=True)
+class BinaryCrossEntropy:
+    """Mean binary cross-entropy of logits against float32 targets of the output's shape."""
+
+
+Loss = CrossEntropy | MSE | BinaryCrossEntropy
+
+
+@dataclass(frozen=True)
+class SGD:
+    """torch.optim.SGD with learning rate ``lr``."""
+
+    lr: float = 0.01
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+
+
+@dataclass(frozen=True)
+class Adam:
+    """torch.optim.Adam."""
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """torch.optim.AdamW (decoupled weight decay)."""
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 1e-2
+
+
+Optimizer = SGD | Adam | AdamW
+
+
+@dataclass(frozen=True)
+class FullTrain:
+    """All weights and biases of all layers."""
+
+
+@dataclass(frozen=True)
+class LastLayer:
+    """Weight and bias of the last layer."""
+
+
+Update = FullTrain | LastLayer | UpdatePlan
+
+_UNITS = {"": 1, "B": 1, "KB": 1024, "KIB": 1024, "MB": 1024**2, "MIB": 1024**2}
+
+
+def parse_bytes(text: int | str) -> int:
+    """Bytes from 262144, "256KB" or "0.5 MB" (1 KB = 1024 bytes)."""
+    if isinstance(text, int):
+        return text
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].upper() not in _UNITS:
+        raise BudgetError(
+            "config",
+            "memory budget",
+            repr(text),
+            'bytes as a number, or "256KB", "1MB"',
+            "write e.g. memory='256KB'",
+        )
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a training session may use.
+
+    ``memory`` is bytes of SRAM ("256KB" or a number) for the arena; ``compute`` the multiply-accumulates of one backward pass as
+    a fraction of those of ``FullTrain``'s, as in the paper (§3). None means no limit.
+    """
+
+    memory: int | str | None = None
+    compute: float | None = None
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The memory budget in bytes."""
+        return None if self.memory is None else parse_bytes(self.memory)
+
+    def __post_init__(self) -> None:
+        if self.memory is not None and parse_bytes(self.memory) <= 0:
+            raise BudgetError(
+                "config",
+                "memory budget",
+                str(self.memory),
+                "more than 0 bytes",
+                "give the SRAM that may be used",
+            )
+        if self.compute is not None and not 0.0 < self.compute <= 1.0:
+            raise BudgetError(
+                "config", "compute budget", str(self.compute), "a fraction in (0, 1]", "the paper uses 0.15"
+            )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides what is built, besides the model and the target.
+
+    ``accumulate`` splits the step in two entries: ``accumulate`` adds one sample's gradients, ``apply`` updates the weights.
+    """
+
+    loss: Loss = field(default_factory=CrossEntropy)
+    optimizer: Optimizer = field(default_factory=SGD)
+    update: Update = field(default_factory=FullTrain)
+    budget: Budget = field(default_factory=Budget)
+    accumulate: bool = False
+    name: str = "model"
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", self.name):
+            raise PlanError(
+                "config", "name", repr(self.name), "a C identifier", "choose letters, digits and _"
+            )

@@ -1,0 +1,125 @@
+"""A Relax IRModule as the user gives it: parameters gathered by name, constants lifted to parameters, shapes checked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tvm_tinytrain.errors import DTypeError, ImportModelError, ShapeError
+from tvm_tinytrain.passes.rewriting import bindings, rebuild, substitute
+from tvm_tinytrain.passes.state import with_values
+
+
+def from_relax(mod: tvm.IRModule, params: Mapping[str, Any] | None = None) -> tvm.IRModule:
+    """A module with ``main(input, parameters…)`` in A-normal form and every parameter's value in ``tt.values``.
+
+    Values come from ``params`` by name, from the attribute ``params`` that TVM's front ends leave, and from constants bound in
+    the function body. The function's first parameters, up to the attribute ``num_input`` (default 1), are inputs.
+    """
+    names = [gv.name_hint for gv, f in mod.functions.items() if isinstance(f, relax.Function)]
+    if "main" not in names:
+        raise ImportModelError(
+            "frontend", "module", f"functions {names}", "a function main", "rename the entry function to main"
+        )
+    mod = relax.transform.Normalize()(relax.transform.ConvertToDataflow()(mod))
+    main = mod["main"]
+    num_input = int(main.attrs["num_input"]) if main.attrs is not None and "num_input" in main.attrs else 1
+    _check_static(main, num_input)
+    given: dict[str, Any] = {str(k): v for k, v in (params or {}).items()}
+    if main.attrs is not None and "params" in main.attrs:
+        given |= {p.name: v for p, v in zip(main.params[num_input:], main.attrs["params"], strict=True)}
+    values, renamed, env = {}, [], {}
+    for index, var in enumerate(main.params):
+        name = clean_name(var.name) if index >= num_input else var.name
+        new = relax.Var(name, var.ty)
+        env[var] = new
+        renamed.append(new)
+        if index < num_input:
+            continue
+        if var.name not in given:
+            raise ImportModelError(
+                "frontend",
+                f"parameter {var.name}",
+                "no value",
+                "a value for every parameter",
+                "pass params={name: array}",
+            )
+        values[name] = to_numpy(given[var.name])
+    return _lift_constants(mod, renamed, env, values, num_input)
+
+
+def clean_name(name: str) -> str:
+    """A C identifier for a parameter: ``p_features_0_weight`` → ``features_0_weight``."""
+    return re.sub(r"\W", "_", name.removeprefix("p_"))
+
+
+def to_numpy(value: Any) -> np.ndarray:
+    """The value as a NumPy array, float64 turned into float32."""
+    array = np.asarray(value.numpy() if hasattr(value, "numpy") else value)
+    return array.astype(np.float32) if array.dtype == np.float64 else array
+
+
+def _lift_constants(
+    mod: tvm.IRModule,
+    params: list[relax.Var],
+    env: dict[relax.Var, relax.Expr],
+    values: dict[str, np.ndarray],
+    num_input: int,
+) -> tvm.IRModule:
+    lifted: list[relax.Var] = []
+
+    def lift(expr: relax.Expr) -> relax.Expr:
+        if (
+            isinstance(expr, tvm.ir.GenericConst)
+            and isinstance(expr.ty, relax.TensorType)
+            and expr.value.ndim > 0
+        ):
+            name = f"const_{len(lifted)}"
+            lifted.append(relax.Var(name, expr.ty))
+            values[name] = to_numpy(expr.value)
+            return lifted[-1]
+        if isinstance(expr, relax.Tuple):
+            return relax.Tuple([lift(f) for f in expr.fields])
+        if isinstance(expr, relax.Call):
+            return relax.Call(expr.op, [lift(a) for a in expr.args], expr.attrs, expr.ty_args)
+        return expr
+
+    lifted_values = {b.var: lift(b.value) for b in bindings(mod["main"])}
+
+    def body(r: Any) -> relax.Expr:
+        r.env.update(env)
+        for b in bindings(r.func):
+            value = substitute(lifted_values[b.var], r.env)
+            trivial = isinstance(value, (relax.Var, relax.Tuple))
+            r.env[b.var] = value if trivial else r.emit(value, b.var.name)
+        return r.look(r.func.body.body)
+
+    out = rebuild(mod, "main", body, params=[*params, *lifted], attrs={"num_input": num_input})
+    return with_values(relax.transform.DeadCodeElimination(["main"])(out), values)
+
+
+def _check_static(main: relax.Function, num_input: int) -> None:
+    for var in [*main.params, *(b.var for b in bindings(main))]:
+        fields = var.ty.fields if isinstance(var.ty, tvm.ir.TupleType) else [var.ty]
+        for ty in fields:
+            if not isinstance(ty, relax.TensorType):
+                continue
+            if not isinstance(ty.shape, relax.ShapeExpr) or not all(
+                isinstance(d, tvm.tirx.IntImm) for d in ty.shape
+            ):
+                raise ShapeError(
+                    "frontend", f"tensor {var.name}", f"shape {ty.shape}", "constants in every dimension",
+                    "export the network with fixed input shapes; batches of one sample",
+                )  # fmt: skip
+    for var in main.params:
+        dtype = str(var.ty.dtype)
+        if dtype != "float32":
+            kind = "input" if list(main.params).index(var) < num_input else "parameter"
+            raise DTypeError(
+                "frontend", f"{kind} {var.name}", dtype, "float32", "convert the network with model.float()"
+            )
