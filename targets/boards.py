@@ -29,6 +29,8 @@ class Board:
         Most payload bytes of one protocol frame; the frame buffer is linked in SRAM.
     arena_guard_bytes
         Painted bytes behind the arena: a write there shows in the arena's high-water mark.
+    baud
+        Speed of a serial port.
     hardware
         True for a real board, which is linked here and not run.
     tools
@@ -43,6 +45,7 @@ class Board:
     stack_bytes: int = 16 * KIB
     frame_payload_bytes: int = 1 * KIB
     arena_guard_bytes: int = 256
+    baud: int = 115_200
     hardware: bool = False
     tools: tuple[str, ...] = ()
 

@@ -1,4 +1,4 @@
-"""Frames on a byte stream: COBS between zero bytes, with a CRC-32; the twin of the C runtime's ``tt_frame.h``.
+"""Frames on a byte stream: COBS between zero bytes, with a CRC-32; twin of the C runtime's ``tt_frame.h``.
 
     0x00  COBS( kind | code | id, 16 bits | payload | CRC-32 of all before )  0x00
 

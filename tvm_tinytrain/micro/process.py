@@ -24,8 +24,8 @@ def _die_with_parent() -> None:
 class _Starter:
     """Starts processes from one thread that lives as long as this process.
 
-    The kernel's parent-death signal is sent when the *thread* that started the child ends, and a session may be
-    made in a short-lived one.
+    The kernel's parent-death signal is sent when the *thread* that started the child ends, and a session may
+    be made in a short-lived one.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class Process:
                 stderr=writer,
                 pass_fds=tuple(inherited),
                 close_fds=True,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509  (prctl has no other way in)
+                preexec_fn=_die_with_parent,
             )
         except BaseException:
             os.close(reader)

@@ -63,8 +63,8 @@ class Link:
     """One request at a time to the server on a board.
 
     A request is sent again when the board reports a damaged frame, and at growing intervals while it says
-    nothing; a board runs a repeated request only once. The board's whole answer must come within the time that
-    each request is given.
+    nothing; a board runs a repeated request only once. The answer must come within the time that the request
+    is given.
     """
 
     def __init__(self, transport: Transport, thing: str) -> None:

@@ -1,4 +1,5 @@
-/* Semihosting calls: the processor stops at a breakpoint and the debugger, or the emulator, acts for it. */
+/* Semihosting calls: the processor stops at a breakpoint and the debugger, or the emulator, acts
+ * for it. */
 #ifndef TT_SEMIHOSTING_H
 #define TT_SEMIHOSTING_H
 

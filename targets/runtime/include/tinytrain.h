@@ -70,7 +70,8 @@ typedef struct {
   tt_entry_fn run;
 } tt_entry;
 
-/* "init" is the first entry; then "step", "predict", "fisher", "select", as far as the library has them. */
+/* "init" is the first entry; then "step", "predict", "fisher", "select", as far as the library has
+ * them. */
 typedef struct {
   const char *name;
   const char *version;

@@ -1,4 +1,5 @@
-/* What the parts of the Cortex-M start-up share: the linker's symbols and the board's memory map. */
+/* What the parts of the Cortex-M start-up share: the linker's symbols and the board's memory map.
+ */
 #ifndef TT_CORTEX_M_H
 #define TT_CORTEX_M_H
 
@@ -29,9 +30,14 @@ typedef struct {
   uint32_t subregions_off;
 } tt_mpu_region;
 
-typedef enum { TT_ACCESS_CODE, TT_ACCESS_DATA, TT_ACCESS_DEVICE } tt_access;
+typedef enum {
+  TT_ACCESS_CODE,
+  TT_ACCESS_DATA,
+  TT_ACCESS_DEVICE
+} tt_access;
 
-/* Nothing but the board's memories and peripherals can be reached afterwards; flash cannot be written. */
+/* Nothing but the board's memories and peripherals can be reached afterwards; flash cannot be
+ * written. */
 void tt_mpu_enable(void);
 void tt_mpu_disable(void);
 

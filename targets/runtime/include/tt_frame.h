@@ -15,7 +15,11 @@
 #define TT_FRAME_HEADER 4u
 #define TT_FRAME_TRAILER 4u
 
-typedef enum { TT_DECODE_MORE = 0, TT_DECODE_FRAME = 1, TT_DECODE_BAD = -1 } tt_decode_result;
+typedef enum {
+  TT_DECODE_MORE = 0,
+  TT_DECODE_FRAME = 1,
+  TT_DECODE_BAD = -1
+} tt_decode_result;
 
 /* Decodes COBS byte by byte into a buffer of fixed capacity; any input is allowed. */
 typedef struct {
@@ -36,7 +40,8 @@ tt_decode_result tt_decoder_push(tt_decoder *decoder, uint8_t byte, uint32_t *le
 /* The payload's length, or -1 when the frame is too short or its CRC is wrong. */
 int32_t tt_frame_payload(const uint8_t *frame, uint32_t length);
 
-/* Writes the CRC behind frame[0 .. length), then sends it all. frame has room for TT_FRAME_TRAILER more. */
+/* Writes the CRC behind frame[0 .. length), then sends it all. frame has room for TT_FRAME_TRAILER
+ * more. */
 typedef void (*tt_sink)(const uint8_t *bytes, size_t count);
 void tt_frame_send(uint8_t *frame, uint32_t length, tt_sink sink);
 

@@ -1,4 +1,5 @@
-/* High-water marks: memory is filled with a pattern that depends on the address, and what differs was used. */
+/* High-water marks: memory is filled with a pattern that depends on the address, and what differs
+ * was used. */
 #ifndef TT_PAINT_H
 #define TT_PAINT_H
 

@@ -1,4 +1,5 @@
-/* What a board gives the server: one byte stream, a console, a clock, a stack that can be measured. */
+/* What a board gives the server: one byte stream, a console, a clock, a stack that can be measured.
+ */
 #ifndef TT_PORT_H
 #define TT_PORT_H
 

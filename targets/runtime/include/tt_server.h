@@ -11,10 +11,12 @@
 
 #define TT_PROTOCOL_VERSION 1u
 
-/* Payload of the request -> payload of the reply. u32 unless said otherwise; text ends in a zero. */
+/* Payload of the request -> payload of the reply. u32 unless said otherwise; text ends in a zero.
+ */
 typedef enum {
-  TT_CMD_SYNC = 1,    /* nonce -> nonce. A new nonce starts a new count of request ids. */
-  TT_CMD_INFO = 2,    /* -> protocol, most payload, arena bytes, arena alignment, tensors, entries,
+  TT_CMD_SYNC = 1, /* nonce -> nonce. A new nonce starts a new count of request ids. */
+  TT_CMD_INFO =
+      2,              /* -> protocol, most payload, arena bytes, arena alignment, tensors, entries,
                          ticks per second, arena bytes linked, then the texts library, version, digest, board */
   TT_CMD_TENSORS = 3, /* first -> count, then as many as fit: dtype, role, ndim, flags as bytes,
                          6 x shape, bytes, offset, 1 if in flash, name as text */
@@ -51,7 +53,8 @@ typedef struct {
   uint16_t last_id;
   uint8_t synced;
   uint8_t exiting;
-  int32_t call_status;   /* what the call with last_id returned: a repeated request is not run twice */
+  int32_t
+      call_status; /* what the call with last_id returned: a repeated request is not run twice */
   uint64_t call_ticks;
   uint8_t frame[TT_FRAME_HEADER + TT_FRAME_PAYLOAD + TT_FRAME_TRAILER];
 } tt_server;

@@ -1,5 +1,5 @@
-/* Emulated boards: the stream is two pipes that the emulator opens for us, the console is its stderr.
- * The command line is "name IN OUT". */
+/* Emulated boards: the stream is two pipes that the emulator opens for us, the console is its
+ * stderr. The command line is "name IN OUT". */
 #include <string.h>
 
 #include "../cortex_m/semihosting.h"

@@ -1,0 +1,236 @@
+"""A folder with everything that one library on one board is built from, and what is done with it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from tvm_tinytrain.errors import ArchiveError, BoardError
+from tvm_tinytrain.micro.elf import Program, read_program
+from tvm_tinytrain.micro.runners import Connection, StartOptions, start
+from tvm_tinytrain.micro.toolchain import Compilation, MemoryOverflowError, compile_all, link
+from tvm_tinytrain.targets.boards import BOARDS, Board, get_board
+from tvm_tinytrain.targets.chips import Memory
+from tvm_tinytrain.targets.memory_map import linker_script, mpu_initializer, mpu_regions
+from tvm_tinytrain.targets.runtime_files import runtime_folder, runtime_headers, runtime_sources
+
+_STRICT = ("-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror")
+_SECTIONS = ("-ffunction-sections", "-fdata-sections")
+_RECEIVE_BYTES = 1024
+
+
+class Library(Protocol):
+    """What a project is made from; `tvm_tinytrain.build.TrainModule` is one."""
+
+    @property
+    def name(self) -> str:
+        """The library's name: it declares ``tt_<name>_library`` in ``tt_<name>.h``."""
+        ...
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """The emitted files: path -> content."""
+        ...
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """``metadata["memory"]["arena_bytes"]`` is used here."""
+        ...
+
+
+@dataclass(frozen=True)
+class LinkedSizes:
+    """Bytes that a linked program takes, by kind of memory; the arena is in one of the last two."""
+
+    flash_bytes: int
+    sram_bytes: int
+    external_bytes: int
+
+
+def get_supported_boards() -> tuple[str, ...]:
+    """Return the names of all boards."""
+    return tuple(BOARDS)
+
+
+def generate_project(library: Library, board: str | Board, folder: str | Path) -> GeneratedProject:
+    """Write the library, the C runtime and the board's configuration into `folder`.
+
+    Files of an earlier project in the same folder are replaced; others stay.
+
+    Raises
+    ------
+    BoardError
+        Unknown board.
+    ArchiveError
+        The library lacks its header, or its arena's size.
+    """
+    chosen, root = get_board(board), Path(folder)
+    arena_bytes = _arena_bytes(library)
+    if f"tt_{library.name}.h" not in library.files:
+        found = ", ".join(sorted(library.files)) or "no files"
+        raise ArchiveError("project", library.name, found, f"tt_{library.name}.h", "build the module again")
+    for part in ("library", "runtime"):
+        shutil.rmtree(root / part, ignore_errors=True)
+    for name, content in library.files.items():
+        _write(root / "library" / name, content)
+    for name in (*runtime_sources(chosen), *runtime_headers()):
+        _write(root / "runtime" / name, (runtime_folder() / name).read_bytes())
+    _write(root / "tt_active.c", _active(library.name).encode())
+    _write(root / "tt_config.h", _config(chosen, arena_bytes).encode())
+    described = {"board": chosen.name, "library": library.name, "arena_bytes": arena_bytes}
+    _write(root / "project.json", (json.dumps({**described, "options": asdict(chosen)}, indent=2)).encode())
+    return GeneratedProject(root, chosen, library.name)
+
+
+def _arena_bytes(library: Library) -> int:
+    try:
+        found = library.metadata["memory"]["arena_bytes"]
+    except (KeyError, TypeError) as error:
+        hint = "build the module again"
+        raise ArchiveError("project", library.name, f"no {error}", "memory.arena_bytes", hint) from error
+    if not isinstance(found, int) or isinstance(found, bool) or found < 0:
+        hint = "build the module again"
+        raise ArchiveError("project", f"{library.name}, memory.arena_bytes", repr(found), "bytes", hint)
+    return found
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def _active(name: str) -> str:
+    return (
+        f'#include "tt_{name}.h"\n\n'
+        "extern const tt_library *const tt_active_library;\n"
+        f"const tt_library *const tt_active_library = &tt_{name}_library;\n"
+    )
+
+
+def _config(board: Board, arena_bytes: int) -> str:
+    linked = (arena_bytes + 3) // 4 * 4 + board.arena_guard_bytes
+    lines = [
+        "/* Generated: what the C runtime must know of this board and this library. */",
+        f'#define TT_BOARD_NAME "{board.name}"',
+        f"#define TT_STACK_BYTES {board.stack_bytes}",
+        f"#define TT_FRAME_PAYLOAD {board.frame_payload_bytes}u",
+        f"#define TT_RECEIVE_BYTES {_RECEIVE_BYTES}",
+        f"#define TT_LINKED_ARENA_BYTES {linked}",
+    ]
+    if board.target.core.mpu == "v7m":
+        lines.append(f"#define TT_MPU_REGIONS {mpu_initializer(mpu_regions(board))}")
+    return "\n".join(lines) + "\n"
+
+
+class GeneratedProject:
+    """A project folder; make it with `generate_project`."""
+
+    def __init__(self, folder: Path, board: Board, library: str) -> None:
+        self.folder = folder
+        self.board = board
+        self.library = library
+        self._program: Program | None = None
+        self._arena_memory: Memory | None = None
+
+    @property
+    def program_path(self) -> Path:
+        """The linked program."""
+        return self.folder / "build" / f"{self.library}.elf"
+
+    @property
+    def program(self) -> Program:
+        """The linked program's sections and functions; BoardError before `build`."""
+        if self._program is None:
+            raise BoardError("project", self.library, "not built", "a built project", "call build() first")
+        return self._program
+
+    def build(self) -> GeneratedProject:
+        """Compile and link; objects of an earlier build are used again when nothing changed.
+
+        Raises
+        ------
+        ToolMissingError
+            The compiler is not installed.
+        BoardError
+            The sources do not compile, or the program does not fit the board's memories.
+        """
+        target = self.board.target
+        objects = compile_all(target, self._units(), self.folder / "build" / "objects")
+        self.program_path.unlink(missing_ok=True)
+        if target.core.is_microcontroller:
+            self._arena_memory = self._link_firmware(objects)
+        else:
+            link(target, objects, ["-lm", "-pthread"], self.program_path)
+        self._program = read_program(self.program_path)
+        return self
+
+    def _units(self) -> list[Compilation]:
+        flags = (*self.board.target.cflags, *_SECTIONS, *_STRICT)
+        runtime = self.folder / "runtime"
+        own = (*flags, f"-I{runtime / 'include'}", "-include", str(self.folder / "tt_config.h"))
+        units = [Compilation(runtime / name, own) for name in runtime_sources(self.board)]
+        sources = sorted((self.folder / "library").rglob("*.c"))
+        emitted = (*flags, f"-I{self.folder / 'library'}")
+        return units + [Compilation(path, emitted) for path in [*sources, self.folder / "tt_active.c"]]
+
+    def _link_firmware(self, objects: list[Path]) -> Memory:
+        """Link with the arena in the first memory that takes it; return that memory."""
+        sram = self.board.chip.first("sram")
+        candidates = [sram, *(m for m in self.board.chip.memories if m.kind == "external")]
+        script = self.folder / "board.ld"
+        for memory in candidates:
+            script.write_text(linker_script(self.board, memory), encoding="ascii")
+            flags = [
+                "-nostartfiles",
+                "-nostdlib",
+                f"-T{script}",
+                "-Wl,--gc-sections",
+                "-Wl,--no-warn-rwx-segments",
+            ]
+            flags += [f"-Wl,-Map={self.program_path.with_suffix('.map')}"]
+            flags += ["-Wl,--start-group", "-lm", "-lc", "-lgcc", "-Wl,--end-group"]
+            try:
+                link(self.board.target, objects, flags, self.program_path)
+                return memory
+            except MemoryOverflowError as error:
+                if error.memory != memory.name or memory is candidates[-1]:
+                    raise
+        raise AssertionError("unreachable: the last candidate returns or raises")
+
+    @property
+    def arena_memory(self) -> str:
+        """The name of the memory that the arena is linked to; "" on a board with an operating system."""
+        return self._arena_memory.name if self._arena_memory is not None else ""
+
+    def sizes(self) -> LinkedSizes:
+        """Return the bytes that the linked program takes."""
+        sections = self.program.sections
+        memories = self.board.chip.memories
+
+        def kind_at(address: int) -> str:
+            kinds = [m.kind for m in memories if m.origin <= address < m.origin + m.bytes]
+            return kinds[0] if kinds else "host"
+
+        used = dict.fromkeys(("flash", "sram", "external", "host"), 0)
+        for section in sections:
+            kind = kind_at(section.address)
+            if kind == "host":
+                kind = "sram" if section.writable else "flash"
+            used[kind] += section.bytes
+            if section.stored and kind != "flash":
+                used["flash"] += section.bytes
+        return LinkedSizes(used["flash"], used["sram"], used["external"])
+
+    def flash(self) -> GeneratedProject:
+        """Put the program on the board; an emulator and this machine load it when it starts."""
+        if not self.program_path.exists():
+            raise BoardError("flash", self.library, "not built", "a built project", "call build() first")
+        return self
+
+    def open_transport(self, options: StartOptions | None = None) -> Connection:
+        """Start the program and open the byte stream to it."""
+        return start(self.board, self.program_path, options or StartOptions())

@@ -1,0 +1,173 @@
+"""The library on a board as seen from here: tensors and entries by name, checked before anything is sent."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tvm_tinytrain.errors import DTypeError, ShapeError, TransportError
+from tvm_tinytrain.micro.protocol import BoardInfo, Command, Link
+
+DTYPES = ("float32", "int32", "uint8", "int8", "float16")
+ROLES = ("input", "label", "output", "loss", "param", "const", "state", "grad", "fisher", "plan")
+_TENSOR = struct.Struct("<4B6I3I")
+_REQUEST_S = 20.0
+_STATUS_NAMES = {
+    -1: "the arena is NULL",
+    -2: "the arena is too small",
+    -3: "the arena is not aligned",
+    -4: "a tensor that was written holds a value out of its range",
+    -5: "no such entry",
+    -6: "no such tensor",
+    -7: "bytes outside of a tensor",
+    -8: "the tensor is in flash",
+    -9: "the arena's guard words were overwritten",
+    -10: "the call is not allowed before another one",
+}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of the library; `in_flash`: it cannot be written."""
+
+    name: str
+    role: str
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+    offset: int
+    bytes: int
+    in_flash: bool
+
+    @property
+    def size(self) -> int:
+        """Count of elements."""
+        return math.prod(self.shape)
+
+
+class RemoteLibrary:
+    """Tensors and entries of the library that a board runs."""
+
+    def __init__(self, link: Link, info: BoardInfo) -> None:
+        self._link = link
+        self.info = info
+        listed = self._list_tensors()
+        self._index = {tensor.name: i for i, tensor in enumerate(listed)}
+        self.tensors: Mapping[str, TensorInfo] = {tensor.name: tensor for tensor in listed}
+        self.entries = self._list_entries()
+
+    def _list_tensors(self) -> list[TensorInfo]:
+        listed: list[TensorInfo] = []
+        while len(listed) < self.info.tensor_count:
+            page = self._page(Command.TENSORS, len(listed))
+            count, position = int.from_bytes(page[:4], "little"), 4
+            for _ in range(count):
+                dtype, role, ndim, _, *numbers = _TENSOR.unpack_from(page, position)
+                position += _TENSOR.size
+                end = page.index(b"\0", position)
+                name = page[position:end].decode("utf-8", "replace")
+                position = end + 1
+                if dtype >= len(DTYPES) or role >= len(ROLES) or ndim > 6:
+                    found = f"dtype {dtype}, role {role}, {ndim} axes"
+                    raise TransportError("transport", f"tensor {name}", found, "tinytrain.h", "build again")
+                shape, (bytes_, offset, in_flash) = tuple(numbers[:ndim]), numbers[6:]
+                kind = np.dtype(DTYPES[dtype])
+                listed.append(TensorInfo(name, ROLES[role], kind, shape, offset, bytes_, bool(in_flash)))
+        return listed
+
+    def _list_entries(self) -> tuple[str, ...]:
+        names: list[str] = []
+        while len(names) < self.info.entry_count:
+            page = self._page(Command.ENTRIES, len(names))
+            names += [text.decode("utf-8", "replace") for text in page[4:].split(b"\0")[:-1]]
+        return tuple(names)
+
+    def _page(self, command: Command, first: int) -> bytes:
+        page = self._link.request(command, struct.pack("<I", first), _REQUEST_S)
+        if len(page) < 4 or page[:4] == b"\0\0\0\0":
+            hint = "a name is longer than a frame: shorten it"
+            raise TransportError(
+                "transport", f"{command.name.lower()} from {first}", "none", "one or more", hint
+            )
+        return page
+
+    def only(self, role: str) -> TensorInfo:
+        """Return the one tensor of a role; ShapeError when there are none or several."""
+        found = [tensor for tensor in self.tensors.values() if tensor.role == role]
+        if len(found) != 1:
+            names = ", ".join(tensor.name for tensor in found) or "none"
+            hint = "use read, write and call with the tensors' names"
+            raise ShapeError("session", f"tensors of role {role}", names, "exactly one", hint)
+        return found[0]
+
+    def tensor(self, name: str) -> TensorInfo:
+        """Return a tensor's description; ShapeError when there is none of that name."""
+        if name not in self.tensors:
+            known = ", ".join(list(self.tensors)[:40])
+            raise ShapeError("session", "tensor", repr(name), known, "choose one of session.tensors")
+        return self.tensors[name]
+
+    def read(self, name: str) -> NDArray[np.generic]:
+        """Return a copy of a tensor."""
+        tensor = self.tensor(name)
+        data = bytearray()
+        while len(data) < tensor.bytes:
+            count = min(self.info.capacity, tensor.bytes - len(data))
+            request = struct.pack("<III", self._index[name], len(data), count)
+            part = self._link.request(Command.READ, request, _REQUEST_S)
+            if len(part) != count:
+                raise TransportError(
+                    "transport", f"read {name}", f"{len(part)} bytes", count, "connect again"
+                )
+            data += part
+        return np.frombuffer(data, dtype=tensor.dtype).reshape(tensor.shape)
+
+    def write(self, name: str, array: NDArray[np.generic]) -> None:
+        """Write a tensor after checking dtype and shape."""
+        tensor = self.tensor(name)
+        if tensor.in_flash:
+            hint = "only tensors in the arena can be written"
+            raise ShapeError("session", f"tensor {name}", "in flash", "in the arena", hint)
+        if array.dtype != tensor.dtype:
+            hint = f'convert it: array.astype("{tensor.dtype}")'
+            raise DTypeError("session", f"tensor {name}", array.dtype, tensor.dtype, hint)
+        if array.shape != tensor.shape:
+            raise ShapeError("session", f"tensor {name}", array.shape, tensor.shape, "reshape the array")
+        data = np.ascontiguousarray(array).tobytes()
+        chunk = self.info.capacity - 8
+        for offset in range(0, len(data), chunk):
+            head = struct.pack("<II", self._index[name], offset)
+            self._link.request(Command.WRITE, head + data[offset : offset + chunk], _REQUEST_S)
+
+    def call(self, entry: str, times: int, seconds: float) -> int:
+        """Run an entry; return the ticks of the board's clock that it took, 0 without a clock."""
+        if entry not in self.entries:
+            known = ", ".join(self.entries)
+            raise TransportError("session", "entry", repr(entry), known, "choose one of session.entries")
+        request = struct.pack("<II", self.entries.index(entry), times)
+        status, ticks = struct.unpack("<iQ", self._link.request(Command.CALL, request, seconds))
+        self._check(f"entry {entry}", status)
+        return int(ticks)
+
+    def reset(self, seconds: float) -> None:
+        """Paint the memories and call "init" again."""
+        (status,) = struct.unpack("<i", self._link.request(Command.RESET, b"", seconds))
+        self._check('reset, entry "init"', status)
+
+    def memory(self) -> tuple[int, int, int, int]:
+        """Return stack bytes, stack peak, arena peak, arena bytes touched."""
+        limit, stack, arena, touched = struct.unpack(
+            "<4I", self._link.request(Command.MEMORY, b"", _REQUEST_S)
+        )
+        return limit, stack, arena, touched
+
+    @staticmethod
+    def _check(thing: str, status: int) -> None:
+        if status != 0:
+            reason = _STATUS_NAMES.get(status, "not a status of tinytrain.h")
+            hint = "see tt_status in tinytrain.h"
+            raise TransportError("session", thing, f"status {status}: {reason}", "0", hint)

@@ -1,0 +1,275 @@
+"""A session with a library on a board: build, flash, connect, then tensors and entries by name."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tvm_tinytrain.errors import BoardError, DTypeError, ShapeError, TransportError
+from tvm_tinytrain.micro.project import GeneratedProject, Library, generate_project
+from tvm_tinytrain.micro.protocol import BoardInfo, Link, LinkStatistics, read_info
+from tvm_tinytrain.micro.remote import RemoteLibrary, TensorInfo
+from tvm_tinytrain.micro.runners import Connection, StartOptions
+from tvm_tinytrain.targets.boards import DEFAULT_BOARD, Board, get_board
+
+_START_S = 20.0
+_DEFAULT_CALL_S = 120.0
+_SLOWEST_INSTRUCTIONS_PER_SECOND = 2e6
+
+
+class Session:
+    """Builds a library for a board, starts it there, and drives it; a context manager.
+
+    Parameters
+    ----------
+    module
+        A `TrainModule`, or anything with ``name``, ``files`` and ``metadata``; or a built `GeneratedProject`.
+    board
+        A board's name or a `Board`; the default is an emulated Cortex-M7. Ignored with a project.
+    build_dir
+        Folder to build in; None: one that is removed as soon as the board runs.
+    timeout_s
+        Seconds that one call of an entry may take; None: in proportion to the library's work where its
+        metadata says it, else 120 s.
+    by_function
+        Count instructions by function too; see `function_instructions`.
+    port
+        Serial device of a real board.
+
+    Examples
+    --------
+    >>> with Session(module, board="host") as session:  # doctest: +SKIP
+    ...     loss = session.step(image, label)
+    """
+
+    def __init__(
+        self,
+        module: Library | GeneratedProject,
+        board: str | Board = DEFAULT_BOARD,
+        build_dir: str | Path | None = None,
+        timeout_s: float | None = None,
+        *,
+        by_function: bool = False,
+        port: str | None = None,
+    ) -> None:
+        self._module = module
+        self.board = module.board if isinstance(module, GeneratedProject) else get_board(board)
+        self._build_dir = Path(build_dir) if build_dir is not None else None
+        self._call_s = timeout_s if timeout_s is not None else _call_seconds(module)
+        self._start_options = StartOptions(by_function=by_function, port=port)
+        self._connection: Connection | None = None
+        self._project: GeneratedProject | None = None
+        self._remote: RemoteLibrary | None = None
+        self._link: Link | None = None
+
+    def open(self) -> Session:
+        """Build, flash, start and connect; `with` does it.
+
+        Raises
+        ------
+        ToolMissingError, BoardError
+            A tool is missing, or the program does not build or fit.
+        TransportError
+            The board does not answer.
+        """
+        if self._connection is not None:
+            return self
+        with contextlib.ExitStack() as stack:
+            self._project = self._built(stack)
+            connection = self._project.flash().open_transport(self._start_options)
+            self._connection = connection
+            self._finalizer = weakref.finalize(self, connection.close)
+            try:
+                self._link = Link(connection.transport, self.board.name)
+                self._link.connect(_START_S)
+                self._remote = RemoteLibrary(self._link, read_info(self._link, _START_S))
+            except BaseException:
+                self.close()
+                raise
+        return self
+
+    def _built(self, stack: contextlib.ExitStack) -> GeneratedProject:
+        if isinstance(self._module, GeneratedProject):
+            return self._module
+        folder = self._build_dir
+        if folder is None:
+            folder = Path(tempfile.mkdtemp(prefix="tinytrain-"))
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        return generate_project(self._module, self.board, folder).build()
+
+    def close(self) -> None:
+        """End the board's program and release everything; a second call does nothing."""
+        if self._connection is not None:
+            self._finalizer()
+            self._connection = None
+            self._remote = None
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def remote(self) -> RemoteLibrary:
+        """The library on the board; TransportError when the session is not open."""
+        if self._remote is None:
+            hint = "use it inside of `with Session(...) as session:`"
+            raise TransportError("session", self.board.name, "not open", "an open session", hint)
+        return self._remote
+
+    @property
+    def info(self) -> BoardInfo:
+        """What the board says of its program."""
+        return self.remote.info
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """The library's tensors by name: role, dtype, shape."""
+        return self.remote.tensors
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """The library's entries: "init", "step", "predict", ..."""
+        return self.remote.entries
+
+    @property
+    def project(self) -> GeneratedProject:
+        """The project that runs; its folder is gone when the session made it itself."""
+        if self._project is None:
+            raise BoardError("session", self.board.name, "not built", "an open session", "open it first")
+        return self._project
+
+    @property
+    def link_statistics(self) -> LinkStatistics:
+        """What went wrong between host and board and was repaired."""
+        if self._link is None:
+            return LinkStatistics(0, 0, 0)
+        return self._link.statistics
+
+    def console(self) -> list[str]:
+        """Return the last lines of the board's console."""
+        return self._link.console() if self._link is not None else []
+
+    def read(self, name: str) -> NDArray[np.generic]:
+        """Return a copy of a tensor; ShapeError when there is none of that name."""
+        return self.remote.read(name)
+
+    def write(self, name: str, array: ArrayLike) -> None:
+        """Write a tensor.
+
+        Raises
+        ------
+        ShapeError, DTypeError
+            No such tensor, one in flash, or an array of another shape or dtype; nothing is written.
+        """
+        self.remote.write(name, np.asarray(array))
+
+    def call(self, entry: str) -> None:
+        """Run an entry and wait for its end.
+
+        Raises
+        ------
+        TransportError
+            It returned an error, crashed, or did not end in time; the board's last words are in the text.
+        """
+        self.remote.call(entry, 1, self._call_s)
+
+    def step(self, x: ArrayLike, label: ArrayLike) -> float:
+        """Run one training step on one sample and return its loss.
+
+        `x` has the shape of the input, with or without the leading batch axis of one.
+        """
+        self._write_role("input", x)
+        self._write_role("label", label)
+        self.call("step")
+        return float(self.read(self.remote.only("loss").name).reshape(-1)[0])
+
+    def predict(self, x: ArrayLike) -> NDArray[np.generic]:
+        """Run inference on one sample and return the output tensor."""
+        self._write_role("input", x)
+        self.call("predict")
+        return self.read(self.remote.only("output").name)
+
+    def _write_role(self, role: str, value: ArrayLike) -> None:
+        tensor = self.remote.only(role)
+        array = np.asarray(value)
+        if role == "label" and np.issubdtype(array.dtype, np.integer):
+            array = array.astype(tensor.dtype)
+        if array.dtype != tensor.dtype and array.dtype == np.float64 and not isinstance(value, np.ndarray):
+            array = array.astype(tensor.dtype)  # plain Python numbers
+        if array.size == tensor.size and array.shape in ((), tensor.shape[1:]):
+            array = array.reshape(tensor.shape)
+        self.remote.write(tensor.name, array)
+
+    def time(self, entry: str) -> int:
+        """Run an entry once and return what it took, in `time_unit`: exact instructions on an emulator."""
+        ticks = self.remote.call(entry, 1, self._call_s)
+        counter = self._connection.counter if self._connection is not None else None
+        return counter.read()[0] if counter is not None else ticks
+
+    @property
+    def time_unit(self) -> str:
+        """The unit of `time`: "instructions" on an emulator, "nanoseconds" on this machine, else "cycles"."""
+        if self._connection is not None and self._connection.counter is not None:
+            return "instructions"
+        return "nanoseconds" if self.info.ticks_per_second == 1_000_000_000 else "cycles"
+
+    def function_instructions(self) -> dict[str, int]:
+        """Return the instructions of each function in the last call; needs ``by_function=True``."""
+        counter = self._connection.counter if self._connection is not None else None
+        if counter is None or not self._start_options.by_function:
+            hint = "open the session with by_function=True on an emulated board"
+            raise BoardError("session", self.board.name, "no counts by function", "by_function=True", hint)
+        return counter.read()[1]
+
+    def memory(self) -> dict[str, int]:
+        """Return measured and linked bytes.
+
+        stack_bytes: the most that was ever used; stack_limit_bytes: what there is; arena_bytes: planned;
+        arena_high_water_bytes: up to the last byte that was written, arena_touched_bytes: how many were
+        written, both since the last `reset`; sram_bytes_linked, external_bytes_linked (arena included where
+        it lies), flash_bytes: of the linked program.
+        """
+        limit, stack, high_water, touched = self.remote.memory()
+        sizes = self.project.sizes()
+        return {
+            "stack_bytes": stack,
+            "stack_limit_bytes": limit,
+            "arena_bytes": self.info.arena_bytes,
+            "arena_high_water_bytes": high_water,
+            "arena_touched_bytes": touched,
+            "sram_bytes_linked": sizes.sram_bytes,
+            "external_bytes_linked": sizes.external_bytes,
+            "flash_bytes": sizes.flash_bytes,
+        }
+
+    def reset(self) -> None:
+        """Paint the arena and the free stack, and call "init": everything that was learnt is gone."""
+        self.remote.reset(self._call_s)
+
+
+def _call_seconds(module: Library | GeneratedProject) -> float:
+    """Return a time limit for one call, far above what the slowest emulator needs for the library's work."""
+    if isinstance(module, GeneratedProject):
+        return _DEFAULT_CALL_S
+    macs = module.metadata.get("macs")
+    most = max(macs.values(), default=0) if isinstance(macs, Mapping) else macs
+    if not isinstance(most, int | float) or isinstance(most, bool) or most <= 0:
+        return _DEFAULT_CALL_S
+    return 20.0 + 8 * float(most) / _SLOWEST_INSTRUCTIONS_PER_SECOND
+
+
+__all__ = ["DTypeError", "Session", "ShapeError"]

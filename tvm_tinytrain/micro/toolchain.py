@@ -1,0 +1,97 @@
+"""Compiles and links C: two jobs at a time, nothing twice, errors as one line and the compiler's words."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tvm_tinytrain.errors import BoardError
+from tvm_tinytrain.targets.target import Target
+from tvm_tinytrain.targets.tools import find_tool
+
+_JOBS = 2
+_OVERFLOW = re.compile(r"region `(\w+)' overflowed by (\d+) bytes")
+
+
+class MemoryOverflowError(BoardError):
+    """The program does not fit a memory. memory: its name; bytes_over: how many bytes too many."""
+
+    def __init__(self, memory: str, bytes_over: int) -> None:
+        self.memory, self.bytes_over = memory, bytes_over
+        hint = "lower the budget, update fewer layers, or choose a board with more memory"
+        super().__init__("link", f"memory {memory}", f"{bytes_over} bytes too many", "0 bytes over", hint)
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """One C file and the flags that it is compiled with."""
+
+    source: Path
+    flags: tuple[str, ...]
+
+
+def compile_all(target: Target, units: Sequence[Compilation], folder: Path) -> list[Path]:
+    """Compile each unit to an object file in `folder`; one that is there from the same bytes is kept.
+
+    Raises
+    ------
+    ToolMissingError
+        The compiler is not installed.
+    BoardError
+        The compiler refuses a file.
+    """
+    compiler = find_tool(target.compiler, "compile")
+    folder.mkdir(parents=True, exist_ok=True)
+    headers = hashlib.sha256(_version(compiler).encode())
+    for header in sorted({path for unit in units for path in unit.source.parent.glob("*.h")}):
+        headers.update(header.name.encode() + header.read_bytes())
+    common = headers.digest()
+    with ThreadPoolExecutor(_JOBS) as jobs:
+        return list(jobs.map(lambda unit: _compile(compiler, unit, folder, common), units))
+
+
+def _compile(compiler: str, unit: Compilation, folder: Path, common: bytes) -> Path:
+    command = [compiler, *unit.flags, "-c", str(unit.source)]
+    digest = hashlib.sha256(common + unit.source.read_bytes() + "\0".join(command).encode()).hexdigest()
+    target = folder / f"{unit.source.stem}-{digest[:16]}.o"
+    if target.exists():
+        return target
+    partial = target.with_suffix(".tmp")
+    done = subprocess.run([*command, "-o", str(partial)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        hint = "report it with the emitted file if you did not write it:\n" + done.stderr[-4000:]
+        raise BoardError("compile", unit.source.name, f"exit code {done.returncode}", "0", hint)
+    partial.rename(target)
+    return target
+
+
+def link(target: Target, objects: Sequence[Path], flags: Sequence[str], program: Path) -> None:
+    """Link `objects` to `program`.
+
+    Raises
+    ------
+    MemoryOverflowError
+        A memory of the linker script is too small.
+    BoardError
+        The linker fails otherwise.
+    """
+    compiler = find_tool(target.compiler, "link")
+    command = [compiler, *target.cflags, *map(str, objects), *flags, "-o", str(program)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return
+    overflow = _OVERFLOW.findall(done.stderr)
+    if overflow:
+        memory, bytes_over = max(overflow, key=lambda item: int(item[1]))
+        raise MemoryOverflowError(memory, int(bytes_over))
+    hint = "see what the linker says:\n" + done.stderr[-4000:]
+    raise BoardError("link", program.name, f"exit code {done.returncode}", "0", hint)
+
+
+def _version(compiler: str) -> str:
+    return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
