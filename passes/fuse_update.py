@@ -1,0 +1,185 @@
+"""FuseUpdate: the optimizer sits in the gradient kernel, so that no gradient outlives its use."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tvm_tinytrain.config import SGD, AdamW, Optimizer
+from tvm_tinytrain.passes.derive_backward import GRADIENTS
+from tvm_tinytrain.passes.kernels.bias_grad import advance, apply_update, bias_grad
+from tvm_tinytrain.passes.kernels.builder import kernel_kind, kernel_spec
+from tvm_tinytrain.passes.kernels.conv2d_grad import conv2d_weight_grad
+from tvm_tinytrain.passes.kernels.conv_spec import Conv2DSpec
+from tvm_tinytrain.passes.kernels.linear import LinearSpec, linear_weight_grad
+from tvm_tinytrain.passes.kernels.sinks import HYPER_SIZE, Accumulate, AdamUpdate, SGDUpdate, Sink
+from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, callee, rebuild, shape_of, use_counts
+from tvm_tinytrain.passes.state import get_roles, get_values, with_roles, with_values
+
+
+@dataclass(frozen=True)
+class _Target:
+    """One trained parameter: its variable, channel lists, and the tensors that its update keeps."""
+
+    param: relax.Var
+    lists: tuple[relax.Var, ...]
+    has_channels: bool
+    has_inputs: bool
+    kept: tuple[relax.Var, ...]
+
+
+@tvm.transform.module_pass(opt_level=0, name="FuseUpdate")
+class FuseUpdate:
+    """``g = weight_grad(x, dy); return loss, g``  →  ``w' = weight_grad_update(x, dy, w, state…, hyper) in place; return loss, w'``.
+
+    With ``accumulate`` the function becomes ``accumulate`` (gradients are added to tensors ``g_<param>``) and a second one, ``apply``,
+    updates the weights from them and clears them. A gradient that is a sum of several kernels is applied by a kernel of its own.
+    """
+
+    def __init__(self, optimizer: Optimizer, *, accumulate: bool = False, lr_scales: dict[str, float] | None = None) -> None:
+        self.optimizer = optimizer
+        self.accumulate = accumulate
+        self.lr_scales = lr_scales or {}
+
+    def transform_module(self, mod: tvm.IRModule, ctx: tvm.transform.PassContext) -> tvm.IRModule:
+        """Rewrites ``step`` (and with ``accumulate`` splits it)."""
+        func = mod["step"]
+        by_name = {p.name: p for p in func.params}
+        values, roles = get_values(mod), get_roles(mod)
+        described = json.loads(str(func.attrs[GRADIENTS]))
+        defs = {b.var: b.value for b in bindings(func)}
+        result = func.body.body
+        while result in defs:
+            result = defs[result]
+        targets: dict[relax.Var, _Target] = {}
+        new_params: list[relax.Var] = []
+
+        def tensor(name: str, value: np.ndarray, role: str) -> relax.Var:
+            values[name], roles[name] = value, role
+            new_params.append(relax.Var(name, relax.TensorType(value.shape, "float32")))
+            return new_params[-1]
+
+        hyper_value = np.array([self.optimizer.lr, 1.0, 1.0, 0.0], dtype=np.float32)
+        assert hyper_value.size == HYPER_SIZE
+        hyper = tensor("hyper", hyper_value, "state")
+        for entry, grad in zip(described, result.fields[1:], strict=True):
+            name = entry["param"]
+            roles[name] = "param"
+            zeros = np.zeros(shape_of(grad), dtype=np.float32)
+            names = [f"g_{name}"] if self.accumulate else []
+            names += [f"{s}_{name}" for s in _state_names(self.optimizer)]
+            kept = tuple(tensor(n, zeros, "grad" if n.startswith("g_") else "state") for n in names)
+            lists = tuple(by_name[entry[k]] for k in ("channels", "inputs") if entry[k])
+            targets[grad] = _Target(by_name[name], lists, bool(entry["channels"]), bool(entry["inputs"]), kept)
+
+        sinks = {g: self._sink(t.param.name) for g, t in targets.items()}
+        uses = use_counts(func)
+
+        def body(r: Rebuilder) -> relax.Expr:
+            now = hyper
+            if isinstance(sample := next(iter(sinks.values())), AdamUpdate) and not self.accumulate:
+                now = r.kernel_inplace(advance(sample), [hyper], [0], "hyper_now")
+            outputs: list[relax.Expr] = []
+            for b in bindings(func):
+                if b.var not in targets:
+                    if not isinstance(b.value, relax.Tuple):
+                        r.keep(b)
+                    continue
+                target, fusable = targets[b.var], uses[b.var] == 1
+                sink: Sink = Accumulate() if self.accumulate else sinks[b.var]
+                kernel = _with_sink(mod, b.value, sink) if fusable else None
+                if kernel is None:
+                    r.keep(b)
+                    outputs.append(self._apply(r, target, r.look(b.var), sink, now))
+                else:
+                    args = [r.look(a) for a in b.value.args[1].fields]
+                    outputs.append(_call(r, kernel, args, target, sink, now))
+            return relax.Tuple([r.look(result.fields[0]), *outputs])
+
+        attrs = {"num_input": int(func.attrs["num_input"])}
+        entry_name = "accumulate" if self.accumulate else "step"
+        mod = rebuild(mod, entry_name, body, params=[*func.params, *new_params], source="step", attrs=attrs)
+        if self.accumulate:
+            del mod["step"]
+            mod = self._apply_function(mod, list(targets.values()), hyper)
+        keep = ["predict", "accumulate", "apply"] if self.accumulate else ["predict", "step"]
+        mod = relax.transform.DeadCodeElimination(keep)(mod)
+        return with_roles(with_values(mod, values), roles)
+
+    def _sink(self, param: str) -> Sink:
+        o, scale = self.optimizer, self.lr_scales.get(param, 1.0)
+        if isinstance(o, SGD):
+            return SGDUpdate(o.momentum, o.weight_decay, o.nesterov, scale)
+        return AdamUpdate(o.betas[0], o.betas[1], o.eps, o.weight_decay, isinstance(o, AdamW), scale)
+
+    def _apply(self, r: Rebuilder, target: _Target, grad: relax.Expr, sink: Sink, hyper: relax.Expr) -> relax.Expr:
+        """Hands a gradient that exists as a tensor to its sink."""
+        if isinstance(sink, Accumulate):  # the sum of several uses of one weight: added like any other gradient
+            out = r.kernel_inplace(apply_update(shape_of(grad), sink), [grad, target.kept[0]], [0, 1])
+            return r.emit(relax.TupleGetItem(out, 1))
+        shape = shape_of(target.param)
+        lists = [shape_of(v)[0] for v in target.lists]
+        channels = lists.pop(0) if target.has_channels else None
+        kernel = apply_update(shape, sink, channels=channels, inputs=lists.pop(0) if target.has_inputs else None)
+        args = [grad, *target.lists, target.param, *target.kept, hyper]
+        inplace = [0, *range(1 + len(target.lists), len(args) - 1)]
+        out = r.kernel_inplace(kernel, args, inplace)
+        return r.emit(relax.TupleGetItem(out, 1))
+
+    def _apply_function(self, mod: tvm.IRModule, targets: list[_Target], hyper: relax.Var) -> tvm.IRModule:
+        """Adds ``apply``: every accumulated gradient goes into its weight and is cleared."""
+        sinks = [self._sink(t.param.name) for t in targets]
+        params = [v for t in targets for v in (t.param, *t.lists, *t.kept)] + [hyper]
+        unique = list(dict.fromkeys(params))
+
+        def body(r: Rebuilder) -> relax.Expr:
+            now: relax.Expr = hyper
+            if isinstance(sinks[0], AdamUpdate):
+                now = r.kernel_inplace(advance(sinks[0]), [hyper], [0], "hyper_now")
+            outs = []
+            for t, sink in zip(targets, sinks, strict=True):
+                lean = _Target(t.param, t.lists, t.has_channels, t.has_inputs, t.kept[1:])
+                outs.append(self._apply(r, lean, t.kept[0], sink, now))
+            return relax.Tuple(outs)
+
+        return rebuild(mod, "apply", body, params=unique, source="accumulate", attrs={"num_input": 0})
+
+
+def _state_names(optimizer: Optimizer) -> list[str]:
+    if isinstance(optimizer, SGD):
+        return ["u"] if optimizer.momentum else []
+    return ["m", "v"]
+
+
+def _with_sink(mod: tvm.IRModule, value: relax.Expr, sink: Sink) -> Any:
+    """The gradient kernel with another sink, or None where the gradient is not made by one."""
+    gv = callee(value)
+    if gv is None:
+        return None
+    kernel = mod[gv]
+    kind = kernel_kind(kernel)
+    if kind not in ("conv2d_weight_grad", "linear_weight_grad", "bias_grad"):
+        return None
+    spec = kernel_spec(kernel)
+    if kind == "bias_grad":
+        return bias_grad(spec["outer"], spec["size"], spec["inner"], sink, channels=spec["channels"])
+    lists = {"channels": spec["channels"], "inputs": spec["inputs"]}
+    if kind == "linear_weight_grad":
+        return linear_weight_grad(LinearSpec.from_dict(spec), sink, **lists)
+    return conv2d_weight_grad(Conv2DSpec.from_dict(spec), sink, **lists)
+
+
+def _call(
+    r: Rebuilder, kernel: Any, args: list[relax.Expr], target: _Target, sink: Sink, hyper: relax.Expr
+) -> relax.Expr:
+    if isinstance(sink, Accumulate):
+        return r.kernel_inplace(kernel, [*args, target.kept[0]], [len(args)])
+    every = [*args, target.param, *target.kept, hyper]
+    inplace = list(range(len(args), len(every) - 1))
+    out = r.kernel_inplace(kernel, every, inplace)
+    return out if len(inplace) == 1 else r.emit(relax.TupleGetItem(out, 0))

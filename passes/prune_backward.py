@@ -1,0 +1,162 @@
+"""PruneBackward: what the plan does not select is not computed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tvm_tinytrain.errors import PlanError
+from tvm_tinytrain.passes.derive_backward import GRADIENTS
+from tvm_tinytrain.passes.kernels.bias_grad import bias_grad
+from tvm_tinytrain.passes.kernels.builder import kernel_kind, kernel_spec
+from tvm_tinytrain.passes.kernels.conv2d_grad import conv2d_weight_grad
+from tvm_tinytrain.passes.kernels.conv_spec import Conv2DSpec
+from tvm_tinytrain.passes.kernels.linear import LinearSpec, linear_weight_grad
+from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, callee, op_name, rebuild, shape_of
+from tvm_tinytrain.passes.state import Layer, get_layers, get_roles, get_values, with_roles, with_values
+from tvm_tinytrain.plan import LayerUpdate, UpdatePlan
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which rows (output channels) and columns (input channels) of a parameter's gradient are wanted; None means all."""
+
+    channels: relax.Var | None
+    inputs: relax.Var | None
+
+
+@tvm.transform.module_pass(opt_level=0, name="PruneBackward")
+class PruneBackward:
+    """Keeps the gradients of the plan's layers, computed for the plan's channels only; what then is dead disappears.
+
+    ``dw[co, …] = weight_grad(x, dy)``  →  ``dw[k, …] = weight_grad(x, dy, channels)`` with the constant list ``channels_<layer>``;
+    the chain of input gradients ends by itself at the earliest selected layer, because nothing reads what is in front of it.
+    """
+
+    def __init__(self, plan: UpdatePlan) -> None:
+        self.plan = plan
+
+    def transform_module(self, mod: tvm.IRModule, ctx: tvm.transform.PassContext) -> tvm.IRModule:
+        """Rewrites ``step`` and its attribute ``tt.gradients``: per gradient the parameter and the names of its lists."""
+        layers = {layer.id: layer for layer in get_layers(mod)}
+        check_plan(self.plan, layers)
+        values, roles = get_values(mod), get_roles(mod)
+        lists: list[relax.Var] = []
+        wanted: dict[str, Selection] = {}
+
+        def make_list(name: str, selected: tuple[int, ...] | None, size: int) -> relax.Var | None:
+            if selected is None or len(selected) == size:
+                return None
+            values[name], roles[name] = np.asarray(selected, dtype=np.int32), "list"
+            lists.append(relax.Var(name, relax.TensorType((len(selected),), "int32")))
+            return lists[-1]
+
+        for update in self.plan.layers:
+            layer = layers[update.layer]
+            channels = make_list(f"channels_{layer.id}", update.outputs, layer.channels)
+            if update.weight:
+                wanted[layer.weight] = Selection(channels, make_list(f"inputs_{layer.id}", update.inputs, layer.inputs))
+            if update.bias and layer.bias is not None:
+                wanted[layer.bias] = Selection(channels, None)
+
+        func = mod["step"]
+        names: list[str] = json.loads(str(func.attrs[GRADIENTS]))
+        result = _resolve(func, func.body.body)
+        kept = [n for n in names if n in wanted]
+
+        def body(r: Rebuilder) -> relax.Expr:
+            defs = {b.var: b.value for b in bindings(func)}
+            sliced = {}
+            for name, grad in zip(names, result.fields[1:], strict=True):
+                if name in wanted:
+                    sliced.update(_producers(mod, defs, grad, wanted[name]))
+            for b in bindings(func):
+                if b.var in sliced:
+                    r.env[b.var] = _slice(r, mod, b, sliced[b.var])
+                elif not isinstance(b.value, relax.Tuple):
+                    r.keep(b)
+            grads = [r.look(g) for n, g in zip(names, result.fields[1:], strict=True) if n in wanted]
+            return relax.Tuple([r.look(result.fields[0]), *grads])
+
+        described = [
+            {"param": n, "channels": _name(wanted[n].channels), "inputs": _name(wanted[n].inputs)} for n in kept
+        ]
+        attrs = {"num_input": int(func.attrs["num_input"]), GRADIENTS: json.dumps(described)}
+        mod = rebuild(mod, "step", body, params=[*func.params, *lists], attrs=attrs)
+        mod = relax.transform.DeadCodeElimination(["predict", "step"])(mod)
+        return with_roles(with_values(mod, values), roles)
+
+
+def check_plan(plan: UpdatePlan, layers: dict[int, Layer]) -> None:
+    """Raises PlanError where the plan names a layer or channel that the network does not have."""
+    if not plan.layers:
+        raise PlanError("prune backward", "update plan", "no layers", "at least one layer", "select a layer to train")
+    for update in plan.layers:
+        layer = layers.get(update.layer)
+        if layer is None:
+            raise PlanError(
+                "prune backward", f"layer {update.layer}", "not in the network", f"0 to {len(layers) - 1}", "see module.report()"
+            )
+        for what, chosen, size in (("channel", update.outputs, layer.channels), ("input channel", update.inputs, layer.inputs)):
+            if chosen and max(chosen) >= size:
+                raise PlanError(
+                    "prune backward", f"layer {layer.id} ({layer.weight})", f"{what} {max(chosen)}", f"0 to {size - 1}",
+                    "choose existing channels",
+                )  # fmt: skip
+
+
+def full_update(layer: Layer) -> LayerUpdate:
+    """All channels of a layer."""
+    return LayerUpdate(layer.id, tuple(range(layer.channels)))
+
+
+def _name(var: relax.Var | None) -> str | None:
+    return None if var is None else str(var.name)
+
+
+def _resolve(func: relax.Function, expr: relax.Expr) -> relax.Expr:
+    """The tuple behind the function's result."""
+    defs = {b.var: b.value for b in bindings(func)}
+    while isinstance(expr, relax.Var) and expr in defs:
+        expr = defs[expr]
+    return expr
+
+
+def _producers(
+    mod: tvm.IRModule, defs: dict[relax.Var, relax.Expr], grad: relax.Expr, selection: Selection
+) -> dict[relax.Var, Selection]:
+    """The gradient kernels behind ``grad`` (several where a weight is used several times), each with its selection."""
+    value = defs[grad]
+    if op_name(value) == "relax.add":
+        left, right = (_producers(mod, defs, a, selection) for a in value.args)
+        return left | right
+    gv = callee(value)
+    if gv is not None and kernel_kind(mod[gv]) in ("conv2d_weight_grad", "linear_weight_grad", "bias_grad"):
+        return {grad: selection}
+    raise PlanError(
+        "prune backward", f"gradient {grad.name}", op_name(value), "a weight- or bias-gradient kernel", "report this network"
+    )
+
+
+def _slice(r: Rebuilder, mod: tvm.IRModule, b: relax.VarBinding, selection: Selection) -> relax.Expr:
+    if selection.channels is None and selection.inputs is None:
+        return r.emit(r.look(b.value), b.var.name)
+    kernel = mod[callee(b.value)]
+    spec = kernel_spec(kernel)
+    lists = [v for v in (selection.channels, selection.inputs) if v is not None]
+    channels, inputs = (None if v is None else shape_of(v)[0] for v in (selection.channels, selection.inputs))
+    args = [r.look(a) for a in b.value.args[1].fields]
+    if kernel_kind(kernel) == "bias_grad":
+        func = bias_grad(spec["outer"], spec["size"], spec["inner"], channels=channels)
+        return r.kernel(func, [*args, *lists], (channels,), b.var.name)
+    full = shape_of(b.var)
+    shape = (channels or full[0], inputs or full[1], *full[2:])
+    if kernel_kind(kernel) == "linear_weight_grad":
+        func = linear_weight_grad(LinearSpec.from_dict(spec), channels=channels, inputs=inputs)
+    else:
+        func = conv2d_weight_grad(Conv2DSpec.from_dict(spec), channels=channels, inputs=inputs)
+    return r.kernel(func, [*args, *lists], shape, b.var.name)
