@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,16 @@ class Program:
 
     sections: tuple[Section, ...]
     functions: tuple[Function, ...]
+
+    def name_addresses(self, line: str) -> str:
+        """Return a fault's line with the names of the functions that its pc= and lr= lie in."""
+
+        def name(match: re.Match[str]) -> str:
+            address = int(match[2], 16) & ~1
+            inside = [f.name for f in self.functions if f.address <= address < f.address + f.bytes]
+            return f"{match[0]} ({inside[0]})" if inside else match[0]
+
+        return re.sub(r"\b(pc|lr)=(0x[0-9a-f]+)", name, line)
 
     def address_of(self, function: str) -> int:
         """Return the address of a function; BoardError when the program has none of that name."""

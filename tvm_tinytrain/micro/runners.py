@@ -93,7 +93,8 @@ def _start_qemu_system(board: Board, program: Path, options: StartOptions) -> Co
         raise
     finally:
         _close(to_board[0], from_board[1])
-    return Connection(ProcessTransport(board.name, process, from_board[0], to_board[1]), counter)
+    transport = ProcessTransport(board.name, process, from_board[0], to_board[1], content.name_addresses)
+    return Connection(transport, counter)
 
 
 def _start_serial(board: Board, program: Path, options: StartOptions) -> Connection:

@@ -7,7 +7,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from tvm_tinytrain.errors import ToolMissingError, TransportError
@@ -119,8 +119,12 @@ class _Descriptors:
 class ProcessTransport:
     """Pipes to a child process: the program of board ``host``, or an emulator."""
 
-    def __init__(self, thing: str, process: Process, reader: int, writer: int) -> None:
+    def __init__(
+        self, thing: str, process: Process, reader: int, writer: int, explain: Callable[[str], str] = str
+    ) -> None:
+        """`explain` adds to a console line what is known here, e.g. the functions of a fault's addresses."""
         self._process = process
+        self._explain = explain
         self._pipes = _Descriptors(thing, reader, writer)
         self._thing = thing
         self._closed = False
@@ -152,7 +156,7 @@ class ProcessTransport:
             raise closed_error(self._thing, "a closed session", [])
 
     def console(self) -> list[str]:
-        return self._process.console()
+        return [self._explain(line) for line in self._process.console()]
 
     def state(self) -> str:
         code = self._process.exit_code()
