@@ -51,3 +51,13 @@ def built(fake: HandWritten, tmp_path_factory: pytest.TempPathFactory) -> Any:
         return projects[board]
 
     return project
+
+
+@pytest.fixture(scope="session")
+def fuzz_inputs(request: pytest.FixtureRequest) -> int:
+    """How many random inputs a parser gets: ``pytest tests/boards --fuzz-inputs 1000000`` for the long run."""
+    return int(request.config.getoption("--fuzz-inputs", default=100_000))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz-inputs", type=int, default=100_000, metavar="N", help="inputs for each parser")

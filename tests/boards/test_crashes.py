@@ -78,7 +78,9 @@ def test_an_entry_that_hangs(built: Any, board: str) -> None:
 @BOTH
 def test_an_entry_that_fails(built: Any, board: str) -> None:
     with Session(built(board)) as session:
-        with pytest.raises(TransportError, match=r"entry fail: found status -4: a tensor .* out of its range"):
+        with pytest.raises(
+            TransportError, match=r"entry fail: found status -4: a tensor .* out of its range"
+        ):
             session.call("fail")
         session.call("step")
 
