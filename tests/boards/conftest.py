@@ -55,7 +55,7 @@ def built(fake: HandWritten, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="session")
 def fuzz_inputs(request: pytest.FixtureRequest) -> int:
-    """How many random inputs a parser gets: ``pytest tests/boards --fuzz-inputs 1000000`` for the long run."""
+    """How many random inputs a parser gets: ``pytest tests/boards --fuzz-inputs 1000000`` for more."""
     return int(request.config.getoption("--fuzz-inputs", default=100_000))
 
 

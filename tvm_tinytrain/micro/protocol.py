@@ -15,7 +15,6 @@ from tvm_tinytrain.micro.transport import Transport, last_words
 PROTOCOL_VERSION = 1
 _LEAST_CAPACITY = 256
 _MOST_CAPACITY = 65536
-_FIRST_REPEAT_S = 0.3
 _LONGEST_REPEAT_S = 4.0
 _MOST_NAKS = 200
 
@@ -111,7 +110,7 @@ class Link:
 
     def _exchange(self, encoded: bytes, command: Command, seconds: float) -> Frame:
         deadline = time.monotonic() + seconds
-        interval, naks = _FIRST_REPEAT_S, 0
+        interval, naks = self._transport.repeat_s, 0
         self._transport.write(encoded, seconds)
         repeat_at = time.monotonic() + interval
         while (now := time.monotonic()) < deadline:

@@ -14,13 +14,21 @@ from tvm_tinytrain.errors import ToolMissingError, TransportError
 from tvm_tinytrain.micro.process import Process
 
 _READ_BYTES = 65536
+_SERIAL_FRAME_BITS = 1100 * 10
 
 
 class Transport(Protocol):
     """A byte stream to a board, and what the board said on its console.
 
     Frames may be lost or damaged on it; `micro.protocol` repeats them.
+
+    Attributes
+    ----------
+    repeat_s
+        Seconds of silence after which a request is sent again first: a round trip with full frames.
     """
+
+    repeat_s: float
 
     def read(self, seconds: float) -> bytes:
         """Return the bytes that came, at least one; b"" when none came in time.
@@ -119,6 +127,8 @@ class _Descriptors:
 class ProcessTransport:
     """Pipes to a child process: the program of board ``host``, or an emulator."""
 
+    repeat_s = 0.05
+
     def __init__(
         self, thing: str, process: Process, reader: int, writer: int, explain: Callable[[str], str] = str
     ) -> None:
@@ -191,6 +201,7 @@ class SerialTransport:
             hint = "run: pip install pyserial"
             raise ToolMissingError("transport", "pyserial", "not installed", "pyserial", hint) from error
         self._thing = thing
+        self.repeat_s = 0.1 + 2 * _SERIAL_FRAME_BITS / baud
         self._errors: Any = serial.SerialException
         try:
             self._port: Any = serial.Serial(device, baud, timeout=0, write_timeout=1, exclusive=True)
@@ -225,6 +236,8 @@ class SerialTransport:
 
 class TcpTransport:
     """A TCP connection to a server on a Linux board or in an emulator."""
+
+    repeat_s = 0.3
 
     def __init__(self, thing: str, host: str, port: int, seconds: float = 10.0) -> None:
         self._thing = thing
