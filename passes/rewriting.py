@@ -170,7 +170,9 @@ def rebuild(
         builder.bb.emit_func_output(out)
     built = builder.bb.get()
     functions = {gv.name_hint: f for gv, f in built.functions.items()}
-    functions[name] = functions.pop("tt_new").with_attr("global_symbol", name)
+    # FuseOps wants every variable in one function only
+    fresh = relax.utils.copy_with_new_vars(functions.pop("tt_new"))
+    functions[name] = fresh.with_attr("global_symbol", name)
     # GlobalVars are kept: call sites refer to them by identity
     by_name = {gv.name_hint: gv for gv in built.functions}
     table = {by_name.get(k, tvm.ir.GlobalVar(k)): f for k, f in functions.items()}

@@ -9,7 +9,6 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from tvm_tinytrain.passes.kernels.builder import Arg, all_of, f32, make_kernel
-from tvm_tinytrain.passes.kernels.conv2d import pad_block
 from tvm_tinytrain.passes.kernels.conv_spec import Conv2DSpec
 from tvm_tinytrain.passes.kernels.sinks import Sink, Write
 
@@ -97,6 +96,33 @@ def _scatter(spec: Conv2DSpec) -> Any:
     return body
 
 
+def _input_channel(spec: Conv2DSpec, outs: Any, ins: Any, row: Any, column: Any) -> Any:
+    """The input channel that meets row ``row`` and column ``column`` of the selected gradient."""
+    inner = column if ins is None else ins[column]
+    if spec.groups == 1:
+        return inner
+    out = row if outs is None else outs[row]
+    return out if spec.depthwise else tirx.floordiv(out, spec.group_outputs) * spec.group_inputs + inner
+
+
+def _selected_planes(x: Any, spec: Conv2DSpec, outs: Any, ins: Any, compact: tuple[int, ...]) -> Any:
+    """A function (row, column, i, j) → padded input. With padding, block ``pad`` copies the planes that the selection reads,
+    addressed by row (depthwise), column (one group) or both, so that a schedule can make the copy plane by plane."""
+    if not spec.padded:
+        return lambda r, c, i, j: x[0, _input_channel(spec, outs, ins, r, c), i, j]
+    rows = compact[0] if spec.groups > 1 else 1
+    columns = 1 if spec.depthwise else compact[1]
+    shape = (rows, columns, spec.padded_height, spec.padded_width)
+    padded = T.sblock_alloc_buffer(shape, "float32")
+    top, left = spec.padding[0], spec.padding[1]
+    with T.grid(*shape) as (r, c, i, j), T.sblock("pad"):
+        vr, vc, vi, vj = T.axis.remap("SSSS", [r, c, i, j])
+        inside = all_of(vi >= top, vi < top + spec.height, vj >= left, vj < left + spec.width)
+        value = x[0, _input_channel(spec, outs, ins, vr, vc), vi - top, vj - left]
+        T.buffer_store(padded, tirx.if_then_else(inside, value, f32(0.0)), [vr, vc, vi, vj])
+    return lambda r, c, i, j: padded[r if spec.groups > 1 else 0, 0 if spec.depthwise else c, i, j]
+
+
 def conv2d_weight_grad(
     spec: Conv2DSpec,
     sink: Sink | None = None,
@@ -131,22 +157,15 @@ def conv2d_weight_grad(
         lists = list(bufs[2:own])
         outs = lists.pop(0) if channels is not None else None
         ins = lists.pop(0) if inputs is not None else None
-        padded = pad_block(x, spec)
+        padded = _selected_planes(x, spec, outs, ins, compact)
         grad = T.sblock_alloc_buffer(compact, "float32")
         ranges = (*compact, spec.out_height, spec.out_width)
         with T.grid(*ranges) as (r, c, kh, kw, i, j), T.sblock("conv2d_weight_grad"):
             vr, vc, vh, vw, vi, vj = T.axis.remap("SSSSRR", [r, c, kh, kw, i, j])
             out = vr if outs is None else outs[vr]
-            inner = vc if ins is None else ins[vc]
-            if spec.groups == 1:
-                channel = inner
-            elif spec.depthwise:
-                channel = out
-            else:
-                channel = tirx.floordiv(out, spec.group_outputs) * spec.group_inputs + inner
             with T.init():
                 T.buffer_store(grad, f32(0.0), [vr, vc, vh, vw])
-            tap = dy[0, out, vi, vj] * padded[0, channel, vi * sh + vh * dh, vj * sw + vw * dw]
+            tap = dy[0, out, vi, vj] * padded(vr, vc, vi * sh + vh * dh, vj * sw + vw * dw)
             T.buffer_store(grad, grad[vr, vc, vh, vw] + tap, [vr, vc, vh, vw])
         with T.grid(*compact) as (r, c, kh, kw), T.sblock("sink"):
             at = T.axis.remap("SSSS", [r, c, kh, kw])

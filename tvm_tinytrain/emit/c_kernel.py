@@ -1,0 +1,224 @@
+"""C99 text of one lowered kernel.
+
+Accumulators that the schedule keeps in scope ``local`` become scalar variables, because GCC must assume that anything in a byte
+pool aliases the tensors and then stores it at every multiply-accumulate. Larger temporaries come from the workspace that the memory
+plan gives the kernel; nothing over 64 bytes is ever an array on the stack.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm import tirx
+
+from tvm_tinytrain.emit.c_expr import ExprPrinter, c_type, dtype_of
+from tvm_tinytrain.errors import KernelError
+
+MAX_STACK_ARRAY = 64
+"""Bytes of the largest array that may stand on a kernel's stack."""
+WORKSPACE_ALIGN = 8
+
+
+@dataclass(frozen=True)
+class CKernel:
+    """A kernel's C function: ``name``, its parameters' constness in order, the text, and the bytes of workspace it needs."""
+
+    name: str
+    prototype: str
+    text: str
+    workspace_bytes: int
+    writes: tuple[bool, ...]
+
+
+
+
+def print_kernel(name: str, func: tirx.PrimFunc) -> CKernel:
+    """The C function ``name`` for a lowered PrimFunc whose parameters are all buffers."""
+    return _KernelPrinter(name, func).run()
+
+
+class _KernelPrinter:
+    def __init__(self, name: str, func: tirx.PrimFunc) -> None:
+        self.name = name
+        self.func = func
+        self.names: dict[Any, str] = {}
+        self.used: set[str] = {"workspace"}
+        self.scalars: dict[Any, list[str]] = {}
+        self.buffers: dict[Any, str] = {}
+        self.written: set[str] = set()
+        self.lines: list[str] = []
+        self.workspace = 0
+        self.expr = ExprPrinter(self._var, self._load, name)
+
+    def run(self) -> CKernel:
+        params = []
+        for p in self.func.params:
+            self.buffers[p] = self._fresh(p.name or "buffer")
+            params.append((p, self.buffers[p]))
+        self._collect_scalars()
+        self._stmt(self.func.body, 1)
+        writes = tuple(n in self.written for _, n in params)
+        args = [
+            f"{'' if w else 'const '}{c_type(dtype_of(p))} *restrict {n}" for (p, n), w in zip(params, writes, strict=True)
+        ]
+        if self.workspace:
+            args.append("unsigned char *restrict workspace")
+        prototype = f"void {self.name}({', '.join(args)})"
+        text = prototype + " {\n" + "\n".join(self.lines) + "\n}\n"
+        return CKernel(self.name, prototype, text, self.workspace, writes)
+
+    # names
+
+    def _fresh(self, wanted: str) -> str:
+        base = "".join(c if c.isalnum() else "_" for c in wanted) or "v"
+        if base[0].isdigit():
+            base = "v" + base
+        name, count = base, 0
+        while name in self.used or name in _RESERVED:
+            count += 1
+            name = f"{base}_{count}"
+        self.used.add(name)
+        return name
+
+    def _var(self, var: Any) -> str:
+        if var not in self.names:
+            raise KernelError("emit C", f"kernel {self.name}", f"unbound variable {var}", "loop variables", "report this kernel")
+        return self.names[var]
+
+    def _element(self, buffer: Any, indices: Any) -> str:
+        if len(indices) != 1:
+            raise KernelError("emit C", f"kernel {self.name}", f"{len(indices)} indices", "one", "lower the kernel first")
+        if buffer in self.scalars:
+            return self.scalars[buffer][int(indices[0].value)]
+        text = self.expr(indices[0])
+        text = text[1:-1] if text.startswith("(") and _balanced(text[1:-1]) else text
+        return f"{self.buffers[buffer]}[{text}]"
+
+    def _load(self, buffer: Any, indices: Any) -> str:
+        return self._element(buffer, indices)
+
+    # statements
+
+    def _out(self, depth: int, text: str) -> None:
+        self.lines.append("  " * depth + text)
+
+    def _collect_scalars(self) -> None:
+        """Buffers on the stack that are only read and written at constant places become scalars."""
+        allocated: dict[Any, int] = {}
+        dynamic: set[Any] = set()
+
+        def visit_alloc(stmt: Any) -> None:
+            allocated[stmt.buffer] = _size(stmt.buffer)
+
+        def visit_access(buffer: Any, indices: Any) -> None:
+            if any(type(i).__name__ != "IntImm" for i in indices):
+                dynamic.add(buffer)
+
+        import tvm_ffi
+
+        tvm_ffi.structural_walk(
+            self.func.body,
+            [
+                (tirx.AllocBuffer, visit_alloc),
+                (tirx.BufferStore, lambda s: visit_access(s.buffer, s.indices)),
+                (tvm.ir.TensorLoad, lambda e: visit_access(e.source, e.indices)),
+            ],
+        )
+        for buffer, size in allocated.items():
+            if buffer not in dynamic and (buffer.scope() == "local" or size == 1):
+                self.scalars[buffer] = []
+
+    def _stmt(self, s: Any, depth: int) -> None:
+        kind = type(s).__name__
+        if kind == "SeqStmt":
+            for inner in s.seq:
+                self._stmt(inner, depth)
+        elif kind == "AllocBuffer":
+            self._allocate(s.buffer, depth)
+        elif kind == "DeclBuffer":
+            source = s.data.args[0] if isinstance(s.data, tvm.ir.Call) else s.data
+            self.buffers[s.buffer] = self.buffers[source]
+            if source in self.scalars:
+                self.scalars[s.buffer] = self.scalars[source]
+        elif kind == "For":
+            self._loop(s, depth)
+        elif kind == "BufferStore":
+            target = self._element(s.buffer, s.indices)
+            if s.buffer not in self.scalars:
+                self.written.add(self.buffers[s.buffer])
+            self._out(depth, f"{target} = {_bare(self.expr(s.value))};")
+        elif kind == "Bind":
+            value = _bare(self.expr(s.value))
+            self.names[s.var] = self._fresh(s.var.name)
+            self._out(depth, f"const {c_type(dtype_of(s.var))} {self.names[s.var]} = {value};")
+        elif kind == "IfThenElse":
+            self._out(depth, f"if ({_bare(self.expr(s.condition))}) {{")
+            self._stmt(s.then_case, depth + 1)
+            if s.else_case is not None:
+                self._out(depth, "} else {")
+                self._stmt(s.else_case, depth + 1)
+            self._out(depth, "}")
+        elif kind == "AttrStmt":
+            self._stmt(s.body, depth)
+        elif kind == "Evaluate":
+            if not isinstance(s.value, tirx.IntImm):
+                self._out(depth, f"{self.expr(s.value)};")
+        else:
+            raise KernelError("emit C", f"kernel {self.name}", kind, "statements of C99", "report this kernel")
+
+    def _loop(self, s: Any, depth: int) -> None:
+        name = self._fresh(s.loop_var.name)
+        self.names[s.loop_var] = name
+        start = self.expr(s.min)
+        end = self.expr(s.extent) if start == "0" else _bare(self.expr(s.min + s.extent))
+        step = f"{name} += {self.expr(s.step)}" if s.step is not None and str(s.step) != "1" else f"++{name}"
+        self._out(depth, f"for (int32_t {name} = {start}; {name} < {end}; {step}) {{")
+        self._stmt(s.body, depth + 1)
+        self._out(depth, "}")
+        self.used.discard(name)
+
+    def _allocate(self, buffer: Any, depth: int) -> None:
+        dtype, size = dtype_of(buffer), _size(buffer)
+        bytes_ = size * int(tvm.runtime.DataType(dtype).bits) // 8
+        ctype = c_type(dtype)
+        name = self._fresh(buffer.name or ("acc" if buffer.scope() == "local" else "temp"))
+        self.buffers[buffer] = name
+        if buffer in self.scalars:
+            self.scalars[buffer] = [name] if size == 1 else [self._fresh(f"{name}_{i}") for i in range(size)]
+            for scalar in self.scalars[buffer]:
+                self._out(depth, f"{ctype} {scalar} = 0;")
+        elif bytes_ <= MAX_STACK_ARRAY:
+            self._out(depth, f"{ctype} {name}[{size}];")
+        else:
+            offset = self.workspace
+            self.workspace += (bytes_ + WORKSPACE_ALIGN - 1) // WORKSPACE_ALIGN * WORKSPACE_ALIGN
+            self._out(depth, f"{ctype} *restrict {name} = ({ctype} *)(void *)(workspace + {offset});")
+
+
+_RESERVED = frozenset(
+    "auto break case char const continue default do double else enum extern float for goto if inline int long register restrict return "
+    "short signed sizeof static struct switch typedef union unsigned void volatile while y0 y1 yn j0 j1 jn".split()
+)
+
+
+def _size(buffer: Any) -> int:
+    size = 1
+    for d in buffer.shape:
+        size *= int(d)
+    return size
+
+
+def _balanced(text: str) -> bool:
+    depth = 0
+    for c in text:
+        depth += (c == "(") - (c == ")")
+        if depth < 0:
+            return False
+    return depth == 0
+
+
+def _bare(text: str) -> str:
+    """The expression without parentheses around all of it."""
+    return text[1:-1] if text.startswith("(") and text.endswith(")") and _balanced(text[1:-1]) else text
