@@ -18,9 +18,10 @@ class Board:
     name, chip_name
         The board's name and its chip in `targets.chips.CHIPS`.
     runner
-        Who runs it: ``process`` (this machine), ``qemu-system``.
+        Who runs it: ``process`` (this machine), ``qemu-system``, ``qemu-user``, ``serial`` (flashed by
+        openocd), ``ssh`` (a Linux board).
     machine
-        The emulator's ``-M`` name.
+        The emulator's ``-M`` or ``-cpu`` name; openocd's configuration of a flashed board.
     port
         The C file of `targets/runtime/port` that gives the byte stream.
     stack_bytes
@@ -66,10 +67,54 @@ class Board:
 
 
 _EMULATOR = ("qemu-system-arm", "gcc")
+_FLASHER = ("openocd",)
+_REMOTE = ("ssh", "scp")
+
+
+def _emulated(name: str, chip: str) -> Board:
+    return Board(name, chip, "qemu-system", "semihosting", machine=name, tools=_EMULATOR)
+
+
+def _user_mode(name: str, chip: str, cpu: str) -> Board:
+    sizes = {"stack_bytes": 256 * KIB, "frame_payload_bytes": 16 * KIB}
+    return Board(name, chip, "qemu-user", "process", machine=cpu, tools=(name, "gcc"), **sizes)
+
+
+def _linux(name: str, chip: str) -> Board:
+    sizes = {"stack_bytes": 256 * KIB, "frame_payload_bytes": 16 * KIB}
+    return Board(name, chip, "ssh", "process", hardware=True, tools=_REMOTE, **sizes)
+
+
+def _flashed(name: str, chip: str, port: str, config: str) -> Board:
+    return Board(
+        name,
+        chip,
+        "serial",
+        port,
+        machine=config,
+        stack_bytes=8 * KIB,
+        arena_guard_bytes=64,
+        hardware=True,
+        tools=_FLASHER,
+    )
+
 
 _TABLE = (
     Board("host", "host", "process", "process", stack_bytes=256 * KIB, frame_payload_bytes=16 * KIB),
-    Board("mps2-an500", "mps2-an500", "qemu-system", "semihosting", machine="mps2-an500", tools=_EMULATOR),
+    _emulated("mps2-an385", "mps2-an385"),
+    _emulated("mps2-an386", "mps2-an386"),
+    _emulated("mps2-an500", "mps2-an500"),
+    _emulated("mps2-an505", "mps2-an505"),
+    _emulated("mps3-an547", "mps3-an547"),
+    _emulated("netduinoplus2", "stm32f405-emulated"),
+    _user_mode("qemu-aarch64", "cortex-a53-emulated", "cortex-a53"),
+    _user_mode("qemu-arm", "cortex-a7-emulated", "cortex-a7"),
+    _flashed("stm32f746g-disco", "stm32f746ng", "uart_stm32f7", "board/stm32f746g-disco.cfg"),
+    _flashed("nucleo-h743zi", "stm32h743zi", "uart_stm32h7", "board/st_nucleo_h743zi.cfg"),
+    _flashed("nrf52840-dk", "nrf52840", "uart_nrf52", "board/nordic_nrf52_dk.cfg"),
+    _linux("raspberry-pi-zero-2", "rp3a0"),
+    _linux("raspberry-pi-4", "bcm2711"),
+    _linux("jetson-nano", "tegra210"),
 )
 
 BOARDS: dict[str, Board] = {board.name: board for board in _TABLE}

@@ -10,7 +10,11 @@ MIB = 1024 * KIB
 
 @dataclass(frozen=True)
 class Memory:
-    """A range of addresses. kind: ``flash`` (code and constants), ``sram`` or ``external`` (slower RAM)."""
+    """A range of addresses.
+
+    kind: ``boot`` (the vectors, where the core looks for them somewhere else than in flash), ``flash`` (code
+    and constants), ``sram``, ``external`` (slower RAM), ``other`` (not linked to).
+    """
 
     name: str
     kind: str
@@ -47,20 +51,95 @@ class Chip:
 
 
 _CMSDK_DEVICES = ((0x40000000, 64 * MIB),)
+_DEVICES = ((0x40000000, 512 * MIB),)
 
-_TABLE = (
-    Chip("host", "host", 0),
+
+def _mps2(name: str, core: str, external: int) -> Chip:
+    """Return an image of the MPS2 board: 4 MB for code, 4 MB for data, 16 MB of slower RAM."""
+    memories = (
+        Memory("SSRAM1", "flash", 0x00000000, 4 * MIB),
+        Memory("SSRAM23", "sram", 0x20000000, 4 * MIB),
+        Memory("PSRAM", "external", external, 16 * MIB),
+    )
+    return Chip(name, core, 25_000_000, memories, _CMSDK_DEVICES)
+
+
+_PROTOTYPES = (
+    _mps2("mps2-an385", "cortex-m3", 0x21000000),
+    _mps2("mps2-an386", "cortex-m4", 0x21000000),
+    _mps2("mps2-an500", "cortex-m7", 0x60000000),
     Chip(
-        "mps2-an500",
-        "cortex-m7",
-        25_000_000,
+        "mps2-an505",
+        "cortex-m33",
+        20_000_000,
         (
-            Memory("SSRAM1", "flash", 0x00000000, 4 * MIB),
-            Memory("SSRAM23", "sram", 0x20000000, 4 * MIB),
-            Memory("PSRAM", "external", 0x60000000, 16 * MIB),
+            Memory("SSRAM1", "flash", 0x10000000, 4 * MIB),
+            Memory("SSRAM23", "sram", 0x38000000, 2 * MIB),
+            Memory("PSRAM", "external", 0x80000000, 16 * MIB),
         ),
-        _CMSDK_DEVICES,
+        _DEVICES,
+    ),
+    Chip(
+        "mps3-an547",
+        "cortex-m55",
+        32_000_000,
+        (
+            Memory("ITCM", "boot", 0x10000000, 512 * KIB),
+            Memory("SRAM", "flash", 0x11000000, 2 * MIB),
+            Memory("SRAM2", "sram", 0x31000000, 4 * MIB),
+            Memory("DDR", "external", 0x70000000, 16 * MIB),
+        ),
+        _DEVICES,
     ),
 )
 
-CHIPS: dict[str, Chip] = {chip.name: chip for chip in _TABLE}
+_MICROCONTROLLERS = (
+    # The emulator maps one block of 192 KB where the chip has 128 KB here and 64 KB at 0x10000000.
+    Chip(
+        "stm32f405-emulated",
+        "cortex-m4",
+        168_000_000,
+        (Memory("FLASH", "flash", 0x08000000, 1 * MIB), Memory("SRAM", "sram", 0x20000000, 192 * KIB)),
+        _DEVICES,
+    ),
+    # Clocks are those after reset: the firmware leaves the oscillators alone.
+    Chip(
+        "stm32f746ng",
+        "cortex-m7",
+        16_000_000,
+        (Memory("FLASH", "flash", 0x08000000, 1 * MIB), Memory("SRAM", "sram", 0x20000000, 320 * KIB)),
+        _DEVICES,
+    ),
+    Chip(
+        "stm32h743zi",
+        "cortex-m7",
+        64_000_000,
+        (
+            Memory("FLASH", "flash", 0x08000000, 2 * MIB),
+            Memory("AXISRAM", "sram", 0x24000000, 512 * KIB),
+            Memory("DTCM", "other", 0x20000000, 128 * KIB),
+        ),
+        _DEVICES,
+    ),
+    Chip(
+        "nrf52840",
+        "cortex-m4",
+        64_000_000,
+        (Memory("FLASH", "flash", 0x00000000, 1 * MIB), Memory("SRAM", "sram", 0x20000000, 256 * KIB)),
+        _DEVICES,
+    ),
+)
+
+# An operating system hands out the memory of these; what matters is the core.
+_APPLICATION_PROCESSORS = (
+    Chip("host", "host", 0),
+    Chip("cortex-a53-emulated", "cortex-a53", 0),
+    Chip("cortex-a7-emulated", "cortex-a7", 0),
+    Chip("rp3a0", "cortex-a53", 1_000_000_000),
+    Chip("bcm2711", "cortex-a72", 1_500_000_000),
+    Chip("tegra210", "cortex-a57", 1_430_000_000),
+)
+
+CHIPS: dict[str, Chip] = {
+    chip.name: chip for chip in (*_PROTOTYPES, *_MICROCONTROLLERS, *_APPLICATION_PROCESSORS)
+}

@@ -8,12 +8,15 @@ from tvm_tinytrain.errors import BoardError
 from tvm_tinytrain.targets.boards import Board
 from tvm_tinytrain.targets.chips import Memory
 
-_V7M_REGIONS = 8
+_MOST_REGIONS = 8  # of every core here; Armv8-M may have more
 
 
 @dataclass(frozen=True)
 class Region:
-    """A region of the Armv7-M unit: 2**log2_bytes at a multiple of that; bit i of `off` disables eighth i."""
+    """A region of the memory protection unit.
+
+    Armv7-M: 2**log2_bytes at a multiple of that; bit i of `off` disables eighth i. Armv8-M: `off` bytes.
+    """
 
     base: int
     log2_bytes: int
@@ -28,10 +31,12 @@ def linker_script(board: Board, arena_memory: Memory) -> str:
     .data, .bss and the arena, unless `arena_memory` is another memory.
     """
     flash, sram = board.chip.first("flash"), board.chip.first("sram")
-    memories = dict.fromkeys((flash, sram, arena_memory))
+    boot = next((memory for memory in board.chip.memories if memory.kind == "boot"), flash)
+    memories = dict.fromkeys((boot, flash, sram, arena_memory))
     lines = [f"  {m.name} : ORIGIN = {m.origin:#010x}, LENGTH = {m.bytes:#x}" for m in memories]
     return _SCRIPT.format(
         memories="\n".join(lines),
+        boot=boot.name,
         flash=flash.name,
         sram=sram.name,
         arena=arena_memory.name,
@@ -47,9 +52,9 @@ MEMORY
 ENTRY(tt_reset_handler)
 SECTIONS
 {{
+  .vectors : {{ KEEP(*(.vectors)) }} > {boot}
   .text :
   {{
-    KEEP(*(.vectors))
     *(.text .text.*)
     *(.rodata .rodata.*)
     . = ALIGN(8);
@@ -90,16 +95,26 @@ def mpu_regions(board: Board) -> tuple[Region, ...]:
     BoardError
         The map needs more regions than the unit has.
     """
+    if board.target.core.mpu == "none":
+        return ()
+    span = cover if board.target.core.mpu == "v7m" else whole
     regions: list[Region] = []
     for memory in board.chip.memories:
-        access = "TT_ACCESS_CODE" if memory.kind == "flash" else "TT_ACCESS_DATA"
-        regions += cover(memory.origin, memory.bytes, access)
+        access = "TT_ACCESS_CODE" if memory.kind in ("boot", "flash") else "TT_ACCESS_DATA"
+        regions += span(memory.origin, memory.bytes, access)
     for origin, size in board.chip.peripherals:
-        regions += cover(origin, size, "TT_ACCESS_DEVICE")
-    if len(regions) > _V7M_REGIONS:
+        regions += span(origin, size, "TT_ACCESS_DEVICE")
+    if len(regions) > _MOST_REGIONS:
         hint = "give the board memories that are multiples of an eighth of a power of two"
-        raise BoardError("memory map", board.name, f"{len(regions)} regions", f"at most {_V7M_REGIONS}", hint)
+        raise BoardError(
+            "memory map", board.name, f"{len(regions)} regions", f"at most {_MOST_REGIONS}", hint
+        )
     return tuple(regions)
+
+
+def whole(origin: int, size: int, access: str) -> list[Region]:
+    """Return the one region of Armv8-M that is [origin, origin + size); `off` holds its size."""
+    return [Region(origin, 0, access, size)]
 
 
 def cover(origin: int, size: int, access: str) -> list[Region]:

@@ -121,7 +121,7 @@ def _config(board: Board, arena_bytes: int) -> str:
         f"#define TT_RECEIVE_BYTES {_RECEIVE_BYTES}",
         f"#define TT_LINKED_ARENA_BYTES {linked}",
     ]
-    if board.target.core.mpu == "v7m":
+    if board.target.core.mpu != "none":
         lines.append(f"#define TT_MPU_REGIONS {mpu_initializer(mpu_regions(board))}")
     return "\n".join(lines) + "\n"
 
@@ -212,14 +212,14 @@ class GeneratedProject:
         memories = self.board.chip.memories
 
         def kind_at(address: int) -> str:
-            kinds = [m.kind for m in memories if m.origin <= address < m.origin + m.bytes]
-            return kinds[0] if kinds else "host"
+            return next((m.kind for m in memories if m.origin <= address < m.origin + m.bytes), "host")
 
-        used = dict.fromkeys(("flash", "sram", "external", "host"), 0)
+        used = dict.fromkeys(("flash", "sram", "external"), 0)
         for section in sections:
             kind = kind_at(section.address)
             if kind == "host":
                 kind = "sram" if section.writable else "flash"
+            kind = "flash" if kind == "boot" else kind
             used[kind] += section.bytes
             if section.stored and kind != "flash":
                 used["flash"] += section.bytes

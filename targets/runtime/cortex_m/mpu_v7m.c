@@ -31,7 +31,7 @@ void tt_mpu_enable(void) {
     const tt_mpu_region *region = &regions[i];
     MPU_RNR = i;
     MPU_RBAR = region->base;
-    MPU_RASR = attributes(region->access) | region->subregions_off << 8 |
+    MPU_RASR = attributes(region->access) | region->extent << 8 |
                (region->log2_bytes - 1u) << 1 | 1u;
   }
   MPU_CTRL = 1; /* enabled, no background map, off inside of hard faults */

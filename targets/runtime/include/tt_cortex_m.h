@@ -22,12 +22,13 @@ extern uint32_t tt_stack_lower[], tt_stack_upper[];
 extern uint32_t tt_data_start[], tt_data_end[], tt_data_load[];
 extern uint32_t tt_bss_start[], tt_bss_end[];
 
-/* One aligned region of a power of two bytes; subregions are off where their bit is 1. */
+/* Armv7-M: an aligned region of a power of two bytes, whose eighths are off where `extent` has a 1.
+ * Armv8-M: `extent` bytes from base on. */
 typedef struct {
   uint32_t base;
   uint32_t log2_bytes;
   uint32_t access; /* tt_access */
-  uint32_t subregions_off;
+  uint32_t extent;
 } tt_mpu_region;
 
 typedef enum {

@@ -1,0 +1,126 @@
+"""A library inside this process: compiled for this machine, loaded, called without a protocol in between.
+
+For what needs many calls and trusts its code: gradient checks, accuracy tables, searches. A library that may crash belongs on the
+board ``host``, which is a process of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from tvm_tinytrain.errors import DTypeError, KernelError, ShapeError, ToolMissingError, TransportError
+from tvm_tinytrain.targets.target import parse_target
+
+_DTYPES = {"float32": np.float32, "int32": np.int32, "uint8": np.uint8, "int8": np.int8}
+
+
+class InProcess:
+    """Loads a `TrainModule` built for ``host`` (or any C target: the C is the same) into this process.
+
+    Parameters
+    ----------
+    module
+        Anything with ``name``, ``files`` and ``metadata``.
+    cflags
+        Compiler flags; default those of the target ``host``, so that results agree with a board's to the last bit.
+    """
+
+    def __init__(self, module: Any, *, cflags: Sequence[str] | None = None) -> None:
+        self.name: str = module.name
+        self._tensors = {t["name"]: t for t in module.metadata["tensors"]}
+        self._folder = tempfile.TemporaryDirectory(prefix="tinytrain-")
+        library = _compile(module, Path(self._folder.name), cflags)
+        self._library = ctypes.CDLL(str(library))
+        size = int(module.metadata["memory"]["arena_bytes"])
+        self._memory = np.zeros(size + 64, dtype=np.uint8)
+        start = -self._memory.ctypes.data % 64
+        self.arena = self._memory[start : start + size]
+        self.init()
+
+    def init(self) -> None:
+        """Writes the initial parameters into the arena."""
+        code = getattr(self._library, f"tt_{self.name}_init")(ctypes.c_void_p(self.arena.ctypes.data), ctypes.c_size_t(self.arena.size))
+        self._check("init", code)
+
+    def call(self, entry: str) -> None:
+        """Runs an entry; raises TransportError with its status if it refuses."""
+        self._check(entry, getattr(self._library, f"tt_{self.name}_{entry}")(ctypes.c_void_p(self.arena.ctypes.data)))
+
+    def view(self, name: str) -> np.ndarray:
+        """A tensor of the arena as an array that shares its memory."""
+        t = self._tensors[name]
+        if t["offset"] is None:
+            raise KernelError("host", f"tensor {name}", "in flash", "tensors of the arena", "read the model's parameters instead")
+        flat = self.arena[t["offset"] : t["offset"] + t["bytes"]].view(_DTYPES[t["dtype"]])
+        return flat.reshape(t["shape"])
+
+    def read(self, name: str) -> np.ndarray:
+        """A copy of a tensor."""
+        return self.view(name).copy()
+
+    def write(self, name: str, value: Any) -> None:
+        """Writes a tensor; shape and dtype must match."""
+        target, array = self.view(name), np.asarray(value)
+        if array.shape != target.shape:
+            raise ShapeError("host", f"tensor {name}", array.shape, target.shape, "reshape the array")
+        if array.dtype != target.dtype:
+            raise DTypeError("host", f"tensor {name}", array.dtype, target.dtype, "convert the array with astype")
+        target[...] = array
+
+    def step(self, x: Any, label: Any, entry: str = "step") -> float:
+        """Trains on one sample (or, with ``entry="accumulate"``, adds its gradients); returns the loss."""
+        self.write(self._named("input"), x)
+        label_name = self._named("label")
+        self.write(label_name, np.asarray(label, dtype=self.view(label_name).dtype).reshape(self.view(label_name).shape))
+        self.call(entry)
+        return float(self.read("loss")[0])
+
+    def predict(self, x: Any) -> np.ndarray:
+        """The network's output for one sample."""
+        self.write(self._named("input"), x)
+        self.call("predict")
+        return self.read("output")
+
+    def close(self) -> None:
+        """Removes the compiled library's folder."""
+        self._folder.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _named(self, role: str) -> str:
+        return next(n for n, t in self._tensors.items() if t["role"] == role)
+
+    def _check(self, entry: str, code: int) -> None:
+        if code != 0:
+            raise TransportError("host", f"entry {entry}", f"status {code}", "0", "see tt_status in tinytrain.h")
+
+
+def _compile(module: Any, folder: Path, cflags: Sequence[str] | None) -> Path:
+    for name, content in module.files.items():
+        (folder / name).write_bytes(content)
+    target = parse_target("host")
+    sources = sorted(str(folder / n) for n in module.files if n.endswith(".c"))
+    out = folder / "library.so"
+    flags = list(target.cflags if cflags is None else cflags)
+    command = [target.compiler, "-std=c99", "-shared", "-fPIC", *flags, "-o", str(out), *sources, "-lm"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise ToolMissingError("host", target.compiler, "not installed", "a C compiler", "apt-get install gcc") from error
+    if done.returncode != 0:
+        raise KernelError("host", "compiler", done.stderr.strip().splitlines()[-1:], "clean C99", "report this library")
+    return out
