@@ -41,7 +41,9 @@ class FuseUpdate:
     updates the weights from them and clears them. A gradient that is a sum of several kernels is applied by a kernel of its own.
     """
 
-    def __init__(self, optimizer: Optimizer, *, accumulate: bool = False, lr_scales: dict[str, float] | None = None) -> None:
+    def __init__(
+        self, optimizer: Optimizer, *, accumulate: bool = False, lr_scales: dict[str, float] | None = None
+    ) -> None:
         self.optimizer = optimizer
         self.accumulate = accumulate
         self.lr_scales = lr_scales or {}
@@ -75,7 +77,9 @@ class FuseUpdate:
             names += [f"{s}_{name}" for s in _state_names(self.optimizer)]
             kept = tuple(tensor(n, zeros, "grad" if n.startswith("g_") else "state") for n in names)
             lists = tuple(by_name[entry[k]] for k in ("channels", "inputs") if entry[k])
-            targets[grad] = _Target(by_name[name], lists, bool(entry["channels"]), bool(entry["inputs"]), kept)
+            targets[grad] = _Target(
+                by_name[name], lists, bool(entry["channels"]), bool(entry["inputs"]), kept
+            )
 
         sinks = {g: self._sink(t.param.name) for g, t in targets.items()}
         uses = use_counts(func)
@@ -117,15 +121,21 @@ class FuseUpdate:
             return SGDUpdate(o.momentum, o.weight_decay, o.nesterov, scale)
         return AdamUpdate(o.betas[0], o.betas[1], o.eps, o.weight_decay, isinstance(o, AdamW), scale)
 
-    def _apply(self, r: Rebuilder, target: _Target, grad: relax.Expr, sink: Sink, hyper: relax.Expr) -> relax.Expr:
+    def _apply(
+        self, r: Rebuilder, target: _Target, grad: relax.Expr, sink: Sink, hyper: relax.Expr
+    ) -> relax.Expr:
         """Hands a gradient that exists as a tensor to its sink."""
-        if isinstance(sink, Accumulate):  # the sum of several uses of one weight: added like any other gradient
+        if isinstance(
+            sink, Accumulate
+        ):  # the sum of several uses of one weight: added like any other gradient
             out = r.kernel_inplace(apply_update(shape_of(grad), sink), [grad, target.kept[0]], [0, 1])
             return r.emit(relax.TupleGetItem(out, 1))
         shape = shape_of(target.param)
         lists = [shape_of(v)[0] for v in target.lists]
         channels = lists.pop(0) if target.has_channels else None
-        kernel = apply_update(shape, sink, channels=channels, inputs=lists.pop(0) if target.has_inputs else None)
+        kernel = apply_update(
+            shape, sink, channels=channels, inputs=lists.pop(0) if target.has_inputs else None
+        )
         args = [grad, *target.lists, target.param, *target.kept, hyper]
         inplace = [0, *range(1 + len(target.lists), len(args) - 1)]
         out = r.kernel_inplace(kernel, args, inplace)

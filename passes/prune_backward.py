@@ -59,7 +59,9 @@ class PruneBackward:
             layer = layers[update.layer]
             channels = make_list(f"channels_{layer.id}", update.outputs, layer.channels)
             if update.weight:
-                wanted[layer.weight] = Selection(channels, make_list(f"inputs_{layer.id}", update.inputs, layer.inputs))
+                wanted[layer.weight] = Selection(
+                    channels, make_list(f"inputs_{layer.id}", update.inputs, layer.inputs)
+                )
             if update.bias and layer.bias is not None:
                 wanted[layer.bias] = Selection(channels, None)
 
@@ -83,7 +85,8 @@ class PruneBackward:
             return relax.Tuple([r.look(result.fields[0]), *grads])
 
         described = [
-            {"param": n, "channels": _name(wanted[n].channels), "inputs": _name(wanted[n].inputs)} for n in kept
+            {"param": n, "channels": _name(wanted[n].channels), "inputs": _name(wanted[n].inputs)}
+            for n in kept
         ]
         attrs = {"num_input": int(func.attrs["num_input"]), GRADIENTS: json.dumps(described)}
         mod = rebuild(mod, "step", body, params=[*func.params, *lists], attrs=attrs)
@@ -94,14 +97,23 @@ class PruneBackward:
 def check_plan(plan: UpdatePlan, layers: dict[int, Layer]) -> None:
     """Raises PlanError where the plan names a layer or channel that the network does not have."""
     if not plan.layers:
-        raise PlanError("prune backward", "update plan", "no layers", "at least one layer", "select a layer to train")
+        raise PlanError(
+            "prune backward", "update plan", "no layers", "at least one layer", "select a layer to train"
+        )
     for update in plan.layers:
         layer = layers.get(update.layer)
         if layer is None:
             raise PlanError(
-                "prune backward", f"layer {update.layer}", "not in the network", f"0 to {len(layers) - 1}", "see module.report()"
+                "prune backward",
+                f"layer {update.layer}",
+                "not in the network",
+                f"0 to {len(layers) - 1}",
+                "see module.report()",
             )
-        for what, chosen, size in (("channel", update.outputs, layer.channels), ("input channel", update.inputs, layer.inputs)):
+        for what, chosen, size in (
+            ("channel", update.outputs, layer.channels),
+            ("input channel", update.inputs, layer.inputs),
+        ):
             if chosen and max(chosen) >= size:
                 raise PlanError(
                     "prune backward", f"layer {layer.id} ({layer.weight})", f"{what} {max(chosen)}", f"0 to {size - 1}",
@@ -138,7 +150,11 @@ def _producers(
     if gv is not None and kernel_kind(mod[gv]) in ("conv2d_weight_grad", "linear_weight_grad", "bias_grad"):
         return {grad: selection}
     raise PlanError(
-        "prune backward", f"gradient {grad.name}", op_name(value), "a weight- or bias-gradient kernel", "report this network"
+        "prune backward",
+        f"gradient {grad.name}",
+        op_name(value),
+        "a weight- or bias-gradient kernel",
+        "report this network",
     )
 
 

@@ -27,7 +27,9 @@ _C_TYPES = {
 def c_type(dtype: str) -> str:
     """The C type of a TIR element type."""
     if dtype not in _C_TYPES:
-        raise KernelError("emit C", f"dtype {dtype}", dtype, ", ".join(_C_TYPES), "convert the network to float32")
+        raise KernelError(
+            "emit C", f"dtype {dtype}", dtype, ", ".join(_C_TYPES), "convert the network to float32"
+        )
     return _C_TYPES[dtype]
 
 
@@ -108,4 +110,10 @@ class ExprPrinter:
             return f"(~{self(e.args[0])})"
         if op in ("likely",):
             return self(e.args[0])
-        raise KernelError("emit C", f"kernel {self.kernel}", f"intrinsic {op}", ", ".join(sorted(_MATH)), "report this kernel")
+        raise KernelError(
+            "emit C",
+            f"kernel {self.kernel}",
+            f"intrinsic {op}",
+            ", ".join(sorted(_MATH)),
+            "report this kernel",
+        )

@@ -32,8 +32,6 @@ class CKernel:
     writes: tuple[bool, ...]
 
 
-
-
 def print_kernel(name: str, func: tirx.PrimFunc) -> CKernel:
     """The C function ``name`` for a lowered PrimFunc whose parameters are all buffers."""
     return _KernelPrinter(name, func).run()
@@ -61,7 +59,8 @@ class _KernelPrinter:
         self._stmt(self.func.body, 1)
         writes = tuple(n in self.written for _, n in params)
         args = [
-            f"{'' if w else 'const '}{c_type(dtype_of(p))} *restrict {n}" for (p, n), w in zip(params, writes, strict=True)
+            f"{'' if w else 'const '}{c_type(dtype_of(p))} *restrict {n}"
+            for (p, n), w in zip(params, writes, strict=True)
         ]
         if self.workspace:
             args.append("unsigned char *restrict workspace")
@@ -84,12 +83,20 @@ class _KernelPrinter:
 
     def _var(self, var: Any) -> str:
         if var not in self.names:
-            raise KernelError("emit C", f"kernel {self.name}", f"unbound variable {var}", "loop variables", "report this kernel")
+            raise KernelError(
+                "emit C",
+                f"kernel {self.name}",
+                f"unbound variable {var}",
+                "loop variables",
+                "report this kernel",
+            )
         return self.names[var]
 
     def _element(self, buffer: Any, indices: Any) -> str:
         if len(indices) != 1:
-            raise KernelError("emit C", f"kernel {self.name}", f"{len(indices)} indices", "one", "lower the kernel first")
+            raise KernelError(
+                "emit C", f"kernel {self.name}", f"{len(indices)} indices", "one", "lower the kernel first"
+            )
         if buffer in self.scalars:
             return self.scalars[buffer][int(indices[0].value)]
         text = self.expr(indices[0])
@@ -166,7 +173,9 @@ class _KernelPrinter:
             if not isinstance(s.value, tirx.IntImm):
                 self._out(depth, f"{self.expr(s.value)};")
         else:
-            raise KernelError("emit C", f"kernel {self.name}", kind, "statements of C99", "report this kernel")
+            raise KernelError(
+                "emit C", f"kernel {self.name}", kind, "statements of C99", "report this kernel"
+            )
 
     def _loop(self, s: Any, depth: int) -> None:
         name = self._fresh(s.loop_var.name)

@@ -47,18 +47,28 @@ class InProcess:
 
     def init(self) -> None:
         """Writes the initial parameters into the arena."""
-        code = getattr(self._library, f"tt_{self.name}_init")(ctypes.c_void_p(self.arena.ctypes.data), ctypes.c_size_t(self.arena.size))
+        code = getattr(self._library, f"tt_{self.name}_init")(
+            ctypes.c_void_p(self.arena.ctypes.data), ctypes.c_size_t(self.arena.size)
+        )
         self._check("init", code)
 
     def call(self, entry: str) -> None:
         """Runs an entry; raises TransportError with its status if it refuses."""
-        self._check(entry, getattr(self._library, f"tt_{self.name}_{entry}")(ctypes.c_void_p(self.arena.ctypes.data)))
+        self._check(
+            entry, getattr(self._library, f"tt_{self.name}_{entry}")(ctypes.c_void_p(self.arena.ctypes.data))
+        )
 
     def view(self, name: str) -> np.ndarray:
         """A tensor of the arena as an array that shares its memory."""
         t = self._tensors[name]
         if t["offset"] is None:
-            raise KernelError("host", f"tensor {name}", "in flash", "tensors of the arena", "read the model's parameters instead")
+            raise KernelError(
+                "host",
+                f"tensor {name}",
+                "in flash",
+                "tensors of the arena",
+                "read the model's parameters instead",
+            )
         flat = self.arena[t["offset"] : t["offset"] + t["bytes"]].view(_DTYPES[t["dtype"]])
         return flat.reshape(t["shape"])
 
@@ -72,14 +82,19 @@ class InProcess:
         if array.shape != target.shape:
             raise ShapeError("host", f"tensor {name}", array.shape, target.shape, "reshape the array")
         if array.dtype != target.dtype:
-            raise DTypeError("host", f"tensor {name}", array.dtype, target.dtype, "convert the array with astype")
+            raise DTypeError(
+                "host", f"tensor {name}", array.dtype, target.dtype, "convert the array with astype"
+            )
         target[...] = array
 
     def step(self, x: Any, label: Any, entry: str = "step") -> float:
         """Trains on one sample (or, with ``entry="accumulate"``, adds its gradients); returns the loss."""
         self.write(self._named("input"), x)
         label_name = self._named("label")
-        self.write(label_name, np.asarray(label, dtype=self.view(label_name).dtype).reshape(self.view(label_name).shape))
+        self.write(
+            label_name,
+            np.asarray(label, dtype=self.view(label_name).dtype).reshape(self.view(label_name).shape),
+        )
         self.call(entry)
         return float(self.read("loss")[0])
 
@@ -106,7 +121,9 @@ class InProcess:
 
     def _check(self, entry: str, code: int) -> None:
         if code != 0:
-            raise TransportError("host", f"entry {entry}", f"status {code}", "0", "see tt_status in tinytrain.h")
+            raise TransportError(
+                "host", f"entry {entry}", f"status {code}", "0", "see tt_status in tinytrain.h"
+            )
 
 
 def _compile(module: Any, folder: Path, cflags: Sequence[str] | None) -> Path:
@@ -120,7 +137,11 @@ def _compile(module: Any, folder: Path, cflags: Sequence[str] | None) -> Path:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
-        raise ToolMissingError("host", target.compiler, "not installed", "a C compiler", "apt-get install gcc") from error
+        raise ToolMissingError(
+            "host", target.compiler, "not installed", "a C compiler", "apt-get install gcc"
+        ) from error
     if done.returncode != 0:
-        raise KernelError("host", "compiler", done.stderr.strip().splitlines()[-1:], "clean C99", "report this library")
+        raise KernelError(
+            "host", "compiler", done.stderr.strip().splitlines()[-1:], "clean C99", "report this library"
+        )
     return out

@@ -1,0 +1,111 @@
+"""PlanMemory: every tensor and workspace gets its place in one arena, or in flash.
+
+The arena begins with what must keep its place (trained parameters, optimizer state, label, loss), then the input, which both
+``predict`` and ``step`` expect at the same offset; above them each entry's activations are planned on their own, because entries never
+run at the same time. The arena is as large as the largest entry's plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tvm_tinytrain.errors import BudgetError
+from tvm_tinytrain.memory import plan_memory, validate_plan
+from tvm_tinytrain.passes.program import PERSISTENT, Entry, Program, Storage
+from tvm_tinytrain.plan import Buffer, MemoryPlan, MemoryProblem
+
+ALIGN = 8
+
+
+@dataclass(frozen=True)
+class ArenaPlan:
+    """Offsets in bytes.
+
+    ``fixed``: persistent tensors and inputs; ``entries``: per entry its problem, its plan, and the name of each call's workspace
+    buffer (None where the kernel needs none). ``arena_bytes`` is the peak over all entries.
+    """
+
+    fixed: dict[str, int]
+    problems: dict[str, MemoryProblem]
+    plans: dict[str, MemoryPlan]
+    workspaces: dict[str, tuple[str | None, ...]]
+    arena_bytes: int
+    lower_bound: int
+
+    def offset(self, entry: str, name: str) -> int:
+        """The offset of a tensor as ``entry`` sees it."""
+        return self.fixed[name] if name in self.fixed else self.plans[entry][name]
+
+
+def plan_arena(program: Program, workspaces: Mapping[str, int], *, capacity: int | None = None) -> ArenaPlan:
+    """Plans and validates the arena of a program.
+
+    ``workspaces`` are bytes by kernel name. Raises BudgetError where ``capacity`` bytes do not suffice, naming the tensors that are
+    alive at the peak.
+    """
+    fixed: dict[str, int] = {}
+    kinds: dict[str, str] = {}
+    top = 0
+    results = {e.result for e in program.entries if e.name != "predict"}
+    order = [s for s in program.storages if s.role in PERSISTENT or s.name in results]
+    order += [s for s in program.storages if s.role == "input"]
+    for s in order:
+        fixed[s.name], kinds[s.name] = top, s.role
+        top += _round(s.bytes)
+    problems, plans, used = {}, {}, {}
+    for entry in program.entries:
+        problem, names = entry_problem(program, entry, fixed, workspaces)
+        if capacity is not None:
+            problem = MemoryProblem(problem.buffers, capacity)
+        try:
+            plan = plan_memory(problem)
+        except BudgetError as error:
+            raise BudgetError(
+                f"plan memory ({entry.name})", error.thing, error.found, error.allowed, error.hint
+            ) from error
+        validate_plan(problem, plan)
+        problems[entry.name], plans[entry.name], used[entry.name] = problem, plan, names
+    peak = _round(max(p.peak for p in plans.values()))
+    return ArenaPlan(fixed, problems, plans, used, peak, max(p.lower_bound for p in plans.values()))
+
+
+def entry_problem(
+    program: Program, entry: Entry, fixed: Mapping[str, int], workspaces: Mapping[str, int]
+) -> tuple[MemoryProblem, tuple[str | None, ...]]:
+    """The memory problem of one entry: step t is its t-th call; step 0 is the caller writing the inputs."""
+    last = len(entry.calls) + 1
+    first_use: dict[str, int] = {}
+    final_use: dict[str, int] = {}
+    for t, call in enumerate(entry.calls, start=1):
+        for name in call.args:
+            first_use.setdefault(name, t)
+            final_use[name] = t
+    if entry.result is not None:
+        final_use[entry.result] = last
+    buffers = []
+    for s in program.storages:
+        if s.name in fixed:
+            if s.role == "input":
+                if s.name in entry.inputs:
+                    buffers.append(_buffer(s, 0, final_use.get(s.name, 0) + 1, fixed[s.name]))
+            else:
+                buffers.append(_buffer(s, 0, last + 1, fixed[s.name]))
+        elif s.role == "activation" and s.name in first_use:
+            buffers.append(_buffer(s, first_use[s.name], final_use[s.name] + 1, None))
+    names: list[str | None] = []
+    for t, call in enumerate(entry.calls, start=1):
+        size = workspaces.get(call.kernel, 0)
+        names.append(f"{entry.name}.workspace_{t}" if size else None)
+        if size:
+            buffers.append(Buffer(f"{entry.name}.workspace_{t}", _round(size), t, t + 1, ALIGN, "workspace"))
+    return MemoryProblem(tuple(buffers)), tuple(names)
+
+
+def _buffer(s: Storage, lower: int, upper: int, offset: int | None) -> Buffer:
+    kind = {"param": "weight", "state": "optimizer state", "grad": "gradient"}.get(s.role, s.role)
+    return Buffer(s.name, _round(s.bytes), lower, upper, ALIGN, kind, offset=offset)
+
+
+def _round(size: int) -> int:
+    return (size + ALIGN - 1) // ALIGN * ALIGN

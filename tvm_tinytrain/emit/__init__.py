@@ -1,0 +1,5 @@
+"""From the lowered module to files: {path: bytes}, written by nobody here."""
+
+from tvm_tinytrain.emit.c_source import Library, emit_c, print_kernels
+
+__all__ = ["Library", "emit_c", "print_kernels"]

@@ -1,0 +1,136 @@
+"""The compiler on one page: every pass, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tvm
+from tvm import relax
+
+from tvm_tinytrain.config import FullTrain, LastLayer, TrainConfig, Update
+from tvm_tinytrain.errors import KernelError, PlanError
+from tvm_tinytrain.passes.append_loss import AppendLoss
+from tvm_tinytrain.passes.derive_backward import DeriveBackward
+from tvm_tinytrain.passes.fold_batch_norm import FoldBatchNorm
+from tvm_tinytrain.passes.fuse_update import FuseUpdate
+from tvm_tinytrain.passes.lower_graph import lower_graph
+from tvm_tinytrain.passes.lower_kernels import LowerKernels
+from tvm_tinytrain.passes.lower_layers import LowerLayers
+from tvm_tinytrain.passes.prune_backward import PruneBackward, full_update
+from tvm_tinytrain.passes.state import Layer, get_layers
+from tvm_tinytrain.plan import UpdatePlan
+from tvm_tinytrain.schedules import RULES, ScheduleKernels
+
+Passes = list[tvm.ir.transform.Pass]
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """What to watch while passes run.
+
+    ``dump_ir``: folder for the module after each pass; ``print_ir``: print it; ``time_passes``: collect a time per pass;
+    ``verify_each``: check that the module is well formed after each pass. ``on_pass`` is called with each pass's name.
+    """
+
+    dump_ir: Path | None = None
+    print_ir: bool = False
+    time_passes: bool = False
+    verify_each: bool = False
+    on_pass: Callable[[str], None] | None = field(default=None, compare=False)
+
+
+def canonicalise() -> Passes:
+    """One form for all front ends: batch norm folded, layers found, each with its bias and clamp in one kernel."""
+    return [FoldBatchNorm(), LowerLayers()]
+
+
+def derive(config: TrainConfig) -> Passes:
+    """Loss and the whole backward graph."""
+    return [AppendLoss(config.loss), DeriveBackward()]
+
+
+def prune_and_fuse(config: TrainConfig, plan: UpdatePlan) -> Passes:
+    """Only what the plan selects, each gradient consumed where it is made."""
+    return [PruneBackward(plan), FuseUpdate(config.optimizer, accumulate=config.accumulate)]
+
+
+def lower(target: tvm.target.Target) -> Passes:
+    """Kernels only, scheduled, as flat loops."""
+    return [*lower_graph(), ScheduleKernels(target, RULES), LowerKernels(target)]
+
+
+def resolve_plan(update: Update, layers: tuple[Layer, ...]) -> UpdatePlan:
+    """The plan that an update scheme means for a network with these layers."""
+    if not layers:
+        raise PlanError(
+            "update",
+            "network",
+            "no convolution or linear layer",
+            "at least one",
+            "train a network with layers",
+        )
+    if isinstance(update, UpdatePlan):
+        return update
+    chosen = layers if isinstance(update, FullTrain) else layers[-1:]
+    if not isinstance(update, (FullTrain, LastLayer)):
+        raise PlanError(
+            "update",
+            "update",
+            type(update).__name__,
+            "FullTrain, LastLayer or an UpdatePlan",
+            "choose one of these",
+        )
+    return UpdatePlan(tuple(full_update(layer) for layer in chosen))
+
+
+def compile_module(
+    mod: tvm.IRModule, config: TrainConfig, target: tvm.target.Target, instruments: Instruments
+) -> tuple[tvm.IRModule, UpdatePlan, dict[str, float]]:
+    """Runs the whole pipeline; returns the lowered module, the resolved plan, and seconds per pass."""
+    times: dict[str, float] = {}
+    runner = _Runner(instruments, times)
+    mod = runner(mod, [*canonicalise(), *derive(config)])
+    plan = resolve_plan(config.update, get_layers(mod))
+    mod = runner(mod, [*prune_and_fuse(config, plan), *lower(target)])
+    return mod, plan, times
+
+
+@dataclass
+class _Runner:
+    """Runs passes one by one with the instruments around them."""
+
+    instruments: Instruments
+    times: dict[str, float]
+    count: int = 0
+
+    def __call__(self, mod: tvm.IRModule, passes: Passes) -> tvm.IRModule:
+        import time
+
+        for each in passes:
+            name = str(each.info.name)
+            if self.instruments.on_pass is not None:
+                self.instruments.on_pass(name)
+            start = time.perf_counter()
+            mod = each(mod)
+            self.times[name] = self.times.get(name, 0.0) + time.perf_counter() - start
+            self.count += 1
+            self._watch(name, mod)
+        return mod
+
+    def _watch(self, name: str, mod: tvm.IRModule) -> None:
+        if self.instruments.verify_each and not relax.analysis.well_formed(mod):
+            raise KernelError(
+                "pipeline",
+                f"pass {name}",
+                "a module that is not well formed",
+                "valid IR after every pass",
+                "report this",
+            )
+        if self.instruments.dump_ir is not None:
+            self.instruments.dump_ir.mkdir(parents=True, exist_ok=True)
+            path = self.instruments.dump_ir / f"{self.count:02d}_{name}.py"
+            path.write_text(mod.script(), encoding="utf-8")
+        if self.instruments.print_ir:
+            print(f"# after {name}\n{mod.script()}")  # noqa: T201
