@@ -18,11 +18,12 @@ def runtime_sources(board: Board) -> tuple[str, ...]:
     core = board.target.core
     if not core.is_microcontroller:
         return common
-    return (*common, "cortex_m/startup.c", "cortex_m/fault.c", f"cortex_m/mpu_{core.mpu}.c")
+    clock = () if board.port == "semihosting" else ("cortex_m/ticks_systick.c",)
+    return (*common, "cortex_m/startup.c", "cortex_m/fault.c", f"cortex_m/mpu_{core.mpu}.c", *clock)
 
 
 def runtime_headers() -> tuple[str, ...]:
     """Return the headers, relative to `runtime_folder`."""
     root = runtime_folder()
-    found = [*root.glob("include/*.h"), *root.glob("cortex_m/*.h")]
+    found = [*root.glob("include/*.h"), *root.glob("cortex_m/*.h"), *root.glob("port/*.h")]
     return tuple(sorted(path.relative_to(root).as_posix() for path in found))

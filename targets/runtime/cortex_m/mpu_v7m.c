@@ -31,8 +31,8 @@ void tt_mpu_enable(void) {
     const tt_mpu_region *region = &regions[i];
     MPU_RNR = i;
     MPU_RBAR = region->base;
-    MPU_RASR = attributes(region->access) | region->extent << 8 |
-               (region->log2_bytes - 1u) << 1 | 1u;
+    MPU_RASR =
+        attributes(region->access) | region->extent << 8 | (region->log2_bytes - 1u) << 1 | 1u;
   }
   MPU_CTRL = 1; /* enabled, no background map, off inside of hard faults */
   __asm__ volatile("dsb\nisb" ::: "memory");

@@ -12,6 +12,8 @@ typedef union {
 } tt_vector;
 
 void tt_reset_handler(void);
+void tt_systick_handler(void) __attribute__((weak, alias("tt_unexpected_handler")));
+void tt_unexpected_handler(void);
 void tt_fault_handler(void);
 void tt_start(void);
 
@@ -31,8 +33,13 @@ __attribute__((section(".vectors"), used)) const tt_vector tt_vectors[16] = {
     {.handler = tt_fault_handler}, /* debug monitor */
     {.stack = 0},
     {.handler = tt_fault_handler}, /* PendSV */
-    {.handler = tt_fault_handler}, /* SysTick */
+    {.handler = tt_systick_handler},
 };
+
+__attribute__((naked, used)) void tt_unexpected_handler(void) {
+  __asm__ volatile("ldr r0, =tt_fault_handler\n"
+                   "bx r0\n");
+}
 
 /* The FPU must be on before any compiled C: even a copy loop may use its registers. */
 __attribute__((naked, noreturn)) void tt_reset_handler(void) {

@@ -42,4 +42,7 @@ typedef enum {
 void tt_mpu_enable(void);
 void tt_mpu_disable(void);
 
+/* Starts the cycle counter behind tt_port_ticks (ticks_systick.c). */
+void tt_ticks_start(void);
+
 #endif /* TT_CORTEX_M_H */

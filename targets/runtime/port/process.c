@@ -1,13 +1,18 @@
-/* Board "host": a process of this machine. The stream is stdin and stdout, the console is stderr.
- * The server runs on a thread whose stack is painted and ends at a page that nobody may touch. */
+/* A process under an operating system: board "host", Linux boards, user-mode emulators. The stream
+ * is stdin and stdout, or with the argument --listen=PORT the first connection to that TCP port;
+ * the console is stderr. The server runs on a thread whose stack is painted and ends at a page that
+ * nobody may touch. */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -128,7 +133,39 @@ static void *serve(void *unused) {
   _exit(tt_server_main());
 }
 
-int main(void) {
+/* Serves one connection: its socket becomes stdin and stdout. */
+static int listen_on(const char *text) {
+  struct sockaddr_in address;
+  memset(&address, 0, sizeof address);
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_ANY);
+  address.sin_port = htons((uint16_t)strtoul(text, NULL, 10));
+  socklen_t length = sizeof address;
+  const int on = 1;
+  int listener = socket(AF_INET, SOCK_STREAM, 0);
+  if (listener < 0 || setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) != 0 ||
+      bind(listener, (const struct sockaddr *)&address, sizeof address) != 0 ||
+      listen(listener, 1) != 0 ||
+      getsockname(listener, (struct sockaddr *)&address, &length) != 0) {
+    perror("listen");
+    return -1;
+  }
+  fprintf(stderr, "listening on port %u\n", (unsigned)ntohs(address.sin_port));
+  int connection = accept(listener, NULL, NULL);
+  if (connection < 0 || dup2(connection, STDIN_FILENO) < 0 || dup2(connection, STDOUT_FILENO) < 0) {
+    perror("accept");
+    return -1;
+  }
+  setsockopt(connection, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  close(listener);
+  close(connection);
+  return 0;
+}
+
+int main(int argc, char **argv) {
+  if (argc > 1 && (strncmp(argv[1], "--listen=", 9) != 0 || listen_on(argv[1] + 9) != 0)) {
+    return 2;
+  }
   uint8_t *mapped = mmap(NULL, GUARD_BYTES + TT_STACK_BYTES, PROT_READ | PROT_WRITE,
                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapped == MAP_FAILED || mprotect(mapped, GUARD_BYTES, PROT_NONE) != 0) {
