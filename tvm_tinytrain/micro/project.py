@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from tvm_tinytrain.errors import ArchiveError, BoardError
 from tvm_tinytrain.micro.elf import Program, read_program
-from tvm_tinytrain.micro.runners import Connection, StartOptions, start
+from tvm_tinytrain.micro.runners import Connection, StartOptions, flash, start
 from tvm_tinytrain.micro.toolchain import Compilation, MemoryOverflowError, compile_all, link
 from tvm_tinytrain.targets.boards import BOARDS, Board, get_board
 from tvm_tinytrain.targets.chips import Memory
@@ -20,7 +20,7 @@ from tvm_tinytrain.targets.runtime_files import runtime_folder, runtime_headers,
 
 _STRICT = ("-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror")
 _SECTIONS = ("-ffunction-sections", "-fdata-sections")
-_RECEIVE_BYTES = 1024
+_RECEIVE_BYTES = {True: 64, False: 1024}  # a serial line brings single bytes
 
 
 class Library(Protocol):
@@ -118,8 +118,10 @@ def _config(board: Board, arena_bytes: int) -> str:
         f'#define TT_BOARD_NAME "{board.name}"',
         f"#define TT_STACK_BYTES {board.stack_bytes}",
         f"#define TT_FRAME_PAYLOAD {board.frame_payload_bytes}u",
-        f"#define TT_RECEIVE_BYTES {_RECEIVE_BYTES}",
+        f"#define TT_RECEIVE_BYTES {_RECEIVE_BYTES[board.runner == 'serial']}",
         f"#define TT_LINKED_ARENA_BYTES {linked}",
+        f"#define TT_CLOCK_HZ {board.chip.clock_hz}u",
+        f"#define TT_BAUD {board.baud}",
     ]
     if board.target.core.mpu != "none":
         lines.append(f"#define TT_MPU_REGIONS {mpu_initializer(mpu_regions(board))}")
@@ -164,7 +166,8 @@ class GeneratedProject:
         if target.core.is_microcontroller:
             self._arena_memory = self._link_firmware(objects)
         else:
-            link(target, objects, ["-lm", "-pthread"], self.program_path)
+            static = [] if self.board.runner == "process" else ["-static"]  # no libraries of the other system
+            link(target, objects, ["-lm", "-pthread", *static], self.program_path)
         self._program = read_program(self.program_path)
         return self
 
@@ -225,10 +228,11 @@ class GeneratedProject:
                 used["flash"] += section.bytes
         return LinkedSizes(used["flash"], used["sram"], used["external"])
 
-    def flash(self) -> GeneratedProject:
+    def flash(self, options: StartOptions | None = None) -> GeneratedProject:
         """Put the program on the board; an emulator and this machine load it when it starts."""
         if not self.program_path.exists():
             raise BoardError("flash", self.library, "not built", "a built project", "call build() first")
+        flash(self.board, self.program_path, options or StartOptions())
         return self
 
     def open_transport(self, options: StartOptions | None = None) -> Connection:

@@ -43,7 +43,7 @@ class Session:
     by_function
         Count instructions by function too; see `function_instructions`.
     port
-        Serial device of a real board.
+        Where a real board is: a serial device, or a Linux board's ``[user@]host`` or ``host:port``.
 
     Examples
     --------
@@ -85,7 +85,7 @@ class Session:
             return self
         with contextlib.ExitStack() as stack:
             self._project = self._built(stack)
-            connection = self._project.flash().open_transport(self._start_options)
+            connection = self._project.flash(self._start_options).open_transport(self._start_options)
             self._connection = connection
             self._finalizer = weakref.finalize(self, connection.close)
             try:
