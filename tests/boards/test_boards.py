@@ -1,0 +1,133 @@
+"""Every board of the table: emulated ones run and agree, real ones link within their memories."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.boards.conftest import hand_written
+from tvm_tinytrain.errors import BoardError, ToolMissingError, TransportError
+from tvm_tinytrain.micro import Session, generate_project
+from tvm_tinytrain.micro.runners import StartOptions, start
+from tvm_tinytrain.targets.boards import BOARDS, Board, get_board
+from tvm_tinytrain.targets.memory_map import cover, linker_script, mpu_regions
+
+X = np.linspace(-1, 1, 16, dtype=np.float32).reshape(1, 16)
+Y = np.array([[1, 0, -1, 0.5]], dtype=np.float32)
+
+
+def marks(board: Board) -> list[pytest.MarkDecorator]:
+    needed = [tool for tool in board.all_tools if tool not in ("gcc", "size", "nm", "openocd", "ssh", "scp")]
+    return [pytest.mark.host_compiler, pytest.mark.needs(*(t for t in needed if not t.endswith("-size")))]
+
+
+def boards(*, hardware: bool) -> list[Any]:
+    return [pytest.param(b.name, marks=marks(b)) for b in BOARDS.values() if b.hardware is hardware]
+
+
+@pytest.mark.parametrize("board", boards(hardware=False))
+def test_a_board_learns_what_this_machine_learns(built: Any, board: str) -> None:
+    with Session(built("host")) as session:
+        expected = [session.step(X, Y) for _ in range(10)], session.predict(X)
+    with Session(built(board)) as session:
+        losses = [session.step(X, Y) for _ in range(10)]
+        np.testing.assert_allclose(losses, expected[0], rtol=1e-5)
+        np.testing.assert_allclose(session.predict(X), expected[1], rtol=1e-4, atol=1e-6)
+        memory = session.memory()
+        assert 0 < memory["stack_bytes"] < memory["stack_limit_bytes"]
+        assert memory["arena_high_water_bytes"] == 3376
+        assert memory["flash_bytes"] > 4000 and memory["sram_bytes_linked"] > memory["arena_bytes"]
+        if board != "host":
+            assert session.time_unit == "instructions"
+            assert session.time("predict") == session.time("predict") > 64
+        assert session.info.board == board
+
+
+@pytest.mark.parametrize("entry", ["overflow_stack", "write_flash", "write_nowhere"])
+@pytest.mark.parametrize("board", boards(hardware=False))
+def test_a_board_reports_its_faults(built: Any, board: str, entry: str) -> None:
+    with Session(built(board)) as session, pytest.raises(TransportError, match=f"tt-fault: .* in {entry}"):
+        session.call(entry)
+
+
+@pytest.mark.parametrize("board", boards(hardware=True))
+def test_a_real_board_links_within_its_memory(built: Any, board: str) -> None:
+    project = built(board)
+    sizes = project.sizes()
+    chip = project.board.chip
+    if chip.memories:
+        assert 4000 < sizes.flash_bytes < chip.first("flash").bytes
+        assert 4352 < sizes.sram_bytes < chip.first("sram").bytes
+        assert {"tt_ticks_start", "tt_systick_handler"} <= {f.name for f in project.program.functions}
+
+
+@pytest.mark.needs("arm-none-eabi-gcc")
+def test_what_does_not_fit_a_real_board_says_by_how_much(tmp_path: Path) -> None:
+    with pytest.raises(BoardError, match=r"memory SRAM: found \d+ bytes too many"):
+        generate_project(hand_written(330_000), "stm32f746g-disco", tmp_path).build()
+
+
+@pytest.mark.parametrize("name", ["stm32f746g-disco", "raspberry-pi-4"])
+def test_a_real_board_needs_to_be_told_where_it_is(name: str) -> None:
+    board = get_board(name)
+    with pytest.raises(BoardError, match=r"no port.*pass e\.g\. port="):
+        start(board, Path("x.elf"), StartOptions())
+
+
+def test_a_missing_tool_says_how_to_get_it(
+    fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ToolMissingError, match=r"arm-none-eabi-gcc.*apt-get install.*gcc-arm-none-eabi"):
+        Session(fake, "mps2-an500", tmp_path).open()
+    with pytest.raises(ToolMissingError, match=r"gcc: .*apt-get install"):
+        Session(fake, "host", tmp_path).open()
+
+
+@pytest.mark.emulator
+def test_the_emulator_may_be_missing(built: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = built("mps2-an500")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ToolMissingError, match=r"qemu-system-arm.*apt-get install.*qemu-system-arm"):
+        Session(project).open()
+
+
+@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS.keys())
+def test_the_table_is_sound(board: Board) -> None:
+    assert board.target.core.is_microcontroller == bool(board.chip.memories)
+    assert set(board.all_tools)
+    if not board.chip.memories:
+        return
+    for memory in board.chip.memories:
+        assert memory.name in linker_script(board, memory) or memory.kind not in ("sram", "external")
+    sram = board.chip.first("sram")
+    assert board.stack_bytes + board.frame_payload_bytes < sram.bytes // 4
+    regions = mpu_regions(board)
+    assert 3 <= len(regions) <= 8
+
+
+@pytest.mark.parametrize(
+    ("origin", "size"),
+    [
+        (0x20000000, 320 << 10),
+        (0, 4 << 20),
+        (0x20010000, 256 << 10),
+        (0x24000000, 512 << 10),
+        (0x8000, 0x8000),
+        (0x20000000, 192 << 10),
+        (0x20000020, 96),
+    ],
+)
+def test_regions_cover_exactly(origin: int, size: int) -> None:
+    covered = []
+    for region in cover(origin, size, "TT_ACCESS_DATA"):
+        assert region.base % (1 << region.log2_bytes) == 0 and region.log2_bytes >= 8
+        eighth = (1 << region.log2_bytes) // 8
+        covered += [(region.base + i * eighth, eighth) for i in range(8) if not region.off >> i & 1]
+    assert covered[0][0] == origin
+    assert sum(bytes_ for _, bytes_ in covered) == size
+    assert all(a + n == b for (a, n), (b, _) in pairwise(covered))
