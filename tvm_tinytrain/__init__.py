@@ -1,5 +1,89 @@
-"""A compiler for on-device training: adapts a trained network on Arm microcontrollers and processors."""
+"""A compiler for on-device training: adapts a trained network on Arm microcontrollers and processors.
+
+Names are loaded when first used: ``import tvm_tinytrain`` alone imports neither TVM nor PyTorch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from tvm_tinytrain._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from tvm_tinytrain import micro
+    from tvm_tinytrain.build import TrainModule, build
+    from tvm_tinytrain.config import (
+        MSE,
+        SGD,
+        Adam,
+        AdamW,
+        BinaryCrossEntropy,
+        Budget,
+        CrossEntropy,
+        FullTrain,
+        LastLayer,
+    )
+    from tvm_tinytrain.errors import TinyTrainError
+    from tvm_tinytrain.pipeline import Instruments
+    from tvm_tinytrain.plan import LayerUpdate, UpdatePlan
+
+_HOME = {
+    "build": "build",
+    "TrainModule": "build",
+    "load": "build",
+    "Instruments": "pipeline",
+    "TinyTrainError": "errors",
+    "LayerUpdate": "plan",
+    "UpdatePlan": "plan",
+    **dict.fromkeys(
+        (
+            "MSE",
+            "SGD",
+            "Adam",
+            "AdamW",
+            "BinaryCrossEntropy",
+            "Budget",
+            "CrossEntropy",
+            "FullTrain",
+            "LastLayer",
+        ),
+        "config",
+    ),
+}
+_SUBPACKAGES = ("micro", "models")
+
+__all__ = [
+    "MSE",
+    "SGD",
+    "Adam",
+    "AdamW",
+    "BinaryCrossEntropy",
+    "Budget",
+    "CrossEntropy",
+    "FullTrain",
+    "Instruments",
+    "LastLayer",
+    "LayerUpdate",
+    "TinyTrainError",
+    "TrainModule",
+    "UpdatePlan",
+    "__version__",
+    "build",
+    "load",
+    "micro",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"tvm_tinytrain.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'tvm_tinytrain' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"tvm_tinytrain.{_HOME[name]}"), name)
+    globals()[name] = value  # the submodule `build` would otherwise shadow the function of the same name
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,13 +31,12 @@ Passes = list[tvm.ir.transform.Pass]
 class Instruments:
     """What to watch while passes run.
 
-    ``dump_ir``: folder for the module after each pass; ``print_ir``: print it; ``time_passes``: collect a time per pass;
-    ``verify_each``: check that the module is well formed after each pass. ``on_pass`` is called with each pass's name.
+    ``dump_ir``: folder for the module after each pass; ``print_ir``: print it; ``verify_each``: check that the module is well
+    formed after each pass. ``on_pass`` is called with each pass's name before it runs.
     """
 
     dump_ir: Path | None = None
     print_ir: bool = False
-    time_passes: bool = False
     verify_each: bool = False
     on_pass: Callable[[str], None] | None = field(default=None, compare=False)
 
@@ -106,8 +106,6 @@ class _Runner:
     count: int = 0
 
     def __call__(self, mod: tvm.IRModule, passes: Passes) -> tvm.IRModule:
-        import time
-
         for each in passes:
             name = str(each.info.name)
             if self.instruments.on_pass is not None:

@@ -100,7 +100,7 @@ def _guard(library: Library, suffix: str, body: str) -> str:
 def _public_header(library: Library) -> str:
     p, up = library.prefix, library.prefix.upper()
     lines = ['#include "tinytrain.h"', "", "#ifdef __cplusplus", 'extern "C" {', "#endif", ""]
-    lines += [f"/* Bytes of the arena, and its alignment: the caller owns it, e.g. as a static array. */"]
+    lines += ["/* Bytes of the arena, and its alignment: the caller owns it, e.g. as a static array. */"]
     lines += [
         f"#define {up}_ARENA_BYTES {library.arena.arena_bytes}",
         f"#define {up}_ARENA_ALIGN {ALIGN}",
@@ -274,7 +274,7 @@ def _tables(library: Library) -> str:
         f'    {{"{e.name}", {p}_{e.name}}},' for e in library.program.entries
     ]
     return (
-        f"static const tt_tensor tensors[] = {{\n" + "\n".join(rows) + "\n};\n\n" + init + "\n"
+        "static const tt_tensor tensors[] = {\n" + "\n".join(rows) + "\n};\n\n" + init + "\n"
         "static const tt_entry entries[] = {\n" + "\n".join(entries) + "\n};\n\n"
         f'const tt_library {p}_library = {{"{library.name}", "{library.version}", "{library.digest}", '
         f"{p.upper()}_ARENA_BYTES, {ALIGN}, {len(rows)}, tensors, {len(entries)}, entries}};\n"

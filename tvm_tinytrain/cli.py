@@ -1,0 +1,171 @@
+"""The command ``tinytrain``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tvm_tinytrain._version import __version__
+from tvm_tinytrain.errors import TinyTrainError
+
+_COMPILE_EXAMPLE = """example:
+  tinytrain compile network.pt2 --target "c -mcpu=cortex-m7" --update last-layer --lr 0.01 -o network.tar
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code. A TinyTrainError becomes one line on stderr and exit code 1."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except TinyTrainError as error:
+        print(f"tinytrain: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("tinytrain: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tinytrain", description="A compiler for on-device training.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_compile(commands)
+    _add_report(commands)
+    _add_boards(commands)
+    return parser
+
+
+def _add_compile(commands: Any) -> None:
+    form = argparse.RawDescriptionHelpFormatter
+    p = commands.add_parser(
+        "compile", help="network → library archive", epilog=_COMPILE_EXAMPLE, formatter_class=form
+    )
+    p.add_argument("model", help=".pt2, .onnx, or Relay text (.relay)")
+    p.add_argument("-o", "--output", required=True, type=Path, help="archive to write, e.g. network.tar")
+    p.add_argument("--target", default="c -mcpu=cortex-m7", help='"c -mcpu=cortex-m7" (default), "host", …')
+    p.add_argument("--name", default="model", help="C identifier in all public names (default: model)")
+    p.add_argument("--loss", choices=("cross-entropy", "mse", "bce"), default="cross-entropy")
+    p.add_argument("--optimizer", choices=("sgd", "adam", "adamw"), default="sgd")
+    p.add_argument("--lr", type=float, default=0.01, help="learning rate (default: 0.01)")
+    p.add_argument("--momentum", type=float, default=0.0, help="SGD's momentum")
+    p.add_argument("--update", default="full", help="full, last-layer, or a JSON file with an update plan")
+    p.add_argument("--memory", help='SRAM budget of the arena, e.g. "256KB"')
+    p.add_argument("--accumulate", action="store_true", help="entries accumulate + apply instead of step")
+    p.add_argument("--dump-ir", type=Path, metavar="DIR", help="write the module after each pass")
+    p.add_argument("--print-ir-after-all", action="store_true", help="print the module after each pass")
+    p.add_argument("--time-passes", action="store_true", help="print seconds per pass")
+    p.add_argument("--verify-each", action="store_true", help="check the module after each pass")
+    p.set_defaults(run=_compile)
+
+
+def _compile(a: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from tvm_tinytrain import config
+    from tvm_tinytrain.build import build
+    from tvm_tinytrain.pipeline import Instruments
+
+    optimizer: config.Optimizer = {
+        "sgd": config.SGD(a.lr, a.momentum),
+        "adam": config.Adam(a.lr),
+        "adamw": config.AdamW(a.lr),
+    }[a.optimizer]
+    losses: dict[str, config.Loss] = {
+        "cross-entropy": config.CrossEntropy(),
+        "mse": config.MSE(),
+        "bce": config.BinaryCrossEntropy(),
+    }
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("import")
+        watch = Instruments(
+            a.dump_ir,
+            a.print_ir_after_all,
+            a.verify_each,
+            lambda name: progress.update(task, description=name),
+        )
+        module = build(
+            a.model,
+            a.target,
+            loss=losses[a.loss],
+            optimizer=optimizer,
+            update=_update(a.update),
+            budget=config.Budget(memory=a.memory),
+            accumulate=a.accumulate,
+            name=a.name,
+            instruments=watch,
+        )
+    print(json.dumps(module.metadata["options"], sort_keys=True))
+    if a.time_passes:
+        for name, seconds in module.pass_seconds.items():
+            print(f"{seconds:8.3f} s  {name}")
+    print(module.report())
+    print(f"wrote {module.export(a.output)}")
+    return 0
+
+
+def _update(text: str) -> Any:
+    from tvm_tinytrain.config import FullTrain, LastLayer
+    from tvm_tinytrain.errors import PlanError
+    from tvm_tinytrain.plan import UpdatePlan
+
+    if text in ("full", "last-layer"):
+        return FullTrain() if text == "full" else LastLayer()
+    try:
+        return UpdatePlan.from_json(Path(text).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PlanError(
+            "compile", f"--update {text}", error, "full, last-layer or a JSON file", "check the path"
+        ) from error
+
+
+def _add_report(commands: Any) -> None:
+    p = commands.add_parser(
+        "report", help="what an archive holds", epilog="example:\n  tinytrain report network.tar"
+    )
+    p.add_argument("archive", type=Path)
+    p.add_argument("--json", action="store_true", help="print the metadata as JSON")
+    p.set_defaults(run=_report)
+
+
+def _report(a: argparse.Namespace) -> int:
+    from tvm_tinytrain.build import load
+
+    module = load(a.archive)
+    print(json.dumps(module.metadata, indent=1, sort_keys=True) if a.json else module.report())
+    return 0
+
+
+def _add_boards(commands: Any) -> None:
+    p = commands.add_parser(
+        "boards", help="boards, and what is missing for them here", epilog="example:\n  tinytrain boards"
+    )
+    p.add_argument("--json", action="store_true", help="print the list as JSON")
+    p.set_defaults(run=_boards)
+
+
+def _boards(a: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from tvm_tinytrain.targets.boards import BOARDS
+    from tvm_tinytrain.targets.tools import how_to_get, missing_tools
+
+    rows = []
+    for board in BOARDS.values():
+        missing = [how_to_get(tool).split()[-1] for tool in missing_tools(board.all_tools)]
+        rows.append({"name": board.name, "target": str(board.target), "missing": missing})
+    if a.json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    table = Table("board", "target", "missing here")
+    for row in rows:
+        table.add_row(str(row["name"]), str(row["target"]), ", ".join(row["missing"]) or "nothing")  # type: ignore[arg-type]
+    Console().print(table)
+    return 0

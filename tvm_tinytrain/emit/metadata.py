@@ -1,0 +1,104 @@
+"""What is known about a built library, as JSON values, and the same as text for a terminal."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from dataclasses import asdict
+from typing import Any
+
+from tvm_tinytrain._version import __version__
+from tvm_tinytrain.config import TrainConfig
+from tvm_tinytrain.emit.c_source import Library
+from tvm_tinytrain.emit.model_library import FORMAT
+from tvm_tinytrain.passes.state import Layer
+from tvm_tinytrain.plan import UpdatePlan
+from tvm_tinytrain.targets.target import Target
+
+_PACKAGES = ("apache-tvm", "apache-tvm-ffi", "numpy")
+
+
+def describe_options(config: TrainConfig) -> dict[str, Any]:
+    """The options as JSON values, each choice with its class name."""
+    described: dict[str, Any] = {"accumulate": config.accumulate, "name": config.name}
+    for key in ("loss", "optimizer", "update", "budget"):
+        value = getattr(config, key)
+        fields = json.loads(value.to_json()) if isinstance(value, UpdatePlan) else asdict(value)
+        described[key] = {"kind": type(value).__name__, "fields": fields}
+    return described
+
+
+def make_metadata(
+    library: Library,
+    target: Target,
+    plan: UpdatePlan,
+    layers: tuple[Layer, ...],
+    options: dict[str, Any],
+    macs: dict[str, int],
+) -> dict[str, Any]:
+    """The content of ``metadata.json``."""
+    arena, tensors = library.arena, library.tensors()
+    by_kind: dict[str, int] = {}
+    for t in tensors:
+        by_kind[t.role] = by_kind.get(t.role, 0) + t.storage.bytes
+    weights = {layer.id: layer for layer in layers}
+    trained = sum(
+        len(u.outputs) * (len(u.inputs) if u.inputs is not None else weights[u.layer].inputs)
+        * (weights[u.layer].weights // (weights[u.layer].channels * weights[u.layer].inputs))
+        for u in plan.layers
+        if u.weight
+    )  # fmt: skip
+    return {
+        "format": FORMAT,
+        "name": library.name,
+        "digest": library.digest,
+        "target": target.to_json(),
+        "options": options,
+        "versions": {"tvm_tinytrain": __version__, **{p: importlib.metadata.version(p) for p in _PACKAGES}},
+        "plan": json.loads(plan.to_json()),
+        "plan_digest": plan.digest,
+        "trained_weights": trained,
+        "layers": [asdict(layer) for layer in layers],
+        "macs": macs,
+        "entries": ["init", *(e.name for e in library.program.entries)],
+        "tensors": [
+            {"name": t.name, "role": t.role, "dtype": t.storage.dtype, "shape": list(t.storage.shape), "bytes": t.storage.bytes,
+             "offset": t.offset}
+            for t in tensors
+        ],
+        "memory": {
+            "arena_bytes": arena.arena_bytes,
+            "lower_bound_bytes": arena.lower_bound,
+            "flash_constant_bytes": by_kind.get("const", 0) + by_kind.get("list", 0),
+            "bytes_by_role": by_kind,
+            "entries": {
+                e.name: {"peak_bytes": arena.plans[e.name].peak, "lower_bound_bytes": arena.plans[e.name].lower_bound, "calls": len(e.calls)}
+                for e in library.program.entries
+            },
+        },
+    }  # fmt: skip
+
+
+def report_text(metadata: dict[str, Any]) -> str:
+    """Layers, what is trained, multiply-accumulates, and bytes by pool, from a library's metadata."""
+    memory = metadata["memory"]
+    chosen = {u["layer"]: len(u["outputs"]) for u in metadata["plan"]["layers"]}
+    lines = [
+        f"{metadata['name']} for {metadata['options']['target']}",
+        f"  trained: {len(chosen)} of {len(metadata['layers'])} layers, {metadata['trained_weights']} weights",
+        f"  SRAM arena {memory['arena_bytes']} B (lower bound {memory['lower_bound_bytes']} B), "
+        f"flash constants {memory['flash_constant_bytes']} B",
+    ]
+    for entry, info in memory["entries"].items():
+        macs = metadata["macs"][entry]
+        lines.append(
+            f"  {entry}: peak {info['peak_bytes']} B, {macs} multiply-accumulates, {info['calls']} kernel calls"
+        )
+    lines.append(f"  {'layer':>5}  {'weight':<32} {'shape':<14} {'MACs':>10}  trained channels")
+    for layer in metadata["layers"]:
+        shape = "×".join(str(d) for d in layer["weight_shape"])
+        trained = f"{chosen.get(layer['id'], 0)}/{layer['weight_shape'][0]}"
+        lines.append(
+            f"  {layer['id']:>5}  {layer['weight'][-32:]:<32} {shape:<14} {layer['macs']:>10}  {trained}"
+        )
+    return "\n".join(lines)
