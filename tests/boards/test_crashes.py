@@ -152,11 +152,8 @@ def test_a_killed_host_takes_the_board_with_it(built: Any, board: str) -> None:
     script = textwrap.dedent(
         f"""
         import sys
-        from pathlib import Path
-        from tvm_tinytrain.micro.project import GeneratedProject
-        from tvm_tinytrain.micro import Session
-        from tvm_tinytrain.targets.boards import get_board
-        project = GeneratedProject(Path({str(project.folder)!r}), get_board({board!r}), "fake")
+        from tvm_tinytrain.micro import GeneratedProject, Session
+        project = GeneratedProject.from_directory({str(project.folder)!r})
         with Session(project, timeout_s=60) as session:
             print("open", flush=True)
             session.call("hang")

@@ -138,6 +138,29 @@ class GeneratedProject:
         self._program: Program | None = None
         self._arena_memory: Memory | None = None
 
+    @classmethod
+    def from_directory(cls, folder: str | Path) -> GeneratedProject:
+        """Return the project that `generate_project` wrote into `folder`, built or not.
+
+        Raises
+        ------
+        ArchiveError
+            There is none.
+        BoardError
+            Its board is not known here.
+        """
+        root = Path(folder)
+        try:
+            described = json.loads((root / "project.json").read_text(encoding="utf-8"))
+            board, library = str(described["board"]), str(described["library"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            hint = "make it with generate_project"
+            raise ArchiveError("project", str(folder), str(error), "a project folder", hint) from error
+        project = cls(root, get_board(board), library)
+        if project.program_path.exists():
+            project._program = read_program(project.program_path)
+        return project
+
     @property
     def program_path(self) -> Path:
         """The linked program."""
