@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from tvm_tinytrain.targets.boards import Board
+from tvm_tinytrain.targets.memory_map import mpu_initializer, mpu_regions
+
+_RECEIVE_BYTES = {True: 64, False: 1024}  # a serial line brings single bytes
 
 
 def runtime_folder() -> Path:
@@ -27,3 +30,21 @@ def runtime_headers() -> tuple[str, ...]:
     root = runtime_folder()
     found = [*root.glob("include/*.h"), *root.glob("cortex_m/*.h"), *root.glob("port/*.h")]
     return tuple(sorted(path.relative_to(root).as_posix() for path in found))
+
+
+def runtime_config(board: Board, arena_bytes: int) -> str:
+    """Return ``tt_config.h``: what the C runtime must know of a board and of a library's arena."""
+    linked = (arena_bytes + 3) // 4 * 4 + board.arena_guard_bytes
+    lines = [
+        "/* Generated: what the C runtime must know of this board and this library. */",
+        f'#define TT_BOARD_NAME "{board.name}"',
+        f"#define TT_STACK_BYTES {board.stack_bytes}",
+        f"#define TT_FRAME_PAYLOAD {board.frame_payload_bytes}u",
+        f"#define TT_RECEIVE_BYTES {_RECEIVE_BYTES[board.runner == 'serial']}",
+        f"#define TT_LINKED_ARENA_BYTES {linked}",
+        f"#define TT_CLOCK_HZ {board.chip.clock_hz}u",
+        f"#define TT_BAUD {board.baud}",
+    ]
+    if board.target.core.mpu != "none":
+        lines.append(f"#define TT_MPU_REGIONS {mpu_initializer(mpu_regions(board))}")
+    return "\n".join(lines) + "\n"

@@ -15,12 +15,16 @@ from tvm_tinytrain.micro.runners import Connection, StartOptions, flash, start
 from tvm_tinytrain.micro.toolchain import Compilation, MemoryOverflowError, compile_all, link
 from tvm_tinytrain.targets.boards import BOARDS, Board, get_board
 from tvm_tinytrain.targets.chips import Memory
-from tvm_tinytrain.targets.memory_map import linker_script, mpu_initializer, mpu_regions
-from tvm_tinytrain.targets.runtime_files import runtime_folder, runtime_headers, runtime_sources
+from tvm_tinytrain.targets.memory_map import linker_script
+from tvm_tinytrain.targets.runtime_files import (
+    runtime_config,
+    runtime_folder,
+    runtime_headers,
+    runtime_sources,
+)
 
 _STRICT = ("-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror")
 _SECTIONS = ("-ffunction-sections", "-fdata-sections")
-_RECEIVE_BYTES = {True: 64, False: 1024}  # a serial line brings single bytes
 
 
 class Library(Protocol):
@@ -80,7 +84,7 @@ def generate_project(library: Library, board: str | Board, folder: str | Path) -
     for name in (*runtime_sources(chosen), *runtime_headers()):
         _write(root / "runtime" / name, (runtime_folder() / name).read_bytes())
     _write(root / "tt_active.c", _active(library.name).encode())
-    _write(root / "tt_config.h", _config(chosen, arena_bytes).encode())
+    _write(root / "tt_config.h", runtime_config(chosen, arena_bytes).encode())
     described = {"board": chosen.name, "library": library.name, "arena_bytes": arena_bytes}
     _write(root / "project.json", (json.dumps({**described, "options": asdict(chosen)}, indent=2)).encode())
     return GeneratedProject(root, chosen, library.name)
@@ -109,23 +113,6 @@ def _active(name: str) -> str:
         "extern const tt_library *const tt_active_library;\n"
         f"const tt_library *const tt_active_library = &tt_{name}_library;\n"
     )
-
-
-def _config(board: Board, arena_bytes: int) -> str:
-    linked = (arena_bytes + 3) // 4 * 4 + board.arena_guard_bytes
-    lines = [
-        "/* Generated: what the C runtime must know of this board and this library. */",
-        f'#define TT_BOARD_NAME "{board.name}"',
-        f"#define TT_STACK_BYTES {board.stack_bytes}",
-        f"#define TT_FRAME_PAYLOAD {board.frame_payload_bytes}u",
-        f"#define TT_RECEIVE_BYTES {_RECEIVE_BYTES[board.runner == 'serial']}",
-        f"#define TT_LINKED_ARENA_BYTES {linked}",
-        f"#define TT_CLOCK_HZ {board.chip.clock_hz}u",
-        f"#define TT_BAUD {board.baud}",
-    ]
-    if board.target.core.mpu != "none":
-        lines.append(f"#define TT_MPU_REGIONS {mpu_initializer(mpu_regions(board))}")
-    return "\n".join(lines) + "\n"
 
 
 class GeneratedProject:

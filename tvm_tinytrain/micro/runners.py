@@ -129,6 +129,8 @@ def _start_serial(board: Board, program: Path, options: StartOptions) -> Connect
 def _start_ssh(board: Board, program: Path, options: StartOptions) -> Connection:
     address = _address(board, options, "an address", "port='pi@raspberrypi' or port='raspberrypi:5555'")
     host, colon, number = address.partition(":")
+    if colon and not number.isdecimal():
+        raise BoardError("connect", f"{board.name}, port", address, "[user@]host or host:1234", "name it so")
     if colon:
         return Connection(TcpTransport(board.name, host, int(number)))
     command = [find_tool("ssh", "connect"), "-o", "BatchMode=yes", address, f"./{_REMOTE_NAME}"]
