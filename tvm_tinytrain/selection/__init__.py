@@ -1,0 +1,61 @@
+"""Which layers and channels are trained: costs, criteria, policies. Needs numpy, neither TVM nor torch.
+
+`select` is the entry: a cost accounting, budgets and Fisher potentials in, a `Selection` with its
+`UpdatePlan` out.
+"""
+
+from tvm_tinytrain.selection.accounting import (
+    Accounting,
+    ExactAccounting,
+    OptimizerCost,
+    PaperAccounting,
+    PlanCost,
+    plan_cost,
+)
+from tvm_tinytrain.selection.adapters import Adapter, lite_residuals
+from tvm_tinytrain.selection.bound import upper_bound
+from tvm_tinytrain.selection.cost import LayerCost, NetworkCosts, layer_cost, network_costs
+from tvm_tinytrain.selection.criterion import Greedy
+from tvm_tinytrain.selection.exact import Exact
+from tvm_tinytrain.selection.fisher import FisherMap, squared_norms
+from tvm_tinytrain.selection.network import LayerSpec, inverted_bottlenecks
+from tvm_tinytrain.selection.policies import bias_only, full_train, last_layer, sparse_update, train_layers
+from tvm_tinytrain.selection.problem import Budgets, Problem
+from tvm_tinytrain.selection.resample import resample
+from tvm_tinytrain.selection.schemes import SCHEMES
+from tvm_tinytrain.selection.selector import Selection, TaskAdaptive, captured_share, select
+
+__all__ = [
+    "SCHEMES",
+    "Accounting",
+    "Adapter",
+    "Budgets",
+    "Exact",
+    "ExactAccounting",
+    "FisherMap",
+    "Greedy",
+    "LayerCost",
+    "LayerSpec",
+    "NetworkCosts",
+    "OptimizerCost",
+    "PaperAccounting",
+    "PlanCost",
+    "Problem",
+    "Selection",
+    "TaskAdaptive",
+    "bias_only",
+    "captured_share",
+    "full_train",
+    "inverted_bottlenecks",
+    "last_layer",
+    "layer_cost",
+    "lite_residuals",
+    "network_costs",
+    "plan_cost",
+    "resample",
+    "select",
+    "sparse_update",
+    "squared_norms",
+    "train_layers",
+    "upper_bound",
+]
