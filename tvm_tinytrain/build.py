@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -41,14 +42,25 @@ class TrainModule:
     layers: tuple[Layer, ...]
     program: Program = field(repr=False)
     arena: ArenaPlan = field(repr=False)
-    pass_seconds: dict[str, float] = field(repr=False, default_factory=dict)
+    pass_seconds: dict[str, float] = field(repr=False, default_factory=dict, compare=False)
 
     def write(self, folder: str | Path) -> Path:
-        """Writes the files into ``folder`` (made if absent) and returns it."""
+        """Writes the files into ``folder`` (made if absent) and returns it; ArchiveError where that is impossible."""
         path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        for name, content in self.files.items():
-            (path / name).write_bytes(content)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            partial = {name: path / f"{name}.partial" for name in self.files}
+            for name, content in self.files.items():
+                partial[name].write_bytes(content)
+            for name in self.files:
+                partial[name].replace(path / name)
+        except OSError as error:
+            for name in self.files:
+                with contextlib.suppress(OSError):
+                    (path / f"{name}.partial").unlink()
+            raise ArchiveError(
+                "write", str(path), error, "a writable folder", "choose another folder"
+            ) from error
         return path
 
     def export(self, path: str | Path) -> Path:
@@ -175,5 +187,5 @@ def build(
     files = emit_c(library)
     files["metadata.json"] = (json.dumps(metadata, indent=1, sort_keys=True) + "\n").encode()
     return TrainModule(
-        name, resolved_target, dict(sorted(files.items())), metadata, plan, layers, program, arena
+        name, resolved_target, dict(sorted(files.items())), metadata, plan, layers, program, arena, times
     )

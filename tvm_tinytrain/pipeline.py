@@ -118,14 +118,17 @@ class _Runner:
         return mod
 
     def _watch(self, name: str, mod: tvm.IRModule) -> None:
-        if self.instruments.verify_each and not relax.analysis.well_formed(mod):
-            raise KernelError(
-                "pipeline",
-                f"pass {name}",
-                "a module that is not well formed",
-                "valid IR after every pass",
-                "report this",
-            )
+        if self.instruments.verify_each:
+            try:
+                relax.analysis.well_formed(mod)
+            except ValueError as error:
+                raise KernelError(
+                    "pipeline",
+                    f"pass {name}",
+                    str(error).splitlines()[0],
+                    "valid IR after every pass",
+                    "report this",
+                ) from error
         if self.instruments.dump_ir is not None:
             self.instruments.dump_ir.mkdir(parents=True, exist_ok=True)
             path = self.instruments.dump_ir / f"{self.count:02d}_{name}.py"
