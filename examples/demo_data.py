@@ -10,6 +10,7 @@ Recipe of the demo, chosen on other draws of support and query than the demo's: 
 from __future__ import annotations
 
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from tvm_tinytrain.errors import CheckpointError
 from tvm_tinytrain.models import Backbone, mcunet
+from tvm_tinytrain.plan import UpdatePlan
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -28,6 +30,20 @@ IntArray = npt.NDArray[np.int64]
 IMAGE_SIZE = 48
 NUM_CLASSES = 10
 WEIGHTS = Path(__file__).resolve().parent / "data" / "mcunet_fashion_48.npz"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the demo adapts: plain SGD after every sample, the last `convolutions` and the head being trained."""
+
+    convolutions: int = 24
+    learning_rate: float = 0.01
+    momentum: float = 0.0
+    epochs: int = 5
+    head_std: float = 0.05
+
+
+RECIPE = Recipe()
 
 
 def to_network_input(gray: Tensor) -> Tensor:
@@ -82,6 +98,29 @@ def load_pretrained(path: str | Path = WEIGHTS) -> Backbone:
             "demo", str(path), error, "the weights of a fused MCUNet", "run python -m examples.pretrain_demo"
         ) from error
     return model.eval()
+
+
+def demo_network(path: str | Path = WEIGHTS) -> Backbone:
+    """The pre-trained network under a new head of 10 classes with random weights, always the same; eval mode.
+
+    Not zeros: behind a head of zeros no gradient reaches the convolutions in the first step.
+    """
+    features = load_pretrained(path)
+    model = mcunet(num_classes=NUM_CLASSES, fused=True)
+    model.load_state_dict(features.state_dict(), strict=False)
+    assert model.head is not None
+    draw = np.random.default_rng(0).standard_normal(tuple(model.head.weight.shape)) * RECIPE.head_std
+    with torch.no_grad():
+        model.head.weight.copy_(torch.from_numpy(draw))
+        model.head.bias.zero_()
+    return model.eval()
+
+
+def demo_plan() -> UpdatePlan:
+    """All channels of the last `RECIPE.convolutions` convolutions and of the head; layer ids count from the input."""
+    widths = [unit.conv.out_channels for unit in mcunet(fused=True).conv_units()] + [NUM_CLASSES]
+    first = len(widths) - 1 - RECIPE.convolutions
+    return UpdatePlan.from_channels({layer: range(widths[layer]) for layer in range(first, len(widths))})
 
 
 @torch.no_grad()
