@@ -61,9 +61,16 @@ class Board:
         return parse_target("host" if self.chip.core == "host" else f"c -mcpu={self.chip.core}")
 
     @property
+    def note(self) -> str:
+        """What a reader of a list of boards must know."""
+        if self.hardware:
+            return "not run on hardware here: linked within its memories only"
+        return "emulated" if self.runner.startswith("qemu") else "a process of this machine"
+
+    @property
     def all_tools(self) -> tuple[str, ...]:
         """Every program that a session with this board starts."""
-        return (self.target.compiler, self.target.tool("size"), *self.tools)
+        return tuple(dict.fromkeys((self.target.compiler, *self.tools)))
 
 
 _EMULATOR = ("qemu-system-arm", "gcc")

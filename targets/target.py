@@ -55,10 +55,6 @@ class Target:
         """The C compiler's name: ``gcc`` for this machine, else ``<triple>-gcc``."""
         return "gcc" if self.mtriple == CORES[host_core_name()].triple else f"{self.mtriple}-gcc"
 
-    def tool(self, name: str) -> str:
-        """Return the name of a binary utility of the same toolchain, e.g. ``tool("nm")``."""
-        return self.compiler.removesuffix("gcc") + name
-
     def to_tvm(self) -> Any:
         """Return the ``tvm.target.Target``; TVM is imported here and not before."""
         from tvm.target import Target as TvmTarget

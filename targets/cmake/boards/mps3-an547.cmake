@@ -1,0 +1,60 @@
+# Written by `python -m tvm_tinytrain.targets.cmake_boards` from targets/boards.py and targets/chips.py.
+set(TINYTRAIN_BOARD_CORE cortex-m55)
+set(TINYTRAIN_BOARD_TRIPLE arm-none-eabi)
+set(TINYTRAIN_BOARD_FLAGS -mcpu=cortex-m55 -mthumb -mfloat-abi=hard -mfpu=auto -ffp-contract=fast -fno-math-errno -fno-trapping-math)
+set(TINYTRAIN_BOARD_SOURCES src/frame.c src/paint.c src/server.c src/main.c port/semihosting.c cortex_m/startup.c cortex_m/fault.c cortex_m/mpu_v8m.c)
+set(TINYTRAIN_BOARD_ARENA_GUARD 256)
+set(TINYTRAIN_BOARD_RUNNER qemu-system)
+set(TINYTRAIN_BOARD_MACHINE "mps3-an547")
+set(TINYTRAIN_BOARD_CONFIG [[
+#define TT_BOARD_NAME "mps3-an547"
+#define TT_STACK_BYTES 16384
+#define TT_FRAME_PAYLOAD 1024u
+#define TT_RECEIVE_BYTES 1024
+#define TT_CLOCK_HZ 32000000u
+#define TT_BAUD 115200
+#define TT_MPU_REGIONS {0x10000000u,0u,TT_ACCESS_CODE,0x80000u},{0x11000000u,0u,TT_ACCESS_CODE,0x200000u},{0x31000000u,0u,TT_ACCESS_DATA,0x400000u},{0x70000000u,0u,TT_ACCESS_DATA,0x1000000u},{0x40000000u,0u,TT_ACCESS_DEVICE,0x20000000u}
+]])
+set(TINYTRAIN_BOARD_LINKER_SCRIPT [[
+MEMORY
+{
+  ITCM : ORIGIN = 0x10000000, LENGTH = 0x80000
+  SRAM : ORIGIN = 0x11000000, LENGTH = 0x200000
+  SRAM2 : ORIGIN = 0x31000000, LENGTH = 0x400000
+}
+ENTRY(tt_reset_handler)
+SECTIONS
+{
+  .vectors : { KEEP(*(.vectors)) } > ITCM
+  .text :
+  {
+    *(.text .text.*)
+    *(.rodata .rodata.*)
+    . = ALIGN(8);
+  } > SRAM
+  .ARM.exidx : { *(.ARM.exidx*) } > SRAM
+  .stack (NOLOAD) :
+  {
+    tt_stack_lower = .;
+    . += 16384;
+    tt_stack_upper = .;
+  } > SRAM2
+  .data : ALIGN(8)
+  {
+    tt_data_start = .;
+    *(.data .data.*)
+    . = ALIGN(8);
+    tt_data_end = .;
+  } > SRAM2 AT > SRAM
+  tt_data_load = LOADADDR(.data);
+  .tt_arena (NOLOAD) : ALIGN(32) { *(.bss.tt_arena) } > SRAM2
+  .bss (NOLOAD) : ALIGN(8)
+  {
+    tt_bss_start = .;
+    *(.bss .bss.* COMMON)
+    . = ALIGN(8);
+    tt_bss_end = .;
+  } > SRAM2
+  /DISCARD/ : { *(.comment) *(.ARM.attributes) }
+}
+]])

@@ -1,0 +1,132 @@
+"""The CMake package: another project uses an archive; firmware that a session's protocol can drive."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.boards.conftest import ARENA_BYTES, hand_written
+from tvm_tinytrain.micro.protocol import Link, read_info
+from tvm_tinytrain.micro.remote import RemoteLibrary
+from tvm_tinytrain.micro.runners import StartOptions, start
+from tvm_tinytrain.targets.boards import BOARDS, get_board
+from tvm_tinytrain.targets.cmake_boards import cmake_boards, cmake_folder
+
+ROOT = Path(__file__).parents[2]
+
+PROJECT = """\
+cmake_minimum_required(VERSION 3.19)
+project(user LANGUAGES C)
+find_package(tvm_tinytrain REQUIRED)
+tinytrain_add_library(fake ARCHIVE fake.tar)
+if(BOARD)
+  tinytrain_add_firmware(firmware LIBRARY fake BOARD ${BOARD})
+else()
+  add_executable(user main.c)
+  target_link_libraries(user PRIVATE fake)
+endif()
+"""
+
+MAIN = """\
+#include <stdio.h>
+#include "tt_fake.h"
+static float arena[TT_FAKE_ARENA_BYTES / sizeof(float)];
+int main(void) {
+  if (tt_fake_init(arena, sizeof arena) != TT_OK) {
+    return 1;
+  }
+  arena[0] = 1.0f;
+  for (int i = 0; i < 10; i++) {
+    tt_fake_step(arena);
+    printf("%.6f\\n", (double)arena[24]);
+  }
+  return 0;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def user(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a project folder of somebody who has an archive and the package."""
+    folder = tmp_path_factory.mktemp("user")
+    files = dict(hand_written().files)
+    files["metadata.json"] = json.dumps({"name": "fake", "memory": {"arena_bytes": ARENA_BYTES}}).encode()
+    with tarfile.open(folder / "fake.tar", "w") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    (folder / "CMakeLists.txt").write_text(PROJECT)
+    (folder / "main.c").write_text(MAIN)
+    return folder
+
+
+def cmake(source: Path, build: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    configure = ["cmake", "-S", str(source), "-B", str(build), *options]
+    done = subprocess.run(configure, capture_output=True, text=True)
+    if done.returncode == 0:
+        done = subprocess.run(["cmake", "--build", str(build)], capture_output=True, text=True)
+    return done
+
+
+def toolchain(board: str) -> list[str]:
+    triple = get_board(board).target.core.triple
+    if triple == "arm-linux-gnueabihf":
+        return [f"-DCMAKE_C_COMPILER={triple}-gcc"]
+    return [f"-DCMAKE_TOOLCHAIN_FILE={cmake_folder() / triple}.cmake"]
+
+
+@pytest.mark.host_compiler
+@pytest.mark.needs("cmake")
+def test_an_archive_in_another_project(user: Path, tmp_path: Path) -> None:
+    done = cmake(user, tmp_path, f"-Dtvm_tinytrain_DIR={cmake_folder()}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    losses = [float(line) for line in subprocess.check_output([tmp_path / "user"]).split()]
+    assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0]
+
+
+@pytest.mark.needs("cmake", "arm-none-eabi-gcc", "qemu-system-arm", "aarch64-linux-gnu-gcc", "qemu-aarch64")
+@pytest.mark.parametrize("board", ["mps2-an385", "mps2-an500", "mps3-an547", "qemu-aarch64", "nrf52840-dk"])
+def test_firmware_by_cmake_answers(user: Path, tmp_path: Path, board: str) -> None:
+    done = cmake(
+        user, tmp_path, f"-Dtvm_tinytrain_DIR={cmake_folder()}", f"-DBOARD={board}", *toolchain(board)
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    if get_board(board).hardware:
+        return
+    connection = start(get_board(board), tmp_path / "firmware.elf", StartOptions())
+    try:
+        link = Link(connection.transport, board)
+        link.connect(20.0)
+        info = read_info(link, 20.0)
+        assert (info.board, info.library, info.arena_bytes) == (board, "fake", ARENA_BYTES)
+        RemoteLibrary(link, info).call("step", 1, 20.0)
+    finally:
+        connection.close()
+
+
+@pytest.mark.needs("cmake", "arm-none-eabi-gcc")
+def test_firmware_by_this_repository(user: Path, tmp_path: Path) -> None:
+    options = ["-DTINYTRAIN_BOARD=mps2-an500", f"-DTINYTRAIN_ARCHIVE={user / 'fake.tar'}"]
+    done = cmake(ROOT, tmp_path, *options, *toolchain("mps2-an500"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "firmware.elf").exists()
+
+
+@pytest.mark.host_compiler
+@pytest.mark.needs("cmake")
+def test_what_is_wrong_is_said(user: Path, tmp_path: Path) -> None:
+    done = cmake(user, tmp_path, f"-Dtvm_tinytrain_DIR={cmake_folder()}", "-DBOARD=mps2")
+    assert done.returncode != 0
+    assert 'board "mps2" is not known; choose one of' in " ".join(done.stderr.split())
+
+
+def test_the_boards_files_are_those_of_the_tables() -> None:
+    written = {path.name: path.read_text() for path in (cmake_folder() / "boards").glob("*.cmake")}
+    assert written == cmake_boards(), "run python -m tvm_tinytrain.targets.cmake_boards"
+    assert {f"{name}.cmake" for name in BOARDS} - set(written) == {"host.cmake"}
