@@ -1,0 +1,185 @@
+"""Parameters as the compiler wants them: computed ones are computed here and now, vectors are vectors, unused ones go.
+
+Graphs of ONNX and Relay compute with parameters: biases that are reshaped to [1, C, 1, 1], batch norms written as
+``γ / sqrt(σ² + ε)``. On a device this would be done at every step.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tvm_tinytrain.frontend.names import NameSupply
+from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, callee, op_name, operands, rebuild, shape_of
+from tvm_tinytrain.passes.state import get_values, with_values
+
+_ELEMENTWISE = ("relax.add", "relax.subtract", "relax.multiply", "relax.divide")
+
+
+def tidy_parameters(mod: tvm.IRModule) -> tvm.IRModule:
+    """Rewrites ``main`` so that parameters are read as they are stored.
+
+    ``add(conv, expand_dims(b))``  becomes  ``add(conv, reshape(b))``, ``multiply(x, rsqrt(add(var, 1e-5)))`` becomes
+    ``multiply(x, p)`` with a new parameter; a bias stored as [1, C, 1, 1] is stored as [C].
+    """
+    mod = _fold(mod)
+    mod = _flatten_vectors(mod)
+    return _drop_unused(mod)
+
+
+def _fold(mod: tvm.IRModule) -> tvm.IRModule:
+    """Evaluates what is computed from parameters and constants alone."""
+    func, values = mod["main"], get_values(mod)
+    params = set(func.params[int(func.attrs["num_input"]) :])
+    known: dict[relax.Var, relax.Expr] = {}
+    read: list[relax.Expr] = []
+    for b in bindings(func):
+        inner = operands(b.value)
+        pure = isinstance(b.value, (relax.Call, relax.TupleGetItem)) and callee(b.value) is None
+        if pure and all(_is_known(o, params, known) for o in inner):
+            known[b.var] = b.value
+        else:
+            read += inner
+    read.append(func.body.body)
+    wanted = [v for v in known if v in read and isinstance(v.ty, relax.TensorType)]
+    wanted = [v for v in wanted if not _is_view(known[v], params)]
+    if not wanted:
+        return mod
+    arrays = _evaluate(func, known, wanted, values)
+    fresh, replaced = _new_parameters(func, known, wanted, set(read))
+    values = {n: a for n, a in values.items() if n not in replaced}
+    values |= {fresh[v].name: a for v, a in zip(wanted, arrays, strict=True)}
+
+    def body(r: Rebuilder) -> relax.Expr:
+        r.env.update(fresh)
+        for b in bindings(func):
+            if b.var not in known or (b.var not in fresh and b.var in read):
+                r.keep(b)
+        return r.look(func.body.body)
+
+    kept = [p for p in func.params if p.name not in replaced]
+    mod = rebuild(mod, "main", body, params=[*kept, *fresh.values()], attrs=dict(func.attrs))
+    return with_values(mod, values)
+
+
+def _new_parameters(
+    func: relax.Function, known: dict[relax.Var, relax.Expr], wanted: list[relax.Var], read: set[relax.Expr]
+) -> tuple[dict[relax.Var, relax.Var], set[str]]:
+    """A parameter for each folded value, and the names of those that they replace.
+
+    A value of as many elements as the parameter that it is computed from takes its place and its name, if nothing else reads
+    that one.
+    """
+    views = {o for v in read if v in known for o in operands(known[v])}
+    names = NameSupply()
+    for p in func.params:
+        names.unique(p.name)
+    fresh: dict[relax.Var, relax.Var] = {}
+    replaced: set[str] = set()
+    for var in wanted:
+        source = _source(var, known)
+        name = None
+        if source is not None and source not in read and source not in views and source.name not in replaced:
+            name = source.name if prod(shape_of(source)) == prod(shape_of(var)) else None
+        if name is None:
+            name = names.unique(f"folded_{source.name if source is not None else 'constant'}")
+        else:
+            replaced.add(name)
+        fresh[var] = relax.Var(name, var.ty)
+    return fresh, replaced
+
+
+def _is_known(expr: relax.Expr, params: set[relax.Var], known: dict[relax.Var, relax.Expr]) -> bool:
+    if isinstance(expr, relax.Var):
+        return expr in params or expr in known
+    return not isinstance(expr, relax.Call)
+
+
+def _is_view(value: relax.Expr, params: set[relax.Var]) -> bool:
+    """What passes look through: a stored vector in another shape, a stored matrix transposed."""
+    source = operands(value)[0] if operands(value) else None
+    if source not in params:
+        return False
+    return (op_name(value), len(shape_of(source))) in (("relax.reshape", 1), ("relax.permute_dims", 2))
+
+
+def _source(var: relax.Var, known: dict[relax.Var, relax.Expr]) -> relax.Var | None:
+    """The first parameter that ``var`` is computed from."""
+    stack: list[relax.Expr] = [var]
+    while stack:
+        top = stack.pop()
+        if top in known:
+            stack += operands(known[top])[::-1]
+        elif isinstance(top, relax.Var):
+            return top
+    return None
+
+
+def _evaluate(
+    func: relax.Function,
+    known: dict[relax.Var, relax.Expr],
+    wanted: list[relax.Var],
+    values: dict[str, np.ndarray],
+) -> list[np.ndarray]:
+    params = [p for p in func.params if p.name in values]
+    bb = relax.BlockBuilder()
+    with bb.function("main", params):
+        with bb.dataflow():
+            for var, value in known.items():
+                bb.emit_normalized(relax.VarBinding(var, value))
+            result = bb.emit_output(relax.Tuple(wanted))
+        bb.emit_func_output(result)
+    target = tvm.target.Target({"kind": "llvm", "opt-level": 0})  # it runs once
+    built = relax.build(relax.transform.LegalizeOps()(bb.get()), target)
+    vm = relax.VirtualMachine(built, tvm.cpu())
+    return [a.numpy() for a in vm["main"](*[tvm.runtime.tensor(values[p.name]) for p in params])]
+
+
+def _flatten_vectors(mod: tvm.IRModule) -> tvm.IRModule:
+    """Stores a parameter of shape [1, C, 1, 1] that is only added or multiplied as [C]."""
+    func, values = mod["main"], get_values(mod)
+    others: set[relax.Var] = set()
+    used: set[relax.Var] = set()
+    for b in bindings(func):
+        names = {o for o in operands(b.value) if isinstance(o, relax.Var)}
+        (used if op_name(b.value) in _ELEMENTWISE else others).update(names)
+    vectors: dict[relax.Var, relax.Var] = {}
+    for p in func.params[int(func.attrs["num_input"]) :]:
+        shape = shape_of(p)
+        if p in used and p not in others and len(shape) > 1 and sum(d != 1 for d in shape) <= 1:
+            values[p.name] = values[p.name].reshape(-1)
+            vectors[p] = relax.Var(p.name, relax.TensorType(values[p.name].shape, "float32"))
+    if not vectors:
+        return mod
+
+    def body(r: Rebuilder) -> relax.Expr:
+        for p, vector in vectors.items():
+            r.env[p] = r.emit(relax.op.reshape(vector, shape_of(p)))
+        for b in bindings(func):
+            r.keep(b)
+        return r.look(func.body.body)
+
+    params = [vectors.get(p, p) for p in func.params]
+    return with_values(rebuild(mod, "main", body, params=params, attrs=dict(func.attrs)), values)
+
+
+def _drop_unused(mod: tvm.IRModule) -> tvm.IRModule:
+    func, values = mod["main"], get_values(mod)
+    inputs = int(func.attrs["num_input"])
+    used = {o for b in bindings(func) for o in operands(b.value) if isinstance(o, relax.Var)} | {
+        func.body.body
+    }
+    params = [p for i, p in enumerate(func.params) if i < inputs or p in used]
+    if len(params) == len(func.params):
+        return mod
+
+    def body(r: Rebuilder) -> relax.Expr:
+        for b in bindings(func):
+            r.keep(b)
+        return r.look(func.body.body)
+
+    mod = rebuild(mod, "main", body, params=params, attrs=dict(func.attrs))
+    return with_values(mod, {p.name: values[p.name] for p in params[inputs:]})
