@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tvm import relax
 
 from tvm_tinytrain.passes.gradients.registry import Adjoint, GradientContext, gradient
 from tvm_tinytrain.passes.kernels.elementwise import clip_grad
+from tvm_tinytrain.passes.kernels.extremum import extremum_grad
 from tvm_tinytrain.passes.rewriting import shape_of
 
 
@@ -20,10 +23,91 @@ def unbroadcast(ctx: GradientContext, grad: relax.Expr, like: relax.Expr) -> rel
     return summed if shape_of(summed) == want else ctx.emit(relax.op.reshape(summed, want))
 
 
+def for_each_operand(ctx: GradientContext, adjoint: Callable[[int], relax.Expr]) -> list[Adjoint]:
+    """``adjoint(i)``, summed to the operand's shape, for each operand that wants one.
+
+    Parameters come last: an update fused behind a parameter's gradient must not change what the other adjoint still reads.
+    """
+    params = set(ctx.r.func.params)
+    result: list[Adjoint] = [None] * len(ctx.args)
+    wanted = [i for i, needed in enumerate(ctx.needs) if needed]
+    for i in sorted(wanted, key=lambda i: ctx.args[i] in params):
+        result[i] = unbroadcast(ctx, adjoint(i), ctx.args[i])
+    return result
+
+
 @gradient("relax.add")
 def add_gradient(ctx: GradientContext) -> list[Adjoint]:
     """The adjoint goes to both sides."""
-    return [unbroadcast(ctx, ctx.dy, a) if n else None for a, n in zip(ctx.args, ctx.needs, strict=True)]
+    return for_each_operand(ctx, lambda i: ctx.dy)
+
+
+@gradient("relax.subtract")
+def subtract_gradient(ctx: GradientContext) -> list[Adjoint]:
+    """dy and −dy."""
+    return for_each_operand(ctx, lambda i: ctx.emit(relax.op.negative(ctx.dy)) if i else ctx.dy)
+
+
+@gradient("relax.negative")
+def negative_gradient(ctx: GradientContext) -> list[Adjoint]:
+    """−dy."""
+    return [ctx.emit(relax.op.negative(ctx.dy))]
+
+
+@gradient("relax.multiply")
+def multiply_gradient(ctx: GradientContext) -> list[Adjoint]:
+    """dy times the other side; of a square 2·x·dy at once."""
+    left, right = ctx.args
+    if left == right:
+        twice = ctx.emit(relax.op.multiply(ctx.dy, relax.const(2.0, "float32")))
+        return [ctx.emit(relax.op.multiply(twice, left)) if ctx.needs[0] else None, None]
+    return for_each_operand(ctx, lambda i: ctx.emit(relax.op.multiply(ctx.dy, ctx.args[1 - i])))
+
+
+@gradient("relax.divide")
+def divide_gradient(ctx: GradientContext) -> list[Adjoint]:
+    """dy / b, and −(dy / b) · y from the output, so that the numerator need not be kept."""
+    quotient = ctx.emit(relax.op.divide(ctx.dy, ctx.args[1]))
+
+    def adjoint(i: int) -> relax.Expr:
+        if i == 0:
+            return quotient
+        return ctx.emit(relax.op.negative(ctx.emit(relax.op.multiply(quotient, ctx.out))))
+
+    return for_each_operand(ctx, adjoint)
+
+
+@gradient("relax.maximum", "relax.minimum")
+def extremum_gradient(ctx: GradientContext) -> list[Adjoint]:
+    """To the side that won; half to each where both are equal."""
+    largest = str(ctx.call.op.name) == "relax.maximum"
+    shape = shape_of(ctx.out)
+
+    def adjoint(i: int) -> relax.Expr:
+        mine, other = ctx.args[i], ctx.args[1 - i]
+        kernel = extremum_grad(shape, shape_of(mine), shape_of(other), largest=largest)
+        return ctx.r.kernel(kernel, [mine, other, ctx.dy], shape)
+
+    return for_each_operand(ctx, adjoint)
+
+
+@gradient("relax.where")
+def where_gradient(ctx: GradientContext) -> list[Adjoint]:
+    """dy where the operand was chosen; nothing for the condition."""
+    zero = relax.const(0.0, "float32")
+
+    def adjoint(i: int) -> relax.Expr:
+        chosen = (ctx.dy, zero) if i == 1 else (zero, ctx.dy)
+        return ctx.emit(relax.op.where(ctx.args[0], *chosen))
+
+    ctx.needs[0] = False
+    return for_each_operand(ctx, adjoint)
+
+
+@gradient("relax.floor", "relax.ceil", "relax.round", "relax.trunc", "relax.sign")
+def step_gradient(ctx: GradientContext) -> list[Adjoint]:
+    """Zero: steps are flat."""
+    return [None]
 
 
 @gradient("relax.nn.relu")

@@ -1,13 +1,14 @@
-"""Gradients of pooling and of the mean."""
+"""Gradients of pooling."""
 
 from __future__ import annotations
 
-import math
-
-from tvm import relax
-
 from tvm_tinytrain.passes.gradients.registry import Adjoint, GradientContext, gradient
-from tvm_tinytrain.passes.kernels.pooling import PoolSpec, avg_pool2d_grad, max_pool2d_grad
+from tvm_tinytrain.passes.kernels.pooling import (
+    PoolSpec,
+    adaptive_avg_pool2d_grad,
+    avg_pool2d_grad,
+    max_pool2d_grad,
+)
 from tvm_tinytrain.passes.rewriting import shape_of
 
 
@@ -37,17 +38,9 @@ def avg_pool2d_gradient(ctx: GradientContext) -> list[Adjoint]:
     return [ctx.r.kernel(avg_pool2d_grad(spec), [ctx.dy], spec.x_shape)]
 
 
-@gradient("relax.mean")
-def mean_gradient(ctx: GradientContext) -> list[Adjoint]:
-    """dy / n, broadcast back over the reduced axes."""
-    shape = shape_of(ctx.args[0])
-    axes = (
-        [int(v) % len(shape) for v in ctx.attrs.axis]
-        if ctx.attrs.axis is not None
-        else list(range(len(shape)))
-    )
-    kept = [1 if i in axes else d for i, d in enumerate(shape)]
-    count = math.prod(shape[i] for i in axes)
-    scaled = ctx.emit(relax.op.multiply(ctx.dy, relax.const(1.0 / count, "float32")))
-    column = ctx.emit(relax.op.reshape(scaled, kept)) if tuple(kept) != shape_of(scaled) else scaled
-    return [ctx.emit(relax.op.broadcast_to(column, shape))]
+@gradient("relax.nn.adaptive_avg_pool2d")
+def adaptive_avg_pool2d_gradient(ctx: GradientContext) -> list[Adjoint]:
+    """Evenly over each window; the windows' sizes differ by one where the output does not divide the input."""
+    shape, out = shape_of(ctx.args[0]), shape_of(ctx.out)
+    kernel = adaptive_avg_pool2d_grad(shape[1:], out[2:])  # type: ignore[arg-type]
+    return [ctx.r.kernel(kernel, [ctx.dy], shape)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
@@ -134,8 +134,3 @@ def matmul(spec: MatmulSpec) -> tirx.PrimFunc:
 
     args = [Arg("a", spec.a_shape), Arg("b", spec.b_shape), Arg("c", spec.c_shape, role="out")]
     return make_kernel("matmul", spec, args, body, macs=spec.macs)
-
-
-def transposed(spec: MatmulSpec, *, a: bool = False, b: bool = False) -> MatmulSpec:
-    """The spec with the storage order of an operand flipped."""
-    return replace(spec, a_transposed=spec.a_transposed != a, b_transposed=spec.b_transposed != b)

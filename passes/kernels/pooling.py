@@ -108,6 +108,32 @@ def avg_pool2d_grad(spec: PoolSpec) -> tirx.PrimFunc:
     return make_kernel("avg_pool2d_grad", spec, args, body, macs=0)
 
 
+def adaptive_avg_pool2d_grad(x_shape: tuple[int, int, int], out: tuple[int, int]) -> tirx.PrimFunc:
+    """Windows of torch's adaptive pooling: rows ⌊i·h/oh⌋ to ⌈(i+1)·h/oh⌉. Arguments: dy[1, c, oh, ow], dx[1, c, h, w]."""
+    channels, *extents = x_shape
+    longest = [-(-size // count) + (size % count != 0) for size, count in zip(extents, out, strict=True)]
+
+    def window(i: Any, size: int, count: int) -> tuple[Any, Any]:
+        start = tirx.floordiv(i * size, count)
+        return start, tirx.floordiv((i + 1) * size + count - 1, count) - start
+
+    def body(dy: Any, dx: Any) -> None:
+        with T.grid(1, *x_shape) as (n, c, i, j), T.sblock("zero"):
+            at = T.axis.remap("SSSS", [n, c, i, j])
+            T.buffer_store(dx, f32(0.0), list(at))
+        with T.grid(1, channels, *out, *longest) as (n, c, i, j, kh, kw), T.sblock("adaptive_avg_pool2d_grad"):
+            vn, vc, vi, vj, vh, vw = T.axis.remap("SSRRRR", [n, c, i, j, kh, kw])
+            (top, rows), (left, columns) = window(vi, extents[0], out[0]), window(vj, extents[1], out[1])
+            with T.If(tirx.all(vh < rows, vw < columns)), T.Then():
+                at = [vn, vc, top + vh, left + vw]
+                share = dy[vn, vc, vi, vj] / tirx.Cast("float32", rows * columns)
+                T.buffer_store(dx, dx[tuple(at)] + share, at)
+
+    args = [Arg("dy", (1, channels, *out)), Arg("dx", (1, *x_shape), role="out")]
+    spec = {"x_shape": list(x_shape), "out": list(out)}
+    return make_kernel("adaptive_avg_pool2d_grad", spec, args, body, macs=0)
+
+
 def _window_size(spec: PoolSpec, i: Any, j: Any) -> Any:
     """How many elements the window of output (i, j) averaged, as float32."""
     top, left, bottom, right = spec.padding

@@ -20,6 +20,11 @@ class SoftmaxSpec:
     inner: int
     log: bool = False
 
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> SoftmaxSpec:
+        """Inverse of ``dataclasses.asdict``; other keys are ignored."""
+        return SoftmaxSpec(*(values[k] for k in ("outer", "size", "inner", "log")))
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """[outer, size, inner]."""

@@ -1,0 +1,76 @@
+"""Operators that do nothing in inference, and other spellings of reshapes and concatenations."""
+
+from __future__ import annotations
+
+from tvm import relax
+
+from tvm_tinytrain.passes.canonical.registry import Rewrite, rule
+from tvm_tinytrain.passes.rewriting import dtype_of, op_name, shape_of
+
+
+@rule("relax.reshape", "relax.broadcast_to", "relax.tile", "relax.squeeze", "relax.flatten", "relax.expand_dims")
+def same_shape(ctx: Rewrite) -> relax.Expr | None:
+    """A change to the shape that it already has."""
+    return ctx.args[0] if ctx.shape() == ctx.out_shape else None
+
+
+@rule("relax.reshape", "relax.squeeze", "relax.flatten", "relax.nn.batch_flatten", "relax.expand_dims")
+def reshape_of_reshape(ctx: Rewrite) -> relax.Expr | None:
+    """One view instead of two; parameters keep theirs, by which layers find their bias."""
+    inner = ctx.definition(ctx.args[0])
+    if inner is not None and op_name(inner) == "relax.reshape" and not ctx.is_param(inner.args[0]):
+        return ctx.view(inner.args[0], ctx.out_shape)
+    if op_name(ctx.call) == "relax.reshape":
+        return None
+    return ctx.view(ctx.args[0], ctx.out_shape)
+
+
+@rule("relax.permute_dims")
+def identity_permutation(ctx: Rewrite) -> relax.Expr | None:
+    """A permutation that moves no axis longer than one is a view."""
+    shape = ctx.shape()
+    axes = list(range(len(shape)))[::-1] if ctx.attrs.axes is None else [int(a) % len(shape) for a in ctx.attrs.axes]
+    moved = [a for a in axes if shape[a] != 1]
+    return ctx.view(ctx.args[0], ctx.out_shape) if moved == sorted(moved) else None
+
+
+@rule("relax.astype")
+def same_dtype(ctx: Rewrite) -> relax.Expr | None:
+    """A cast to the element type that it already has."""
+    return ctx.args[0] if dtype_of(ctx.args[0]) == dtype_of(ctx.binding.var) else None
+
+
+@rule("relax.nn.dropout")
+def dropout(ctx: Rewrite) -> relax.Expr | None:
+    """The identity in inference; the mask, which nothing reads, stands in for itself."""
+    return relax.Tuple([ctx.args[0], ctx.args[0]])
+
+
+@rule("relax.stack")
+def stack(ctx: Rewrite) -> relax.Expr | None:
+    """A concatenation along a new axis."""
+    axis = (int(ctx.attrs.axis) if ctx.attrs.axis is not None else 0) % len(ctx.out_shape)
+    shape = [1 if i == axis else d for i, d in enumerate(ctx.out_shape)]
+    return ctx.emit(relax.op.concat([ctx.view(a, shape) for a in ctx.args], axis))
+
+
+@rule("relax.concat")
+def concat_of_one(ctx: Rewrite) -> relax.Expr | None:
+    """A concatenation of a single tensor."""
+    return ctx.args[0] if len(ctx.args) == 1 else None
+
+
+@rule("relax.nn.pixel_shuffle")
+def pixel_shuffle(ctx: Rewrite) -> relax.Expr | None:
+    """Depth to space as a permutation."""
+    batch, channels, height, width = ctx.shape()
+    factor = int(ctx.attrs.upscale_factor)
+    planes = channels // factor**2
+    view = ctx.view(ctx.args[0], (batch, planes, factor, factor, height, width))
+    return ctx.view(ctx.emit(relax.op.permute_dims(view, [0, 1, 4, 2, 5, 3])), ctx.out_shape)
+
+
+@rule("relax.nn.pad")
+def no_padding(ctx: Rewrite) -> relax.Expr | None:
+    """Padding by nothing."""
+    return ctx.args[0] if shape_of(ctx.args[0]) == ctx.out_shape else None

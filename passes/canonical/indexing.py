@@ -1,0 +1,112 @@
+"""Slices, gathers and resizing: known indices become slices, blocks or tables."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from tvm import relax
+
+from tvm_tinytrain.passes.canonical.registry import Rewrite, rule
+from tvm_tinytrain.passes.kernels.resize import BilinearSpec, UpsampleSpec, bilinear, upsample
+from tvm_tinytrain.passes.kernels.slicing import GatherSpec, gather
+from tvm_tinytrain.passes.rewriting import shape_of
+
+
+@rule("relax.strided_slice")
+def whole_slice(ctx: Rewrite) -> relax.Expr | None:
+    """A slice that takes everything; strides are positive, so nothing is reversed."""
+    return ctx.args[0] if ctx.shape() == ctx.out_shape else None
+
+
+@rule("relax.take")
+def take(ctx: Rewrite) -> relax.Expr | None:
+    """Of a known index along one axis: a slice, a block-wise repetition, or a table."""
+    index = ctx.known(ctx.call.args[1])
+    x = ctx.call.args[0]
+    if index is None or ctx.attrs.axis is None or index.ndim > 1:
+        return None
+    shape = shape_of(x)
+    axis = int(ctx.attrs.axis) % len(shape)
+    positions = np.where(index < 0, index + shape[axis], index).astype(np.int64).reshape(-1)
+    return ctx.view(take_along(ctx, x, axis, positions), ctx.out_shape)
+
+
+def take_along(ctx: Rewrite, x: relax.Expr, axis: int, index: np.ndarray) -> relax.Expr:
+    """x[…, index, …] along ``axis``."""
+    shape = shape_of(x)
+    size, count = shape[axis], len(index)
+    if np.array_equal(index, np.arange(size)):
+        return x
+    steps = np.diff(index)
+    step = int(steps[0]) if len(steps) else 1
+    if step > 0 and (steps == step).all():
+        first = int(index[0])
+        return ctx.emit(relax.op.strided_slice(x, [axis], [first], [first + (count - 1) * step + 1], [step]))
+    outer, inner = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
+    out = (*shape[:axis], count, *shape[axis + 1 :])
+    factor = count // size
+    if count % size == 0 and np.array_equal(index, np.arange(count) // factor):
+        blocks = UpsampleSpec(outer, size, inner, (factor, 1))
+        y = ctx.kernel(upsample(blocks), [ctx.view(x, blocks.x_shape)], blocks.y_shape)
+        return ctx.view(y, out)
+    spec = GatherSpec(outer, size, inner, count)
+    table = relax.const(index.astype(np.int32), "int32")
+    return ctx.view(ctx.kernel(gather(spec), [ctx.view(x, spec.x_shape), table], spec.y_shape), out)
+
+
+@rule("relax.flip")
+def flip(ctx: Rewrite) -> relax.Expr | None:
+    """Reversal of one axis, as a table."""
+    axis = int(ctx.attrs.axis) % len(ctx.out_shape)
+    return take_along(ctx, ctx.args[0], axis, np.arange(ctx.out_shape[axis])[::-1])
+
+
+@rule("relax.image.resize2d")
+def resize(ctx: Rewrite) -> relax.Expr | None:
+    """Nearest by whole factors as blocks, otherwise by tables; linear with exact weights."""
+    a, x = ctx.attrs, ctx.call.args[0]
+    if str(a.layout) != "NCHW":
+        return None
+    (height, width), (rows, columns) = shape_of(x)[2:], ctx.out_shape[2:]
+    mode, planes = str(a.coordinate_transformation_mode), math.prod(ctx.out_shape[:2])
+    if str(a.method) == "linear" and mode in ("half_pixel", "pytorch_half_pixel", "align_corners"):
+        spec = BilinearSpec(planes, height, width, rows, columns, mode == "align_corners")
+        return ctx.view(ctx.kernel(bilinear(spec), [ctx.view(x, spec.x_shape)], spec.y_shape), ctx.out_shape)
+    if str(a.method) != "nearest_neighbor":
+        return None
+    down, across = (
+        nearest_index(size, count, mode, str(a.rounding_method)) for size, count in ((height, rows), (width, columns))
+    )
+    if down is None or across is None:
+        return None
+    factors = (rows // height, columns // width)
+    blocks = [np.arange(n) // max(f, 1) for n, f in zip((rows, columns), factors, strict=True)]
+    exact = (rows, columns) == (height * factors[0], width * factors[1])
+    if exact and np.array_equal(down, blocks[0]) and np.array_equal(across, blocks[1]):
+        block = UpsampleSpec(planes, height, width, factors)
+        y = ctx.kernel(upsample(block), [ctx.view(x, block.x_shape)], block.y_shape)
+        return ctx.view(y, ctx.out_shape)
+    return take_along(ctx, take_along(ctx, x, 2, down), 3, across)
+
+
+def nearest_index(size: int, count: int, mode: str, rounding: str) -> np.ndarray | None:
+    """The input position of each of ``count`` outputs, as ``topi.image.resize2d`` computes it; None for other modes."""
+    out = np.arange(count, dtype=np.float64)
+    positions = {
+        "half_pixel": (out + 0.5) * (size / count) - 0.5,
+        "pytorch_half_pixel": (out + 0.5) * (size / count) - 0.5 if count > 1 else out * 0.0,
+        "asymmetric": out * (size / count),
+        "align_corners": out * ((size - 1) / max(count - 1, 1)),
+        "tf_half_pixel_for_nn": (out + 0.5) * (size / count),
+    }
+    roundings = {
+        "round": lambda v: np.sign(v) * np.floor(np.abs(v) + 0.5),
+        "round_prefer_floor": lambda v: np.ceil(v - 0.5),
+        "round_prefer_ceil": lambda v: np.floor(v + 0.5),
+        "floor": lambda v: np.floor(v + 1e-5),
+        "ceil": lambda v: np.ceil(v - 1e-5),
+    }
+    if mode not in positions or rounding not in roundings:
+        return None
+    return np.clip(roundings[rounding](positions[mode]), 0, size - 1).astype(np.int64)

@@ -1,0 +1,78 @@
+"""Canonicalize: what front ends write in many ways becomes one form that is differentiable and cheap."""
+
+from __future__ import annotations
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tvm_tinytrain.passes.canonical import Rewrite, rules_of
+from tvm_tinytrain.passes.canonical.evaluation import evaluate
+from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, op_name, operands, rebuild, use_counts
+from tvm_tinytrain.passes.state import get_values, with_values
+
+
+@tvm.transform.module_pass(opt_level=0, name="Canonicalize")
+class Canonicalize:
+    """Rewrites function ``main`` operator by operator, by the table in `passes.canonical`; what becomes dead is dropped.
+
+    ``multiply(x, divide(clip(clip(add(x, 3), 0, ∞), −∞, 6), 6))``  →  one kernel, hardswish. Elementwise functions, softmax and
+    normalisations become kernels of ours; identities vanish; layers are left for `LowerLayers`. The first rule that does not
+    answer None wins; an operator without a rule stays as it is.
+    """
+
+    def transform_module(self, mod: tvm.IRModule, ctx: tvm.transform.PassContext) -> tvm.IRModule:
+        """Rewrites ``main``."""
+        func = mod["main"]
+        uses = use_counts(func)
+        params = {p.name for p in func.params[int(func.attrs["num_input"]) :]}
+        facts: dict[relax.Var, object] = {}
+
+        def body(r: Rebuilder) -> relax.Expr:
+            for b in bindings(func):
+                reads = {r.look(a): uses[a] for a in operands(b.value) if isinstance(a, relax.Var)}
+                rewrite = Rewrite(r, b, r.look(b.value), facts, reads, params)
+                for rule in (evaluate, *rules_of(op_name(b.value))):
+                    new = rule(rewrite)
+                    if new is not None:
+                        r.env[b.var] = new
+                        break
+                else:
+                    r.keep(b)
+            return r.look(r.func.body.body)
+
+        mod = rebuild(mod, "main", body, attrs=dict(func.attrs))
+        return lift_constants(relax.transform.DeadCodeElimination(["main"])(mod))
+
+
+def lift_constants(mod: tvm.IRModule) -> tvm.IRModule:
+    """Constant tensors that rules left in ``main`` (lists of indices) become parameters ``table_<n>``, values in ``tt.values``."""
+    func, values = mod["main"], get_values(mod)
+    tables: dict[bytes, relax.Var] = {}
+
+    def lift(expr: relax.Expr) -> relax.Expr:
+        if isinstance(expr, relax.Tuple):
+            return relax.Tuple([lift(f) for f in expr.fields])
+        if isinstance(expr, relax.Call):
+            return relax.Call(expr.op, [lift(a) for a in expr.args], expr.attrs, expr.ty_args)
+        if not isinstance(expr, tvm.ir.GenericConst) or expr.value.ndim == 0:
+            return expr
+        array = expr.value.numpy()
+        key = array.tobytes() + str((array.dtype, array.shape)).encode()
+        if key not in tables:
+            name = f"table_{len(tables)}"
+            values[name] = np.ascontiguousarray(array)
+            tables[key] = relax.Var(name, expr.ty)
+        return tables[key]
+
+    lifted = {b.var: lift(b.value) for b in bindings(func)}
+    if not tables:
+        return mod
+
+    def body(r: Rebuilder) -> relax.Expr:
+        for b in bindings(func):
+            r.env[b.var] = r.emit(r.look(lifted[b.var]), b.var.name)
+        return r.look(func.body.body)
+
+    mod = rebuild(mod, "main", body, params=[*func.params, *tables.values()], attrs=dict(func.attrs))
+    return with_values(mod, values)
