@@ -23,7 +23,7 @@ from tvm_tinytrain.selection.cost import NetworkCosts
 
 @dataclass(frozen=True)
 class LiveBytes:
-    """Peaks of the two passes; saved_inputs and masks are what the forward pass hands to the backward pass."""
+    """Peaks of the two passes; saved_inputs and masks are what the forward pass hands over."""
 
     forward: int
     backward: int

@@ -22,7 +22,7 @@ def full_train(network: NetworkCosts) -> UpdatePlan:
 
 
 def last_layer(network: NetworkCosts) -> UpdatePlan:
-    """Weight and bias of the last layer; in TinyTrain's tables the last convolution, ProtoNet has no classifier."""
+    """Weight and bias of the last layer; TinyTrain means the last convolution (ProtoNet has no classifier)."""
     return train_layers(network, network.last(1))
 
 
@@ -32,7 +32,7 @@ def train_layers(network: NetworkCosts, layers: tuple[int, ...]) -> UpdatePlan:
 
 
 def bias_only(network: NetworkCosts, last: int | None = None) -> UpdatePlan:
-    """The biases of the last `last` layers (default: of all), no weight; layers without a bias are left out."""
+    """The biases of the last `last` layers (default: of all); layers without a bias are left out."""
     layers = network.last(len(network) if last is None else last)
     return UpdatePlan(tuple(_biases(network[i]) for i in layers if network[i].biases_per_channel))
 
@@ -86,7 +86,7 @@ def _biases(layer: LayerCost) -> LayerUpdate:
 def _share(
     layer: LayerCost, share: Fraction, weight: npt.NDArray[np.float32] | None, *, bias: bool
 ) -> LayerUpdate:
-    """Train the weights of a share of the input channels; of a depthwise layer that is a share of its channels."""
+    """Train the weights of a share of the input channels; in a depthwise layer, of its channels."""
     total = layer.channels if layer.depthwise else layer.inputs
     count = max(1, total * share.numerator // share.denominator)
     if count == total:
