@@ -44,6 +44,7 @@ class _KernelPrinter:
         self.names: dict[Any, str] = {}
         self.used: set[str] = {"workspace"}
         self.scalars: dict[Any, list[str]] = {}
+        self.touched: dict[Any, set[int]] = {}
         self.buffers: dict[Any, str] = {}
         self.written: set[str] = set()
         self.lines: list[str] = []
@@ -115,6 +116,7 @@ class _KernelPrinter:
         """Buffers on the stack that are only read and written at constant places become scalars."""
         allocated: dict[Any, int] = {}
         dynamic: set[Any] = set()
+        touched = self.touched
 
         def visit_alloc(stmt: Any) -> None:
             allocated[stmt.buffer] = _size(stmt.buffer)
@@ -122,6 +124,8 @@ class _KernelPrinter:
         def visit_access(buffer: Any, indices: Any) -> None:
             if any(type(i).__name__ != "IntImm" for i in indices):
                 dynamic.add(buffer)
+            else:
+                touched.setdefault(buffer, set()).add(int(indices[0].value))
 
         import tvm_ffi
 
@@ -196,8 +200,10 @@ class _KernelPrinter:
         self.buffers[buffer] = name
         if buffer in self.scalars:
             self.scalars[buffer] = [name] if size == 1 else [self._fresh(f"{name}_{i}") for i in range(size)]
-            for scalar in self.scalars[buffer]:
-                self._out(depth, f"{ctype} {scalar} = 0;")
+            places = sorted(self.touched.get(buffer, ()))
+            for i in range(0, len(places), 8):
+                row = ", ".join(f"{self.scalars[buffer][p]} = 0" for p in places[i : i + 8])
+                self._out(depth, f"{ctype} {row};")
         elif bytes_ <= MAX_STACK_ARRAY:
             self._out(depth, f"{ctype} {name}[{size}];")
         else:
