@@ -50,7 +50,7 @@ def to_network_input(gray: Tensor) -> Tensor:
     """Gray images 0..255, [N, H, W] of any dtype → float32 [N, 3, 48, 48] in [-1, 1], bilinear."""
     x = gray.to(torch.float32).unsqueeze(1)
     x = functional.interpolate(x, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", align_corners=False)
-    return (x / 127.5 - 1.0).repeat(1, 3, 1, 1)
+    return (x / 127.5 - 1.0).clamp(-1.0, 1.0).repeat(1, 3, 1, 1)
 
 
 def load_support_query(

