@@ -49,7 +49,10 @@ class LowerLayers:
         func = mod["main"]
         values = get_values(mod)
         chains, absorbed = _find_chains(func, set(values))
-        fresh = {v: _as_kernel_weight(c, v, values) for c in chains.values() for v in [c.weight]}
+        by_weight = {
+            c.weight: c for c in chains.values()
+        }  # a weight that several chains share is turned once
+        fresh = {v: _as_kernel_weight(c, v, values) for v, c in by_weight.items()}
         params = [fresh.get(p, p) for p in func.params]
         layers: list[Layer] = []
 
@@ -108,6 +111,9 @@ def _find_chains(func: relax.Function, params: set[str]) -> tuple[dict[relax.Var
                 weight = right
         if weight is None or not is_param(weight):
             continue
+        turned = name != "relax.nn.conv2d" and weight == b.value.args[1]
+        if turned and any(op_name(u.value) != name or u.value.args[1] != weight for u in users[weight]):
+            continue  # the kernel wants it in another form, but something else reads it as it is
         chain, end = _Chain(b, weight), b
         channels = shape_of(b.var)[1 if "conv" in name else -1]
         while uses.get(end.var, 0) == 1 and users.get(end.var):

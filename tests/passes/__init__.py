@@ -1,0 +1,1 @@
+"""Passes: structure against expected TVMScript, numbers against PyTorch."""
