@@ -124,7 +124,7 @@ def test_host_and_board_agree_to_the_last_bit(built: Any) -> None:
 
 
 @pytest.mark.emulator
-def test_a_large_arena_goes_to_external_memory(tmp_path: Path) -> None:
+def test_a_large_arena_goes_to_external_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     arena_bytes = 5 << 20
     source = hand_written().files["tt_fake.c"]
     grown = source.replace(b"TT_FAKE_ARENA_BYTES,\n", b"%d,\n" % arena_bytes)
@@ -132,6 +132,7 @@ def test_a_large_arena_goes_to_external_memory(tmp_path: Path) -> None:
     module = hand_written(arena_bytes, **{"tt_fake.c": grown})
     with Session(module, "mps2-an500", tmp_path) as session:
         assert session.project.arena_memory == "PSRAM"
+        assert "does not fit SRAM and lies in PSRAM" in caplog.text
         assert session.memory()["external_bytes_linked"] > arena_bytes
         session.write("bias", np.arange(4, dtype=np.float32))
         assert session.read("bias").tolist() == [0, 1, 2, 3]

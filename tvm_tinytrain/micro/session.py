@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import tempfile
 import weakref
@@ -14,13 +15,14 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tvm_tinytrain.errors import BoardError, DTypeError, ShapeError, TransportError
+from tvm_tinytrain.errors import BoardError, TransportError
 from tvm_tinytrain.micro.project import GeneratedProject, Library, generate_project
 from tvm_tinytrain.micro.protocol import BoardInfo, Link, LinkStatistics, read_info
 from tvm_tinytrain.micro.remote import RemoteLibrary, TensorInfo
 from tvm_tinytrain.micro.runners import Connection, StartOptions
 from tvm_tinytrain.targets.boards import DEFAULT_BOARD, Board, get_board
 
+_LOG = logging.getLogger(__name__)
 _START_S = 20.0
 _DEFAULT_CALL_S = 120.0
 _SLOWEST_INSTRUCTIONS_PER_SECOND = 2e6
@@ -104,7 +106,12 @@ class Session:
         if folder is None:
             folder = Path(tempfile.mkdtemp(prefix="tinytrain-"))
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        return generate_project(self._module, self.board, folder).build()
+        project = generate_project(self._module, self.board, folder).build()
+        if project.arena_memory not in ("", self.board.chip.first("sram").name):
+            _LOG.warning(
+                "%s: the arena does not fit SRAM and lies in %s", self.board.name, project.arena_memory
+            )
+        return project
 
     def close(self) -> None:
         """End the board's program and release everything; a second call does nothing."""
@@ -270,6 +277,3 @@ def _call_seconds(module: Library | GeneratedProject) -> float:
     if not isinstance(most, int | float) or isinstance(most, bool) or most <= 0:
         return _DEFAULT_CALL_S
     return 20.0 + 8 * float(most) / _SLOWEST_INSTRUCTIONS_PER_SECOND
-
-
-__all__ = ["DTypeError", "Session", "ShapeError"]

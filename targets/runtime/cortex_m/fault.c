@@ -66,8 +66,8 @@ __attribute__((used, noreturn)) void tt_fault_report(const uint32_t *frame, uint
   tt_port_console(running != 0 ? running : "the server");
 #if TT_HAS_MAIN_FAULTS
   uint32_t cause = TT_REGISTER(0xe000ed28u);
-  /* MSTKERR, STKERR, STKOF: the exception's frame could not be written. */
-  if (cause & (1u << 4 | 1u << 12 | 1u << 20)) {
+  /* MSTKERR, MLSPERR, STKERR, LSPERR, STKOF: the exception's frame could not be written. */
+  if (cause & (1u << 4 | 1u << 5 | 1u << 12 | 1u << 13 | 1u << 20)) {
     frame_is_valid = 0;
     overflow = 1;
   }
