@@ -30,6 +30,7 @@ class _Target:
     lists: tuple[relax.Var, ...]
     has_channels: bool
     has_inputs: bool
+    rows: bool
     kept: tuple[relax.Var, ...]
 
 
@@ -78,7 +79,12 @@ class FuseUpdate:
             kept = tuple(tensor(n, zeros, "grad" if n.startswith("g_") else "state") for n in names)
             lists = tuple(by_name[entry[k]] for k in ("channels", "inputs") if entry[k])
             targets[grad] = _Target(
-                by_name[name], lists, bool(entry["channels"]), bool(entry["inputs"]), kept
+                by_name[name],
+                lists,
+                bool(entry["channels"]),
+                bool(entry["inputs"]),
+                bool(entry.get("rows")),
+                kept,
             )
 
         sinks = {g: self._sink(t.param.name) for g, t in targets.items()}
@@ -96,7 +102,7 @@ class FuseUpdate:
                     continue
                 target, fusable = targets[b.var], uses[b.var] == 1
                 sink: Sink = Accumulate() if self.accumulate else sinks[b.var]
-                kernel = _with_sink(mod, b.value, sink) if fusable else None
+                kernel = _with_sink(mod, b.value, sink, target.rows) if fusable else None
                 if kernel is None:
                     r.keep(b)
                     outputs.append(self._apply(r, target, r.look(b.var), sink, now))
@@ -125,19 +131,16 @@ class FuseUpdate:
         self, r: Rebuilder, target: _Target, grad: relax.Expr, sink: Sink, hyper: relax.Expr
     ) -> relax.Expr:
         """Hands a gradient that exists as a tensor to its sink."""
-        if isinstance(
-            sink, Accumulate
-        ):  # the sum of several uses of one weight: added like any other gradient
+        if isinstance(sink, Accumulate):  # the sum of several uses of one weight
             out = r.kernel_inplace(apply_update(shape_of(grad), sink), [grad, target.kept[0]], [0, 1])
             return r.emit(relax.TupleGetItem(out, 1))
         shape = shape_of(target.param)
-        lists = [shape_of(v)[0] for v in target.lists]
-        channels = lists.pop(0) if target.has_channels else None
-        kernel = apply_update(
-            shape, sink, channels=channels, inputs=lists.pop(0) if target.has_inputs else None
-        )
-        args = [grad, *target.lists, target.param, *target.kept, hyper]
-        inplace = [0, *range(1 + len(target.lists), len(args) - 1)]
+        vectors = () if target.rows else target.lists
+        sizes = [shape_of(v)[0] for v in vectors]
+        channels = sizes.pop(0) if sizes and target.has_channels else None
+        kernel = apply_update(shape, sink, channels=channels, inputs=sizes.pop(0) if sizes else None)
+        args = [grad, *vectors, target.param, *target.kept, hyper]
+        inplace = [0, *range(1 + len(vectors), len(args) - 1)]
         out = r.kernel_inplace(kernel, args, inplace)
         return r.emit(relax.TupleGetItem(out, 1))
 
@@ -153,7 +156,7 @@ class FuseUpdate:
                 now = r.kernel_inplace(advance(sinks[0]), [hyper], [0], "hyper_now")
             outs = []
             for t, sink in zip(targets, sinks, strict=True):
-                lean = _Target(t.param, t.lists, t.has_channels, t.has_inputs, t.kept[1:])
+                lean = _Target(t.param, t.lists, t.has_channels, t.has_inputs, t.rows, t.kept[1:])
                 outs.append(self._apply(r, lean, t.kept[0], sink, now))
             return relax.Tuple(outs)
 
@@ -166,7 +169,7 @@ def _state_names(optimizer: Optimizer) -> list[str]:
     return ["m", "v"]
 
 
-def _with_sink(mod: tvm.IRModule, value: relax.Expr, sink: Sink) -> Any:
+def _with_sink(mod: tvm.IRModule, value: relax.Expr, sink: Sink, rows: bool) -> Any:
     """The gradient kernel with another sink, or None where the gradient is not made by one."""
     gv = callee(value)
     if gv is None:
@@ -177,8 +180,10 @@ def _with_sink(mod: tvm.IRModule, value: relax.Expr, sink: Sink) -> Any:
         return None
     spec = kernel_spec(kernel)
     if kind == "bias_grad":
-        return bias_grad(spec["outer"], spec["size"], spec["inner"], sink, channels=spec["channels"])
-    lists = {"channels": spec["channels"], "inputs": spec["inputs"]}
+        return bias_grad(
+            spec["outer"], spec["size"], spec["inner"], sink, channels=spec["channels"], compact_weight=rows
+        )
+    lists = {"channels": spec["channels"], "inputs": spec["inputs"], "compact_weight": rows}
     if kind == "linear_weight_grad":
         return linear_weight_grad(LinearSpec.from_dict(spec), sink, **lists)
     return conv2d_weight_grad(Conv2DSpec.from_dict(spec), sink, **lists)

@@ -34,11 +34,12 @@ class PruneBackward:
     """Keeps the gradients of the plan's layers, computed for the plan's channels only; what then is dead disappears.
 
     ``dw[co, …] = weight_grad(x, dy)``  →  ``dw[k, …] = weight_grad(x, dy, channels)`` with the constant list ``channels_<layer>``;
-    the chain of input gradients ends by itself at the earliest selected layer, because nothing reads what is in front of it.
+    ``always_lists`` gives even a layer that is trained whole its list. The chain of input gradients ends by itself at the earliest selected layer, because nothing reads what is in front of it.
     """
 
-    def __init__(self, plan: UpdatePlan) -> None:
+    def __init__(self, plan: UpdatePlan, *, always_lists: bool = False) -> None:
         self.plan = plan
+        self.always_lists = always_lists
 
     def transform_module(self, mod: tvm.IRModule, ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Rewrites ``step`` and its attribute ``tt.gradients``: per gradient the parameter and the names of its lists."""
@@ -49,7 +50,7 @@ class PruneBackward:
         wanted: dict[str, Selection] = {}
 
         def make_list(name: str, selected: tuple[int, ...] | None, size: int) -> relax.Var | None:
-            if selected is None or len(selected) == size:
+            if selected is None or (len(selected) == size and not self.always_lists):
                 return None
             values[name], roles[name] = np.asarray(selected, dtype=np.int32), "list"
             lists.append(relax.Var(name, relax.TensorType((len(selected),), "int32")))

@@ -20,6 +20,7 @@ from tvm_tinytrain.passes.lower_graph import lower_graph
 from tvm_tinytrain.passes.lower_kernels import LowerKernels
 from tvm_tinytrain.passes.lower_layers import LowerLayers
 from tvm_tinytrain.passes.prune_backward import PruneBackward, full_update
+from tvm_tinytrain.passes.split_weights import SplitWeights
 from tvm_tinytrain.passes.state import Layer, get_layers
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.schedules import RULES, ScheduleKernels
@@ -53,7 +54,7 @@ def derive(config: TrainConfig) -> Passes:
 
 def prune_and_fuse(config: TrainConfig, plan: UpdatePlan) -> Passes:
     """Only what the plan selects, each gradient consumed where it is made."""
-    return [PruneBackward(plan), FuseUpdate(config.optimizer, accumulate=config.accumulate)]
+    return [PruneBackward(plan), SplitWeights(), FuseUpdate(config.optimizer, accumulate=config.accumulate)]
 
 
 def lower(target: tvm.target.Target) -> Passes:

@@ -12,7 +12,13 @@ from tvm_tinytrain.passes.kernels.sinks import HYPER_SIZE, AdamUpdate, Sink, Wri
 
 
 def bias_grad(
-    outer: int, size: int, inner: int, sink: Sink | None = None, *, channels: int | None = None
+    outer: int,
+    size: int,
+    inner: int,
+    sink: Sink | None = None,
+    *,
+    channels: int | None = None,
+    compact_weight: bool = False,
 ) -> tirx.PrimFunc:
     """∂L/∂b[k] = Σ_{o, i} dy[o, channel, i] for dy seen as [outer, size, inner], handed to ``sink``.
 
@@ -24,7 +30,7 @@ def bias_grad(
     if channels is not None:
         args.append(Arg("channels", (rows,), "int32"))
     own = len(args)
-    args += sink.args((rows,), (size,))
+    args += sink.args((rows,), (rows if compact_weight else size,))
 
     def body(*bufs: Any) -> None:
         dy, outs = bufs[0], bufs[1] if channels is not None else None
@@ -37,11 +43,19 @@ def bias_grad(
             T.buffer_store(grad, grad[vr] + dy[vo, channel, vi], [vr])
         with T.serial(rows) as r, T.sblock("sink"):
             vr = T.axis.remap("S", [r])
-            sink.emit(bufs[own:], [vr], [vr if outs is None else outs[vr]], grad[vr])
+            sink.emit(bufs[own:], [vr], [vr if outs is None or compact_weight else outs[vr]], grad[vr])
 
     spec = {"outer": outer, "size": size, "inner": inner}
     return make_kernel(
-        "bias_grad", spec, args, body, sink=sink.kind, update=asdict(sink), channels=channels, macs=0
+        "bias_grad",
+        spec,
+        args,
+        body,
+        sink=sink.kind,
+        update=asdict(sink),
+        channels=channels,
+        compact_weight=compact_weight,
+        macs=0,
     )
 
 

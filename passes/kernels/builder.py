@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -88,3 +89,22 @@ def remap_all(loops: Any, rank: int) -> list[Any]:
     if rank == 1:
         return [T.axis.remap("S", [loops if isinstance(loops, tvm.ir.Var) else loops[0]])]
     return list(T.axis.remap("S" * rank, list(loops)))
+
+
+@contextmanager
+def loops(names: str, *extents: int) -> Iterator[list[Any]]:
+    """``T.grid`` over ``extents`` whose variables carry ``names`` (separated by blanks), always a list."""
+    with T.grid(*extents) as found:
+        variables = [found] if isinstance(found, tvm.ir.Var) else list(found)
+        yield [IRBuilder.name(name, v) for name, v in zip(names.split(), variables, strict=True)]
+
+
+def axes(kinds: str, variables: Sequence[Any]) -> list[Any]:
+    """Block axes, one per letter of ``kinds`` (S spatial, R reduced), bound to loop variables; always a list."""
+    found = T.axis.remap(kinds, list(variables))
+    return [found] if isinstance(found, tvm.ir.Var) else list(found)
+
+
+def intermediate(name: str, shape: tuple[int, ...], dtype: str = "float32") -> Any:
+    """A buffer inside of a kernel; the schedule decides where it lives."""
+    return IRBuilder.name(name, T.sblock_alloc_buffer(shape, dtype))

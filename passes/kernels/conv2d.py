@@ -7,7 +7,8 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from tvm_tinytrain.passes.kernels.builder import Arg, all_of, f32, make_kernel
+from tvm_tinytrain.passes.kernels import pointwise
+from tvm_tinytrain.passes.kernels.builder import Arg, all_of, f32, intermediate, make_kernel
 from tvm_tinytrain.passes.kernels.conv_spec import Conv2DSpec
 
 
@@ -17,7 +18,7 @@ def pad_block(x: Any, spec: Conv2DSpec) -> Any:
         return x
     top, left, _, _ = spec.padding
     shape = (1, spec.in_channels, spec.padded_height, spec.padded_width)
-    padded = T.sblock_alloc_buffer(shape, "float32")
+    padded = intermediate("padded", shape)
     with T.grid(*shape) as (n, c, y, z), T.sblock("pad"):
         vn, vc, vy, vz = T.axis.remap("SSSS", [n, c, y, z])
         inside = all_of(
@@ -53,10 +54,13 @@ def conv2d(
         args.append(Arg("b", (spec.out_channels,)))
     args.append(Arg("y", out_shape, role="out"))
 
+    def start(rest: Any, channel: Any) -> Any:
+        return rest[0][channel] if bias else f32(0.0)
+
     def body(x: Any, w: Any, *rest: Any) -> None:
         y = rest[-1]
         padded = pad_block(x, spec)
-        acc = T.sblock_alloc_buffer(out_shape, "float32")
+        acc = intermediate("acc", out_shape)
         (sh, sw), (dh, dw) = spec.stride, spec.dilation
         with (
             T.grid(*out_shape, spec.group_inputs, *spec.kernel) as (n, o, i, j, c, kh, kw),
@@ -70,12 +74,13 @@ def conv2d(
             else:
                 channel = tirx.floordiv(vo, spec.group_outputs) * spec.group_inputs + vc
             with T.init():
-                T.buffer_store(acc, f32(0.0), [vn, vo, vi, vj])
+                T.buffer_store(acc, start(rest, vo), [vn, vo, vi, vj])
             product = padded[vn, channel, vi * sh + vh * dh, vj * sw + vw * dw] * w[vo, vc, vh, vw]
             T.buffer_store(acc, acc[vn, vo, vi, vj] + product, [vn, vo, vi, vj])
         with T.grid(*out_shape) as (n, o, i, j), T.sblock("epilogue"):
             vn, vo, vi, vj = T.axis.remap("SSSS", [n, o, i, j])
-            value = acc[vn, vo, vi, vj] + rest[0][vo] if bias else acc[vn, vo, vi, vj]
-            T.buffer_store(y, clamp(value, low, high), [vn, vo, vi, vj])
+            T.buffer_store(y, clamp(acc[vn, vo, vi, vj], low, high), [vn, vo, vi, vj])
 
+    if spec.pointwise:
+        body = pointwise.forward(spec, start, lambda value: clamp(value, low, high))
     return make_kernel("conv2d", spec, args, body, bias=bias, low=low, high=high, macs=spec.macs)

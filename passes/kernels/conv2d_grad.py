@@ -105,7 +105,7 @@ def _input_channel(spec: Conv2DSpec, outs: Any, ins: Any, row: Any, column: Any)
     return out if spec.depthwise else tirx.floordiv(out, spec.group_outputs) * spec.group_inputs + inner
 
 
-def _selected_planes(x: Any, spec: Conv2DSpec, outs: Any, ins: Any, compact: tuple[int, ...]) -> Any:
+def selected_planes(x: Any, spec: Conv2DSpec, outs: Any, ins: Any, compact: tuple[int, ...]) -> Any:
     """A function (row, column, i, j) → padded input. With padding, block ``pad`` copies the planes that the selection reads,
     addressed by row (depthwise), column (one group) or both, so that a schedule can make the copy plane by plane."""
     if not spec.padded:
@@ -129,12 +129,14 @@ def conv2d_weight_grad(
     *,
     channels: int | None = None,
     inputs: int | None = None,
+    compact_weight: bool = False,
 ) -> tirx.PrimFunc:
     """∂L/∂w of the selected output (and input) channels, handed to ``sink``.
 
     Arguments: x[1, ci, h, w], dy[1, co, oh, ow], (channels[k] int32: the selected output channels), (inputs[m] int32: the
     selected input channels within a group), then the sink's. ``channels``/``inputs`` are k and m; None selects all and
-    drops the argument. The gradient has shape [k, m, kh, kw].
+    drops the argument. The gradient has shape [k, m, kh, kw]. With ``compact_weight`` the weight that an updating sink changes
+    has that shape too (the trained rows only), else the layer's full shape.
     """
     sink = sink or Write()
     rows = spec.out_channels if channels is None else channels
@@ -149,7 +151,7 @@ def conv2d_weight_grad(
     if inputs is not None:
         args.append(Arg("inputs", (columns,), "int32"))
     own = len(args)
-    args += sink.args(compact, spec.weight_shape)
+    args += sink.args(compact, compact if compact_weight else spec.weight_shape)
     (sh, sw), (dh, dw) = spec.stride, spec.dilation
 
     def body(*bufs: Any) -> None:
@@ -157,7 +159,7 @@ def conv2d_weight_grad(
         lists = list(bufs[2:own])
         outs = lists.pop(0) if channels is not None else None
         ins = lists.pop(0) if inputs is not None else None
-        padded = _selected_planes(x, spec, outs, ins, compact)
+        padded = selected_planes(x, spec, outs, ins, compact)
         grad = T.sblock_alloc_buffer(compact, "float32")
         ranges = (*compact, spec.out_height, spec.out_width)
         with T.grid(*ranges) as (r, c, kh, kw, i, j), T.sblock("conv2d_weight_grad"):
@@ -169,8 +171,8 @@ def conv2d_weight_grad(
             T.buffer_store(grad, grad[vr, vc, vh, vw] + tap, [vr, vc, vh, vw])
         with T.grid(*compact) as (r, c, kh, kw), T.sblock("sink"):
             at = T.axis.remap("SSSS", [r, c, kh, kw])
-            out = at[0] if outs is None else outs[at[0]]
-            inner = at[1] if ins is None else ins[at[1]]
+            out = at[0] if outs is None or compact_weight else outs[at[0]]
+            inner = at[1] if ins is None or compact_weight else ins[at[1]]
             sink.emit(bufs[own:], list(at), [out, inner, at[2], at[3]], grad[tuple(at)])
 
     macs = rows * columns * spec.kernel[0] * spec.kernel[1] * spec.out_height * spec.out_width
@@ -184,5 +186,6 @@ def conv2d_weight_grad(
         update=asdict(sink),
         channels=channels,
         inputs=inputs,
+        compact_weight=compact_weight,
         macs=macs,
     )

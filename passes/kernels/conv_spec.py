@@ -77,6 +77,11 @@ class Conv2DSpec:
         return self.groups == self.in_channels == self.out_channels and self.groups > 1
 
     @property
+    def pointwise(self) -> bool:
+        """A 1×1 convolution of stride one: each output pixel comes from the input pixel in its place."""
+        return self.kernel == (1, 1) and self.stride == (1, 1) and self.groups == 1 and not self.padded
+
+    @property
     def padded(self) -> bool:
         """Whether any padding is asked for."""
         return any(self.padding)

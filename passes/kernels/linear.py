@@ -87,7 +87,12 @@ def linear_input_grad(spec: LinearSpec) -> tirx.PrimFunc:
 
 
 def linear_weight_grad(
-    spec: LinearSpec, sink: Sink | None = None, *, channels: int | None = None, inputs: int | None = None
+    spec: LinearSpec,
+    sink: Sink | None = None,
+    *,
+    channels: int | None = None,
+    inputs: int | None = None,
+    compact_weight: bool = False,
 ) -> tirx.PrimFunc:
     """∂L/∂w[k, m] = dyᵀ · x for the selected output (and input) channels, handed to ``sink``.
 
@@ -104,7 +109,7 @@ def linear_weight_grad(
     if inputs is not None:
         args.append(Arg("inputs", (inputs,), "int32"))
     own = len(args)
-    args += sink.args(compact, spec.weight_shape)
+    args += sink.args(compact, compact if compact_weight else spec.weight_shape)
 
     def body(*bufs: Any) -> None:
         x, dy = bufs[0], bufs[1]
@@ -121,11 +126,11 @@ def linear_weight_grad(
             T.buffer_store(grad, grad[vo, vk] + dy[vr, out] * x[vr, inner], [vo, vk])
         with T.grid(*compact) as (o, k), T.sblock("sink"):
             at = T.axis.remap("SS", [o, k])
-            out = at[0] if outs is None else outs[at[0]]
-            inner = at[1] if ins is None else ins[at[1]]
+            out = at[0] if outs is None or compact_weight else outs[at[0]]
+            inner = at[1] if ins is None or compact_weight else ins[at[1]]
             sink.emit(bufs[own:], list(at), [out, inner], grad[tuple(at)])
 
     return make_kernel(
         "linear_weight_grad", spec, args, body, sink=sink.kind, update=asdict(sink), channels=channels, inputs=inputs,
-        macs=compact[0] * compact[1] * spec.rows,
+        compact_weight=compact_weight, macs=compact[0] * compact[1] * spec.rows,
     )  # fmt: skip

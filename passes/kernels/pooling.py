@@ -121,7 +121,10 @@ def adaptive_avg_pool2d_grad(x_shape: tuple[int, int, int], out: tuple[int, int]
         with T.grid(1, *x_shape) as (n, c, i, j), T.sblock("zero"):
             at = T.axis.remap("SSSS", [n, c, i, j])
             T.buffer_store(dx, f32(0.0), list(at))
-        with T.grid(1, channels, *out, *longest) as (n, c, i, j, kh, kw), T.sblock("adaptive_avg_pool2d_grad"):
+        with (
+            T.grid(1, channels, *out, *longest) as (n, c, i, j, kh, kw),
+            T.sblock("adaptive_avg_pool2d_grad"),
+        ):
             vn, vc, vi, vj, vh, vw = T.axis.remap("SSRRRR", [n, c, i, j, kh, kw])
             (top, rows), (left, columns) = window(vi, extents[0], out[0]), window(vj, extents[1], out[1])
             with T.If(tirx.all(vh < rows, vw < columns)), T.Then():

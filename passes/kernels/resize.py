@@ -134,7 +134,10 @@ def bilinear_grad(spec: BilinearSpec) -> tirx.PrimFunc:
         with T.grid(*spec.x_shape) as (p, i, j), T.sblock("zero"):
             at = T.axis.remap("SSS", [p, i, j])
             T.buffer_store(dx, f32(0.0), list(at))
-        with T.grid(spec.planes, 1, spec.out_height, spec.out_width) as (p, z, i, j), T.sblock("bilinear_grad"):
+        with (
+            T.grid(spec.planes, 1, spec.out_height, spec.out_width) as (p, z, i, j),
+            T.sblock("bilinear_grad"),
+        ):
             vp, _, vi, vj = T.axis.remap("SRRR", [p, z, i, j])
             rows, row_weights = spec.taps(vi, spec.height, spec.out_height)
             columns, column_weights = spec.taps(vj, spec.width, spec.out_width)

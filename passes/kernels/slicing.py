@@ -87,5 +87,9 @@ def gather_grad(spec: GatherSpec) -> tirx.PrimFunc:
             at = [vo, index[vi], vk]
             T.buffer_store(dx, dx[tuple(at)] + dy[vo, vi, vk], at)
 
-    args = [Arg("dy", spec.y_shape), Arg("index", (spec.count,), "int32"), Arg("dx", spec.x_shape, role="out")]
+    args = [
+        Arg("dy", spec.y_shape),
+        Arg("index", (spec.count,), "int32"),
+        Arg("dx", spec.x_shape, role="out"),
+    ]
     return make_kernel("gather_grad", spec, args, body, macs=0)
