@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm_tinytrain.errors import BoardError
 from tvm_tinytrain.targets.chips import CHIPS, KIB, Chip
@@ -83,13 +83,13 @@ def _emulated(name: str, chip: str) -> Board:
 
 
 def _user_mode(name: str, chip: str, cpu: str) -> Board:
-    sizes = {"stack_bytes": 256 * KIB, "frame_payload_bytes": 16 * KIB}
-    return Board(name, chip, "qemu-user", "process", machine=cpu, tools=(name, "gcc"), **sizes)
+    board = Board(name, chip, "qemu-user", "process", machine=cpu, tools=(name, "gcc"))
+    return replace(board, stack_bytes=256 * KIB, frame_payload_bytes=16 * KIB)
 
 
 def _linux(name: str, chip: str) -> Board:
-    sizes = {"stack_bytes": 256 * KIB, "frame_payload_bytes": 16 * KIB}
-    return Board(name, chip, "ssh", "process", hardware=True, tools=_REMOTE, **sizes)
+    board = Board(name, chip, "ssh", "process", hardware=True, tools=_REMOTE)
+    return replace(board, stack_bytes=256 * KIB, frame_payload_bytes=16 * KIB)
 
 
 def _flashed(name: str, chip: str, port: str, config: str) -> Board:

@@ -219,6 +219,11 @@ class GeneratedProject:
         """The name of the memory that the arena is linked to; "" on a board with an operating system."""
         return self._arena_memory.name if self._arena_memory is not None else ""
 
+    @property
+    def arena_is_external(self) -> bool:
+        """True when the arena does not fit SRAM and lies in slower memory."""
+        return self._arena_memory is not None and self._arena_memory.kind == "external"
+
     def sizes(self) -> LinkedSizes:
         """Return the bytes that the linked program takes."""
         sections = self.program.sections

@@ -107,7 +107,7 @@ class Session:
             folder = Path(tempfile.mkdtemp(prefix="tinytrain-"))
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
         project = generate_project(self._module, self.board, folder).build()
-        if project.arena_memory not in ("", self.board.chip.first("sram").name):
+        if project.arena_is_external:
             _LOG.warning(
                 "%s: the arena does not fit SRAM and lies in %s", self.board.name, project.arena_memory
             )
