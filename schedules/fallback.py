@@ -6,7 +6,7 @@ import tvm
 from tvm import tirx
 from tvm.s_tir import Schedule, ScheduleError
 
-from tvm_tinytrain.schedules.layers import block_names, kind_of
+from tvm_tinytrain.schedules.blocks import block_names, kind_of
 
 
 def fallback(func: tirx.PrimFunc, target: tvm.target.Target) -> Schedule | None:

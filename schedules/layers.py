@@ -9,6 +9,8 @@ import tvm
 from tvm import tirx
 from tvm.s_tir import Schedule
 
+from tvm_tinytrain.schedules.blocks import block_names, kind_of
+
 _MAIN = {
     "conv2d": "epilogue",
     "conv2d_input_grad": "epilogue",
@@ -18,17 +20,6 @@ _MAIN = {
     "linear_weight_grad": "sink",
     "bias_grad": "sink",
 }
-
-
-def kind_of(func: tirx.PrimFunc) -> str | None:
-    """The kernel's kind from its attribute ``tt.kernel``, None for a kernel that TVM made."""
-    return str(func.attrs["tt.kernel"]) if "tt.kernel" in func.attrs else None
-
-
-def block_names(schedule: Schedule) -> list[str]:
-    """Names of all blocks below the root."""
-    root = schedule.get_sblock("root")
-    return [schedule.get(b).name_hint for b in schedule.get_child_blocks(root)]
 
 
 def divisor(extent: int, limit: int) -> int:

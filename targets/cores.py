@@ -33,7 +33,8 @@ class Core:
     fpu
         ``"none"``, ``"single"`` or ``"double"``: precision of the floating-point unit.
     features
-        Of ``dsp`` (16-bit SIMD in general registers), ``mve``, ``neon``, ``dotprod``, ``fma``.
+        Of ``dsp`` (16-bit SIMD in general registers), ``mve``, ``neon``, ``dotprod``, ``fma``,
+        ``minmax`` (instructions for fminf and fmaxf).
     mpu
         ``"none"``, ``"v7m"`` or ``"v8m"``: kind of memory protection unit that the runtime drives.
     """
@@ -62,9 +63,9 @@ _TABLE = (
     _cortex_m("cortex-m0plus", "none", "none"),
     _cortex_m("cortex-m3", "none", "v7m"),
     _cortex_m("cortex-m4", "single", "v7m", "dsp", "fma", flags=("-mfpu=fpv4-sp-d16",)),
-    _cortex_m("cortex-m7", "single", "v7m", "dsp", "fma", flags=("-mfpu=fpv5-sp-d16",)),
-    _cortex_m("cortex-m33", "single", "v8m", "dsp", "fma", flags=("-mfpu=fpv5-sp-d16",)),
-    _cortex_m("cortex-m55", "double", "v8m", "dsp", "fma", "mve", flags=("-mfpu=auto",)),
+    _cortex_m("cortex-m7", "single", "v7m", "dsp", "fma", "minmax", flags=("-mfpu=fpv5-sp-d16",)),
+    _cortex_m("cortex-m33", "single", "v8m", "dsp", "fma", "minmax", flags=("-mfpu=fpv5-sp-d16",)),
+    _cortex_m("cortex-m55", "double", "v8m", "dsp", "fma", "minmax", "mve", flags=("-mfpu=auto",)),
     Core(
         "cortex-a7",
         ARMV7,
@@ -72,15 +73,15 @@ _TABLE = (
         "double",
         frozenset({"neon", "fma"}),
     ),
-    Core("cortex-a53", AARCH64, ("-mcpu=cortex-a53", *_MATH), "double", frozenset({"neon", "fma"})),
-    Core("cortex-a57", AARCH64, ("-mcpu=cortex-a57", *_MATH), "double", frozenset({"neon", "fma"})),
-    Core("cortex-a72", AARCH64, ("-mcpu=cortex-a72", *_MATH), "double", frozenset({"neon", "fma"})),
+    Core("cortex-a53", AARCH64, ("-mcpu=cortex-a53", *_MATH), "double", frozenset({"neon", "fma", "minmax"})),
+    Core("cortex-a57", AARCH64, ("-mcpu=cortex-a57", *_MATH), "double", frozenset({"neon", "fma", "minmax"})),
+    Core("cortex-a72", AARCH64, ("-mcpu=cortex-a72", *_MATH), "double", frozenset({"neon", "fma", "minmax"})),
     Core(
         "cortex-a76",
         AARCH64,
         ("-mcpu=cortex-a76", *_MATH),
         "double",
-        frozenset({"neon", "fma", "dotprod"}),
+        frozenset({"neon", "fma", "minmax", "dotprod"}),
     ),
     Core(
         "x86-64",

@@ -178,6 +178,7 @@ def build(
         kernels,
         {k: v for k, v in values.items() if k in used},
         limit,
+        minmax="minmax" in resolved_target.core.features,
     )
     macs = {
         e.name: sum(kernel_spec(specs[c.kernel]).get("macs", 0) for c in e.calls if c.kernel in specs)

@@ -14,7 +14,7 @@ _BINARY = {
     "Add": "+", "Sub": "-", "Mul": "*", "LT": "<", "LE": "<=", "GT": ">", "GE": ">=", "EQ": "==", "NE": "!=", "And": "&&", "Or": "||",
 }  # fmt: skip
 _MATH = {
-    "exp": "expf", "log": "logf", "sqrt": "sqrtf", "tanh": "tanhf", "erf": "erff", "fabs": "fabsf", "floor": "floorf", "ceil": "ceilf",
+    "exp": "tt_expf", "log": "tt_logf", "sqrt": "sqrtf", "tanh": "tanhf", "erf": "erff", "fabs": "fabsf", "floor": "floorf", "ceil": "ceilf",
     "pow": "powf", "round": "roundf", "trunc": "truncf", "sin": "sinf", "cos": "cosf", "log1p": "log1pf", "rsqrt": "tt_rsqrtf",
     "sigmoid": "tt_sigmoidf", "nearbyint": "nearbyintf",
 }  # fmt: skip

@@ -45,6 +45,7 @@ class Library:
     kernels: Mapping[str, CKernel]
     values: Mapping[str, np.ndarray]
     label_limit: int | None
+    minmax: bool = False
 
     @property
     def prefix(self) -> str:
@@ -146,7 +147,7 @@ def _internal_header(library: Library) -> str:
 
 
 def _kernels(library: Library) -> str:
-    return kernel_source(library.kernels.values(), f'#include "{library.prefix}_internal.h"')
+    return kernel_source(library.kernels.values(), f'#include "{library.prefix}_internal.h"', minmax=library.minmax)
 
 
 def _in_flash(library: Library, name: str) -> Storage | None:

@@ -45,14 +45,14 @@ class KernelSet:
     arguments: dict[str, tuple[Argument, ...]]
 
 
-def emit_kernel_set(name: str, kernels: Mapping[str, tirx.PrimFunc]) -> KernelSet:
+def emit_kernel_set(name: str, kernels: Mapping[str, tirx.PrimFunc], *, minmax: bool = False) -> KernelSet:
     """The library ``name`` of lowered PrimFuncs that `make_kernel` built; each key becomes an entry."""
     printed = {key: print_kernel(f"tt_{name}_kernel_{key}", func) for key, func in kernels.items()}
     arguments = {key: _arguments(key, func) for key, func in kernels.items()}
     tops = {key: _end(args) + printed[key].workspace_bytes for key, args in arguments.items()}
     arena_bytes = max([ALIGN, *tops.values()])
     files = {
-        f"tt_{name}_{key}.c": kernel_source([kernel], f'#include "tt_{name}.h"').encode()
+        f"tt_{name}_{key}.c": kernel_source([kernel], f'#include "tt_{name}.h"', minmax=minmax).encode()
         for key, kernel in printed.items()
     }
     files[f"tt_{name}.h"] = _header(name, arena_bytes, printed).encode()

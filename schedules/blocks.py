@@ -1,0 +1,87 @@
+"""What rules share: reading a kernel's kind and parameters, tiling a block, keeping sums in registers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from tvm import tirx
+from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import LoopRV, SBlockRV
+
+
+def kind_of(func: tirx.PrimFunc) -> str | None:
+    """The kernel's kind from its attribute ``tt.kernel``, None for a kernel that TVM made."""
+    return str(func.attrs["tt.kernel"]) if "tt.kernel" in func.attrs else None
+
+
+def spec_of(func: tirx.PrimFunc) -> dict[str, Any]:
+    """The kernel's parameters from its attribute ``tt.spec``."""
+    spec: dict[str, Any] = json.loads(str(func.attrs["tt.spec"]))
+    return spec
+
+
+def block_names(schedule: Schedule) -> list[str]:
+    """Names of all blocks below the root."""
+    root = schedule.get_sblock("root")
+    return [schedule.get(b).name_hint for b in schedule.get_child_blocks(root)]
+
+
+def extents(schedule: Schedule, loops: Sequence[LoopRV]) -> list[int]:
+    """Trip counts of loops."""
+    return [int(schedule.get(loop).extent) for loop in loops]
+
+
+def tile(schedule: Schedule, block: SBlockRV, factors: Sequence[Any]) -> tuple[list[LoopRV], list[LoopRV]]:
+    """Splits each loop of ``block`` by its factor and brings the tile's loops inside: (loops over tiles, loops in a tile).
+
+    A factor that does not divide its loop leaves a smaller tile at the end.
+    """
+    outer, inner = [], []
+    for loop, factor in zip(schedule.get_loops(block), factors, strict=True):
+        first, second = schedule.split(loop, [None, factor])
+        outer.append(first)
+        inner.append(second)
+    schedule.reorder(*outer, *inner)
+    return outer, inner
+
+
+def sum_in_registers(
+    schedule: Schedule, main: SBlockRV, at: LoopRV, *, tile_loops: int, unrolled_sums: Sequence[Any] = ()
+) -> None:
+    """Computes the sums of one tile at loop ``at`` in local variables: sums outside, the tile inside, unrolled.
+
+    ``unrolled_sums`` gives for each reduction loop, from the last one backwards, how many of its iterations stand in the loop's body;
+    None: all.
+    """
+    schedule.compute_at(main, at, preserve_unit_loops=True)
+    schedule.set_scope(main, 0, "local")
+    depth = len(schedule.get_loops(main)) - len(_own_loops(schedule, main, at))
+    own = schedule.get_loops(main)[depth:]
+    inside, sums = own[:tile_loops], own[tile_loops:]
+    bodies = []
+    for index, factor in enumerate(unrolled_sums):
+        loop = sums[-1 - index]
+        if factor is None:
+            bodies.insert(0, loop)
+            sums[-1 - index] = None
+        else:
+            outer, body = schedule.split(loop, [None, factor])
+            bodies.insert(0, body)
+            sums[-1 - index] = outer
+    sums = [s for s in sums if s is not None]
+    schedule.reorder(*sums, *bodies, *inside)
+    init = schedule.decompose_reduction(main, (sums + bodies)[0])
+    for loop in [*schedule.get_loops(init)[depth:], *bodies, *inside]:
+        schedule.unroll(loop)
+
+
+def _own_loops(schedule: Schedule, main: SBlockRV, at: LoopRV) -> list[LoopRV]:
+    """The loops of ``main`` inside of loop ``at``."""
+    loops = schedule.get_loops(main)
+    target = schedule.get_sref(at)
+    for index, loop in enumerate(loops):
+        if schedule.get_sref(loop).same_as(target):
+            return loops[index + 1 :]
+    raise ValueError("the block is not below the loop")
