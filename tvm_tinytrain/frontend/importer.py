@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tvm
 
-from tvm_tinytrain.errors import ImportModelError
+from tvm_tinytrain.errors import ImportModelError, ToolMissingError
 
 
 def import_model(
@@ -17,7 +17,8 @@ def import_model(
     """An IRModule with one function ``main`` and the parameters' values in the attribute ``tt.values``.
 
     ``model`` is a Relax IRModule (with ``params`` by name where they are not in the module), a ``torch.export.ExportedProgram``,
-    an ``nn.Module`` with ``example_inputs``, an ``onnx.ModelProto``, or a path to .pt2, .onnx or Relay text.
+    an ``nn.Module`` with ``example_inputs``, an ``onnx.ModelProto``, or a path to .pt2, .onnx or Relay text (.relay, .txt), whose
+    values come from ``params``, else from the .params file of the same name beside it.
     """
     if isinstance(model, tvm.IRModule):
         from tvm_tinytrain.frontend.relax import from_relax
@@ -55,17 +56,39 @@ def _from_path(path: Path, params: Mapping[str, Any] | None) -> tvm.IRModule:
 
         from tvm_tinytrain.frontend.torch_export import from_exported_program
 
-        return from_exported_program(torch.export.load(str(path)))
+        return from_exported_program(_read(path, lambda: torch.export.load(str(path))))
     if path.suffix == ".onnx":
-        import onnx
+        try:
+            import onnx
+        except ModuleNotFoundError as error:
+            raise ToolMissingError(
+                "frontend",
+                "package onnx",
+                "not installed",
+                "onnx >= 1.16",
+                "pip install 'tvm_tinytrain[onnx]'",
+            ) from error
 
         from tvm_tinytrain.frontend.onnx import from_onnx
 
-        return from_onnx(onnx.load(str(path)))
+        return from_onnx(_read(path, lambda: onnx.load(str(path))))
     if path.suffix in (".relay", ".txt"):
         from tvm_tinytrain.frontend.relay_text import from_relay_text
 
-        return from_relay_text(path.read_text(), params or {})
+        beside = path.with_suffix(".params")
+        values = params if params is not None else beside.read_bytes() if beside.is_file() else {}
+        return from_relay_text(_read(path, lambda: path.read_text(encoding="utf-8")), values)
     raise ImportModelError(
         "frontend", "path", path.name, ".pt2, .onnx, .relay or .txt", "convert the model first"
     )
+
+
+def _read(path: Path, load: Callable[[], Any]) -> Any:
+    """What ``load`` reads; libraries raise many kinds of errors for a file that is damaged or of another kind."""
+    try:
+        return load()
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ImportModelError(
+            "frontend", path.name, reason, f"a whole {path.suffix} file", "export or copy it again"
+        ) from error

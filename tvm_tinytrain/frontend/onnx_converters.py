@@ -1,0 +1,143 @@
+"""Where TVM's ONNX converters give tensor-expression calls or more nodes than needed: our own, over theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import tvm
+from tvm import relax
+from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, _get_convert_map
+
+from tvm_tinytrain.errors import UnsupportedOperatorError
+
+_CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
+_QUANTISED = (
+    "QLinear",
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "DynamicQuantize",
+    "MatMulInteger",
+    "ConvInteger",
+)
+Attributes = dict[str, Any]
+
+
+def unsupported(node: onnx.NodeProto) -> str | None:
+    """Why a node cannot be imported, or None."""
+    if node.domain not in ("", "ai.onnx"):
+        return f"domain {node.domain}"
+    if node.op_type in _CONTROL_FLOW:
+        return "control flow"
+    if node.op_type.startswith(_QUANTISED):
+        return "quantised"
+    if node.op_type == "BatchNormalization" and any(
+        a.name == "training_mode" and a.i for a in node.attribute
+    ):
+        return "training mode"
+    if node.op_type not in _get_convert_map():
+        return "unknown to TVM's ONNX front end"
+    return None
+
+
+class Importer(ONNXGraphImporter):  # type: ignore[misc, unused-ignore]
+    """TVM's importer with the converters below in front of its own, and our errors."""
+
+    def _construct_nodes(self, graph: onnx.GraphProto) -> None:
+        for node in graph.node:
+            single = onnx.GraphProto(node=[node])
+            try:
+                super()._construct_nodes(single)
+            except Exception as error:  # converters raise whatever Python or TVM raises
+                reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+                raise UnsupportedOperatorError(
+                    "onnx",
+                    f"{node.op_type} ({node.name or node.output[0]})",
+                    reason,
+                    "what TVM's ONNX front end and this one convert",
+                    "replace the operator in the model",
+                ) from error
+
+    def _convert_operator(
+        self, op_name: str, inputs: list[relax.Expr], attrs: Attributes, opset: int
+    ) -> relax.Expr:
+        converter = _CONVERTERS.get(op_name)
+        if converter is not None:
+            expr = converter(self.bb, [*inputs, None, None, None], attrs)
+            if expr is not None:
+                return self.bb.normalize(expr)
+        return super()._convert_operator(op_name, inputs, attrs, opset)
+
+
+def _constant(expr: relax.Expr | None) -> np.ndarray | None:
+    return expr.value.numpy() if isinstance(expr, tvm.ir.GenericConst) else None
+
+
+def _clip(bb: relax.BlockBuilder, inputs: list[relax.Expr], attrs: Attributes) -> relax.Expr | None:
+    """``relax.clip``; a missing or infinite bound leaves relu, maximum or minimum."""
+    x, low, high = inputs[:3]
+    bounds = [None if bound is None else _constant(bound) for bound in (low, high)]
+    if any(given is not None and value is None for given, value in zip((low, high), bounds, strict=True)):
+        return None
+    lo, hi = (None if b is None or not np.isfinite(b) else float(b) for b in bounds)
+    if lo is not None and hi is not None:
+        return relax.op.clip(x, lo, hi)
+    if lo is not None:
+        return relax.op.nn.relu(x) if lo == 0 else relax.op.maximum(x, relax.const(lo, "float32"))
+    return x if hi is None else relax.op.minimum(x, relax.const(hi, "float32"))
+
+
+def _pad(bb: relax.BlockBuilder, inputs: list[relax.Expr], attrs: Attributes) -> relax.Expr | None:
+    """``relax.nn.pad``; cropping (negative widths) is a slice."""
+    x, pads, value, axes = inputs[:4]
+    widths, rank = _constant(pads), len(x.ty.shape)
+    if widths is None:
+        return None
+    chosen = _constant(axes)
+    order = range(rank) if chosen is None else [int(a) % rank for a in chosen]
+    before, after = [0] * rank, [0] * rank
+    for position, axis in enumerate(order):
+        before[axis], after[axis] = int(widths[position]), int(widths[len(widths) // 2 + position])
+    if any(w < 0 for w in (*before, *after)):
+        ends = [int(d) + min(0, a) for d, a in zip(x.ty.shape, after, strict=True)]
+        begins = [max(0, -b) for b in before]
+        x = bb.normalize(relax.op.strided_slice(x, list(range(rank)), begins, ends))
+    mode = attrs.get("mode", b"constant").decode()
+    modes = {"constant": "constant", "edge": "replicate", "reflect": "reflect", "wrap": "circular"}
+    flat = [max(0, w) for pair in zip(before, after, strict=True) for w in pair]
+    number = _constant(value)
+    return relax.op.nn.pad(x, flat, modes[mode], 0.0 if number is None else float(number.reshape(())))
+
+
+def _dropout(bb: relax.BlockBuilder, inputs: list[relax.Expr], attrs: Attributes) -> relax.Expr | None:
+    """The identity."""
+    training = _constant(inputs[2])
+    if training is not None and bool(training):
+        raise ValueError("training_mode is true")
+    return inputs[0]
+
+
+def _gemm(bb: relax.BlockBuilder, inputs: list[relax.Expr], attrs: Attributes) -> relax.Expr | None:
+    """α·A·B + β·C with the scales on the parameters, where they are folded."""
+    a, b, c = inputs[:3]
+    alpha, beta = float(attrs.get("alpha", 1.0)), float(attrs.get("beta", 1.0))
+    if alpha != 1.0:
+        b = relax.op.multiply(b, relax.const(alpha, "float32"))
+    if attrs.get("transA", 0):
+        a = relax.op.permute_dims(a, [1, 0])
+    if attrs.get("transB", 0):
+        b = relax.op.permute_dims(b, [1, 0])
+    y = relax.op.matmul(a, b)
+    if c is None:
+        return y
+    return relax.op.add(y, c if beta == 1.0 else relax.op.multiply(c, relax.const(beta, "float32")))
+
+
+_CONVERTERS: dict[str, Callable[[relax.BlockBuilder, list[relax.Expr], Attributes], relax.Expr | None]] = {
+    "Clip": _clip,
+    "Dropout": _dropout,
+    "Gemm": _gemm,
+    "Pad": _pad,
+}
