@@ -14,7 +14,7 @@ from tvm_tinytrain.passes.state import get_values, with_values
 class FoldBatchNorm:
     """Scales the weight of a convolution by γ/σ and gives it the bias β − μγ/σ, so that the folded weight is what is trained.
 
-    ``conv(x, w) → batch_norm(γ, β, μ, σ²)[0]``  becomes  ``conv(x, w·γ/σ) + (β − μγ/σ)``.
+    ``conv(x, w) → batch_norm(γ, β, μ, σ²)[0]``  becomes  ``conv(x, w·γ/σ) + (β − μγ/σ)``; a bias b in between becomes β + (b − μ)γ/σ.
     Where no convolution can take it, the frozen statistics stay as constants and γ and β as trainable vectors:
     ``(x·1/σ − μ/σ)·γ + β``.
     """
@@ -46,15 +46,14 @@ class FoldBatchNorm:
             mu = values[mean.name].astype(np.float64)
             g = values[gamma.name].astype(np.float64) if attrs.scale else np.ones_like(mu)
             b = values[beta.name].astype(np.float64) if attrs.center else np.zeros_like(mu)
-            conv = defs.get(x)
-            weight = (
-                conv.args[1]
-                if conv is not None and op_name(conv) in ("relax.nn.conv2d", "relax.nn.conv1d")
-                else None
-            )
-            if weight is not None and weight.name in values and uses[x] == 1 and uses[weight] == 1:
+            weight, own_bias = _convolution(x, defs, uses, set(values))
+            if weight is not None:
                 scale = (g * rstd).reshape(-1, *[1] * (len(shape_of(weight)) - 1))
                 values[weight.name] = (values[weight.name] * scale).astype(np.float32)
+                if own_bias is not None:
+                    values[own_bias.name] = (b + (values[own_bias.name] - mu) * g * rstd).astype(np.float32)
+                    replaced[norm.var] = ("taken in", own_bias, own_bias)
+                    continue
                 bias = parameter(weight.name.removesuffix("_weight") + "_bias", b - mu * g * rstd)
                 replaced[norm.var] = ("folded", bias, bias)
             else:
@@ -82,6 +81,9 @@ class FoldBatchNorm:
                     return r.emit(relax.op.reshape(v, column))
 
                 kind, first, second = replaced[source]
+                if kind == "taken in":
+                    r.env[binding.var] = x
+                    continue
                 if kind == "folded":
                     r.env[binding.var] = r.emit(relax.op.add(x, across(first)))
                     continue
@@ -92,3 +94,27 @@ class FoldBatchNorm:
 
         mod = rebuild(mod, "main", body, params=[*func.params, *new_params], attrs=dict(func.attrs))
         return with_values(mod, values)
+
+
+def _convolution(
+    x: relax.Expr, defs: dict[relax.Var, relax.Expr], uses: dict[relax.Var, int], params: set[str]
+) -> tuple[relax.Var | None, relax.Var | None]:
+    """Weight and bias of the convolution whose result is ``x`` and nothing else's; (None, None) where it is something else."""
+    bias, value = None, defs.get(x)
+    if uses.get(x) != 1 or value is None:
+        return None, None
+    if op_name(value) == "relax.add":
+        conv, column = value.args
+        reshape = defs.get(column)
+        if reshape is None or op_name(reshape) != "relax.reshape" or uses.get(conv) != 1 or uses[column] != 1:
+            return None, None
+        bias, value = reshape.args[0], defs.get(conv)
+        per_channel = shape_of(bias) == (shape_of(x)[1],) and shape_of(column)[1:2] == shape_of(bias)
+        if bias in defs or bias.name not in params or uses[bias] != 1 or not per_channel:
+            return None, None
+    if value is None or op_name(value) not in ("relax.nn.conv2d", "relax.nn.conv1d"):
+        return None, None
+    weight = value.args[1]
+    return (
+        (weight, bias) if weight.name in params and weight not in defs and uses[weight] == 1 else (None, None)
+    )
