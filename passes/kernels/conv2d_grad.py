@@ -8,6 +8,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from tvm_tinytrain.passes.kernels import pointwise
 from tvm_tinytrain.passes.kernels.builder import Arg, all_of, f32, make_kernel
 from tvm_tinytrain.passes.kernels.conv_spec import Conv2DSpec
 from tvm_tinytrain.passes.kernels.sinks import Sink, Write
@@ -27,7 +28,7 @@ def conv2d_input_grad(spec: Conv2DSpec) -> tirx.PrimFunc:
     gather = spec.stride == (1, 1)
     taps = spec.group_outputs * spec.kernel[0] * spec.kernel[1]
     macs = spec.in_channels * spec.height * spec.width * taps if gather else spec.macs
-    body = _gather(spec) if gather else _scatter(spec)
+    body = pointwise.input_grad(spec) if spec.pointwise else _gather(spec) if gather else _scatter(spec)
     return make_kernel("conv2d_input_grad", spec, args, body, gather=gather, macs=macs)
 
 
@@ -159,21 +160,32 @@ def conv2d_weight_grad(
         lists = list(bufs[2:own])
         outs = lists.pop(0) if channels is not None else None
         ins = lists.pop(0) if inputs is not None else None
+
+        def row(r: Any) -> Any:
+            return r if outs is None else outs[r]
+
+        def column(c: Any) -> Any:
+            return c if ins is None else ins[c]
+
+        def hand_over(at: list[Any], value: Any) -> None:
+            where = at if compact_weight else [row(at[0]), column(at[1]), *at[2:]]
+            sink.emit(bufs[own:], at, where, value)
+
+        if spec.pointwise:
+            pointwise.weight_grad(spec, compact, x, dy, row, column, lambda r, c, g: hand_over([r, c, 0, 0], g))
+            return
         padded = selected_planes(x, spec, outs, ins, compact)
         grad = T.sblock_alloc_buffer(compact, "float32")
         ranges = (*compact, spec.out_height, spec.out_width)
         with T.grid(*ranges) as (r, c, kh, kw, i, j), T.sblock("conv2d_weight_grad"):
             vr, vc, vh, vw, vi, vj = T.axis.remap("SSSSRR", [r, c, kh, kw, i, j])
-            out = vr if outs is None else outs[vr]
             with T.init():
                 T.buffer_store(grad, f32(0.0), [vr, vc, vh, vw])
-            tap = dy[0, out, vi, vj] * padded(vr, vc, vi * sh + vh * dh, vj * sw + vw * dw)
+            tap = dy[0, row(vr), vi, vj] * padded(vr, vc, vi * sh + vh * dh, vj * sw + vw * dw)
             T.buffer_store(grad, grad[vr, vc, vh, vw] + tap, [vr, vc, vh, vw])
         with T.grid(*compact) as (r, c, kh, kw), T.sblock("sink"):
             at = T.axis.remap("SSSS", [r, c, kh, kw])
-            out = at[0] if outs is None or compact_weight else outs[at[0]]
-            inner = at[1] if ins is None or compact_weight else ins[at[1]]
-            sink.emit(bufs[own:], list(at), [out, inner, at[2], at[3]], grad[tuple(at)])
+            hand_over(list(at), grad[tuple(at)])
 
     macs = rows * columns * spec.kernel[0] * spec.kernel[1] * spec.out_height * spec.out_width
     described = asdict(spec)

@@ -59,26 +59,24 @@ def input_grad(spec: Conv2DSpec) -> Body:
 def weight_grad(
     spec: Conv2DSpec,
     compact: Sequence[int],
+    x: Any,
+    dy: Any,
     row: Callable[[Any], Any],
     column: Callable[[Any], Any],
-    sink: Body,
-) -> Body:
-    """g[r, c] = Σ_p dy[row(r), p] · x[column(c), p], handed to ``sink(r, c, g)``."""
+    sink: Callable[[Any, Any, Any], None],
+) -> None:
+    """Emits g[r, c] = Σ_p dy[row(r), p] · x[column(c), p] for a gradient of shape ``compact``, handed to ``sink(r, c, g)``."""
     pixels = spec.height * spec.width
-
-    def body(x: Any, dy: Any) -> None:
-        acc = intermediate("acc", (compact[0], compact[1]))
-        with loops("r c p", compact[0], compact[1], pixels) as found, T.sblock("conv2d_weight_grad"):
-            r, c, p = axes("SSR", found)
-            with T.init():
-                T.buffer_store(acc, f32(0.0), [r, c])
-            tap = dy[0, row(r), *_at(spec, p)] * x[0, column(c), *_at(spec, p)]
-            T.buffer_store(acc, acc[r, c] + tap, [r, c])
-        with loops("r c", compact[0], compact[1]) as found, T.sblock("sink"):
-            r, c = axes("SS", found)
-            sink(r, c, acc[r, c])
-
-    return body
+    acc = intermediate("acc", (compact[0], compact[1]))
+    with loops("r c p", compact[0], compact[1], pixels) as found, T.sblock("conv2d_weight_grad"):
+        r, c, p = axes("SSR", found)
+        with T.init():
+            T.buffer_store(acc, f32(0.0), [r, c])
+        tap = dy[0, row(r), *_at(spec, p)] * x[0, column(c), *_at(spec, p)]
+        T.buffer_store(acc, acc[r, c] + tap, [r, c])
+    with loops("r c", compact[0], compact[1]) as found, T.sblock("sink"):
+        r, c = axes("SS", found)
+        sink(r, c, acc[r, c])
 
 
 def _at(spec: Conv2DSpec, pixel: Any) -> tuple[Any, Any]:
