@@ -55,17 +55,29 @@ class LayerUpdate:
 
     def __post_init__(self) -> None:
         if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 0:
-            raise PlanError("update plan", "layer id", f"{self.layer!r}", "an integer >= 0", "use the layer's id")
+            raise PlanError(
+                "update plan", "layer id", f"{self.layer!r}", "an integer >= 0", "use the layer's id"
+            )
         object.__setattr__(self, "outputs", _channels(f"outputs of layer {self.layer}", self.outputs))
         if self.inputs is not None:
             object.__setattr__(self, "inputs", _channels(f"inputs of layer {self.layer}", self.inputs))
         for name, flag in (("weight", self.weight), ("bias", self.bias)):
             if not isinstance(flag, bool):
-                raise PlanError("update plan", f"{name} of layer {self.layer}", f"{flag!r}", "true or false",
-                                "say whether it is trained")
+                raise PlanError(
+                    "update plan",
+                    f"{name} of layer {self.layer}",
+                    f"{flag!r}",
+                    "true or false",
+                    "say whether it is trained",
+                )
         if not (self.weight or self.bias):
-            raise PlanError("update plan", f"layer {self.layer}", "neither weight nor bias is trained",
-                            "at least one of them", "leave the layer out of the plan")
+            raise PlanError(
+                "update plan",
+                f"layer {self.layer}",
+                "neither weight nor bias is trained",
+                "at least one of them",
+                "leave the layer out of the plan",
+            )
 
 
 @dataclass(frozen=True)
@@ -83,8 +95,13 @@ class UpdatePlan:
         layers = tuple(sorted(self.layers, key=lambda update: update.layer))
         for first, second in pairwise(layers):
             if first.layer == second.layer:
-                raise PlanError("update plan", f"layer {first.layer}", "two entries", "one entry for each layer",
-                                "merge the channel lists")
+                raise PlanError(
+                    "update plan",
+                    f"layer {first.layer}",
+                    "two entries",
+                    "one entry for each layer",
+                    "merge the channel lists",
+                )
         object.__setattr__(self, "layers", layers)
 
     @classmethod
@@ -99,8 +116,13 @@ class UpdatePlan:
     def __getitem__(self, layer: int) -> LayerUpdate:
         """Return the update of `layer`; PlanError when the plan does not train it."""
         if layer not in self._by_layer:
-            raise PlanError("update plan", f"layer {layer!r}", "not in the plan", f"one of {list(self)}",
-                            "test with `layer in plan` first")
+            raise PlanError(
+                "update plan",
+                f"layer {layer!r}",
+                "not in the plan",
+                f"one of {list(self)}",
+                "test with `layer in plan` first",
+            )
         return self._by_layer[layer]
 
     def __contains__(self, layer: object) -> bool:
@@ -119,8 +141,16 @@ class UpdatePlan:
 
     def to_json(self) -> str:
         """Return the canonical text: sorted keys, no white space, the same for equal plans on every machine."""
-        layers = [{"bias": u.bias, "inputs": None if u.inputs is None else list(u.inputs), "layer": u.layer,
-                   "outputs": list(u.outputs), "weight": u.weight} for u in self.layers]
+        layers = [
+            {
+                "bias": u.bias,
+                "inputs": None if u.inputs is None else list(u.inputs),
+                "layer": u.layer,
+                "outputs": list(u.outputs),
+                "weight": u.weight,
+            }
+            for u in self.layers
+        ]
         return json.dumps({"format": _FORMAT, "layers": layers}, sort_keys=True, separators=(",", ":"))
 
     @classmethod
@@ -131,12 +161,23 @@ class UpdatePlan:
             raw = json.loads(text)
         except ValueError as error:
             raise PlanError("update plan", "json text", str(error), "a JSON object", hint) from error
-        if not isinstance(raw, dict) or set(raw) != {"format", "layers"} or not isinstance(raw["layers"], list):
+        if (
+            not isinstance(raw, dict)
+            or set(raw) != {"format", "layers"}
+            or not isinstance(raw["layers"], list)
+        ):
             found = sorted(raw) if isinstance(raw, dict) else type(raw).__name__
-            raise PlanError("update plan", "json text", f"{found}", "an object with `format` and `layers`", hint)
+            raise PlanError(
+                "update plan", "json text", f"{found}", "an object with `format` and `layers`", hint
+            )
         if raw["format"] != _FORMAT:
-            raise PlanError("update plan", "json format", f"{raw['format']!r}", f"{_FORMAT}",
-                            "write the plan again with this version of tvm_tinytrain")
+            raise PlanError(
+                "update plan",
+                "json format",
+                f"{raw['format']!r}",
+                f"{_FORMAT}",
+                "write the plan again with this version of tvm_tinytrain",
+            )
         return cls(tuple(cls._layer_from_json(entry, hint) for entry in raw["layers"]))
 
     @staticmethod
@@ -147,8 +188,13 @@ class UpdatePlan:
             raise PlanError("update plan", "json layer", f"{found}", f"an object with {sorted(keys)}", hint)
         for name in ("outputs", "inputs"):
             if not isinstance(entry[name], list) and not (name == "inputs" and entry[name] is None):
-                raise PlanError("update plan", f"json {name} of layer {entry['layer']!r}", f"{entry[name]!r}",
-                                "a list of integers", hint)
+                raise PlanError(
+                    "update plan",
+                    f"json {name} of layer {entry['layer']!r}",
+                    f"{entry[name]!r}",
+                    "a list of integers",
+                    hint,
+                )
         inputs = None if entry["inputs"] is None else tuple(entry["inputs"])
         return LayerUpdate(entry["layer"], tuple(entry["outputs"]), inputs, entry["weight"], entry["bias"])
 
@@ -184,13 +230,23 @@ class Buffer:
         if self.size < 1:
             raise PlanError("memory problem", thing, f"size {self.size}", "at least 1 byte", "leave it out")
         if not 0 <= self.lower < self.upper:
-            raise PlanError("memory problem", thing, f"lifetime [{self.lower}, {self.upper})", "0 <= lower < upper",
-                            "lifetimes are half-open; a buffer used at step t only has [t, t+1)")
+            raise PlanError(
+                "memory problem",
+                thing,
+                f"lifetime [{self.lower}, {self.upper})",
+                "0 <= lower < upper",
+                "lifetimes are half-open; a buffer used at step t only has [t, t+1)",
+            )
         if self.align < 1 or self.align & (self.align - 1):
             raise PlanError("memory problem", thing, f"align {self.align}", "a power of two", "round it up")
         if self.offset is not None and (self.offset < 0 or self.offset % self.align):
-            raise PlanError("memory problem", thing, f"fixed offset {self.offset}",
-                            f"a non-negative multiple of {self.align}", "move it or drop the fixed offset")
+            raise PlanError(
+                "memory problem",
+                thing,
+                f"fixed offset {self.offset}",
+                f"a non-negative multiple of {self.align}",
+                "move it or drop the fixed offset",
+            )
 
     def overlaps(self, other: Buffer) -> bool:
         """Say whether both are live at some step, so that they may not share bytes."""
@@ -199,8 +255,14 @@ class Buffer:
 
 # CSV column -> (field of Buffer, value of an absent column). The first four are google/minimalloc's.
 _COLUMNS: dict[str, tuple[str, Any]] = {
-    "id": ("name", None), "lower": ("lower", None), "upper": ("upper", None), "size": ("size", None),
-    "alignment": ("align", 1), "kind": ("kind", "activation"), "pool": ("pool", "sram"), "offset": ("offset", None),
+    "id": ("name", None),
+    "lower": ("lower", None),
+    "upper": ("upper", None),
+    "size": ("size", None),
+    "alignment": ("align", 1),
+    "kind": ("kind", "activation"),
+    "pool": ("pool", "sram"),
+    "offset": ("offset", None),
 }
 _REQUIRED = ("id", "lower", "upper", "size")
 _INTEGERS = ("lower", "upper", "size", "alignment", "offset")
@@ -219,20 +281,34 @@ class MemoryProblem:
     def __post_init__(self) -> None:
         object.__setattr__(self, "buffers", tuple(self.buffers))
         if self.capacity is not None and self.capacity < 0:
-            raise PlanError("memory problem", "capacity", f"{self.capacity} bytes", ">= 0", "give the pool's size")
+            raise PlanError(
+                "memory problem", "capacity", f"{self.capacity} bytes", ">= 0", "give the pool's size"
+            )
         seen: set[str] = set()
         for buffer in self.buffers:
             if buffer.name in seen:
-                raise PlanError("memory problem", f"buffer {buffer.name!r}", "two buffers of that name",
-                                "unique names", "rename one of them")
+                raise PlanError(
+                    "memory problem",
+                    f"buffer {buffer.name!r}",
+                    "two buffers of that name",
+                    "unique names",
+                    "rename one of them",
+                )
             seen.add(buffer.name)
         pools = sorted({buffer.pool for buffer in self.buffers})
         if len(pools) > 1:
-            raise PlanError("memory problem", "pools", ", ".join(pools), "buffers of one pool",
-                            "make one problem for each pool with MemoryProblem.split")
+            raise PlanError(
+                "memory problem",
+                "pools",
+                ", ".join(pools),
+                "buffers of one pool",
+                "make one problem for each pool with MemoryProblem.split",
+            )
 
     @classmethod
-    def split(cls, buffers: Iterable[Buffer], capacity: Mapping[str, int] | None = None) -> dict[str, MemoryProblem]:
+    def split(
+        cls, buffers: Iterable[Buffer], capacity: Mapping[str, int] | None = None
+    ) -> dict[str, MemoryProblem]:
         """Sort buffers of several pools into one problem for each, {pool: problem}, in order of the pools' names.
 
         capacity: bytes of each pool; a pool that is not named has no limit.
@@ -249,8 +325,13 @@ class MemoryProblem:
         rows = csv.DictReader(io.StringIO(text))
         header = list(rows.fieldnames or ())
         if not set(_REQUIRED) <= set(header) or not set(header) <= set(_COLUMNS):
-            raise PlanError("memory problem", "csv line 1", ",".join(header), "columns " + ",".join(_COLUMNS),
-                            "write at least " + ",".join(_REQUIRED))
+            raise PlanError(
+                "memory problem",
+                "csv line 1",
+                ",".join(header),
+                "columns " + ",".join(_COLUMNS),
+                "write at least " + ",".join(_REQUIRED),
+            )
         return cls(tuple(cls._row(row, number) for number, row in enumerate(rows, start=2)), capacity)
 
     @staticmethod
@@ -260,20 +341,33 @@ class MemoryProblem:
             text = row.get(column)
             values[name] = default if text in (None, "") else text
             if None in row or (column in _REQUIRED and values[name] is None):
-                raise PlanError("memory problem", f"csv line {number}", f"{list(row.values())}",
-                                "one value for each column", "count the commas")
+                raise PlanError(
+                    "memory problem",
+                    f"csv line {number}",
+                    f"{list(row.values())}",
+                    "one value for each column",
+                    "count the commas",
+                )
             if column in _INTEGERS and isinstance(values[name], str):
                 try:
                     values[name] = int(values[name])
                 except ValueError as error:
-                    raise PlanError("memory problem", f"csv line {number}, {column}", repr(text), "an integer",
-                                    "write bytes and steps as plain decimals") from error
+                    raise PlanError(
+                        "memory problem",
+                        f"csv line {number}, {column}",
+                        repr(text),
+                        "an integer",
+                        "write bytes and steps as plain decimals",
+                    ) from error
         return Buffer(**values)
 
     def to_csv(self) -> str:
         """Write google/minimalloc's format; a column beyond its four is written only where a buffer needs it."""
-        columns = [name for index, (name, (attribute, default)) in enumerate(_COLUMNS.items())
-                   if index < 4 or any(getattr(buffer, attribute) != default for buffer in self.buffers)]
+        columns = [
+            name
+            for index, (name, (attribute, default)) in enumerate(_COLUMNS.items())
+            if index < 4 or any(getattr(buffer, attribute) != default for buffer in self.buffers)
+        ]
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(columns)
@@ -303,8 +397,13 @@ class MemoryPlan:
 
     def __getitem__(self, name: str) -> int:
         if name not in self._index:
-            raise PlanError("memory plan", f"buffer {name!r}", "no offset", "a buffer of the planned problem",
-                            "plan the problem that holds it")
+            raise PlanError(
+                "memory plan",
+                f"buffer {name!r}",
+                "no offset",
+                "a buffer of the planned problem",
+                "plan the problem that holds it",
+            )
         return self._index[name]
 
     def __contains__(self, name: object) -> bool:

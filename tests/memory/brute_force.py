@@ -30,5 +30,10 @@ def best_peak(problem: MemoryProblem) -> int | None:
 
 
 def _free(buffer: Buffer, at: int, others: list[tuple[Buffer, int]]) -> bool:
-    return all(at + buffer.size <= where or where + other.size <= at
-               or buffer.upper <= other.lower or other.upper <= buffer.lower for other, where in others)
+    return all(
+        at + buffer.size <= where
+        or where + other.size <= at
+        or buffer.upper <= other.lower
+        or other.upper <= buffer.lower
+        for other, where in others
+    )

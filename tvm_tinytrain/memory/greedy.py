@@ -48,7 +48,7 @@ def orders(timeline: Timeline) -> Iterator[list[int]]:
     count = len(timeline.padded)
     width = [stop - first for first, stop in zip(timeline.first, timeline.stop, strict=True)]
     need = [timeline.need(section) for section in range(len(timeline.cover))]
-    heat = [max(need[timeline.first[b]:timeline.stop[b]], default=0) for b in range(count)]
+    heat = [max(need[timeline.first[b] : timeline.stop[b]], default=0) for b in range(count)]
     size = timeline.padded
     yield sorted(range(count), key=lambda b: (-width[b], -size[b], b))
     yield sorted(range(count), key=lambda b: (-size[b], -width[b], b))

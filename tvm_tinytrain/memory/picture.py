@@ -11,12 +11,22 @@ from tvm_tinytrain.plan import Buffer, MemoryPlan, MemoryProblem
 
 _MARKS = "#*+=o:~%x."
 # Okabe and Ito's palette: told apart by colour-blind readers too.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999", "#332288",
-            "#AA4499")
+_COLOURS = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#D55E00",
+    "#F0E442",
+    "#999999",
+    "#332288",
+    "#AA4499",
+)
 
 
 def bytes_by_kind(buffers: Sequence[Buffer], step: int) -> dict[str, int]:
-    """Return {kind: bytes live at a program step}, kinds in alphabetical order, all kinds of the problem."""
+    """Return {kind: bytes live at a program step}, with all kinds of the buffers, in alphabetical order."""
     live = dict.fromkeys(sorted({buffer.kind for buffer in buffers}), 0)
     for buffer in buffers:
         if buffer.lower <= step < buffer.upper:
@@ -29,6 +39,12 @@ def _steps(problem: MemoryProblem) -> list[int]:
     return sorted({b.lower for b in problem.buffers} | {b.upper for b in problem.buffers})
 
 
+def _kinds(rows: Sequence[dict[str, int]]) -> list[str]:
+    """The kinds of all rows, what changes least first: it makes a level floor for what comes and goes."""
+    change = {kind: max(row[kind] for row in rows) - min(row[kind] for row in rows) for kind in rows[0]}
+    return sorted(change, key=lambda kind: (change[kind], kind))
+
+
 def text_plan(problem: MemoryProblem, plan: MemoryPlan, width: int = 100) -> str:
     """Draw the bytes live over the program's steps, one row for each change, a mark for each kind.
 
@@ -38,13 +54,15 @@ def text_plan(problem: MemoryProblem, plan: MemoryPlan, width: int = 100) -> str
     """
     if not problem.buffers:
         return "memory plan: no buffers"
-    kinds = sorted({buffer.kind for buffer in problem.buffers})
-    mark = {kind: _MARKS[index % len(_MARKS)] for index, kind in enumerate(kinds)}
     rows = [(step, bytes_by_kind(problem.buffers, step)) for step in _steps(problem)[:-1]]
+    kinds = _kinds([live for _, live in rows])
+    mark = {kind: _MARKS[index % len(_MARKS)] for index, kind in enumerate(kinds)}
     fullest = lower_bound_peak(problem).step
     group = -(-len(rows) // 40)
-    rows = [max(rows[at:at + group], key=lambda row: (row[0] == fullest, sum(row[1].values())))
-            for at in range(0, len(rows), group)]
+    rows = [
+        max(rows[at : at + group], key=lambda row: (row[0] == fullest, sum(row[1].values())))
+        for at in range(0, len(rows), group)
+    ]
     label = max(len(str(step)) for step, _ in rows)
     number = len(f"{plan.peak}")
     columns = max(width - label - number - 6, 10)
@@ -52,19 +70,21 @@ def text_plan(problem: MemoryProblem, plan: MemoryPlan, width: int = 100) -> str
     bound_at = round(plan.lower_bound * columns / plan.peak)
     for step, live in rows:
         bar, total = "", 0
-        for kind, count in live.items():
-            total += count
+        for kind in kinds:
+            total += live[kind]
             bar += mark[kind] * (round(total * columns / plan.peak) - len(bar))
         bar = bar.ljust(columns)
         if bound_at < columns and bar[bound_at] == " ":
-            bar = f"{bar[:bound_at]}!{bar[bound_at + 1:]}"
+            bar = f"{bar[:bound_at]}!{bar[bound_at + 1 :]}"
         lines.append(f"{'>' if step == fullest else ' '}{step:>{label}} {bar}| {total:>{number}}")
     return "\n".join(lines)
 
 
 def _summary(problem: MemoryProblem, plan: MemoryPlan) -> str:
-    text = (f"memory plan: {len(problem.buffers)} buffers, peak {plan.peak} bytes, "
-            f"lower bound {plan.lower_bound} bytes ({plan.peak / plan.lower_bound:.4f})")
+    text = (
+        f"memory plan: {len(problem.buffers)} buffers, peak {plan.peak} bytes, "
+        f"lower bound {plan.lower_bound} bytes ({plan.peak / plan.lower_bound:.4f})"
+    )
     return text if problem.capacity is None else f"{text}, capacity {problem.capacity} bytes"
 
 
@@ -78,25 +98,41 @@ def plot_plan(problem: MemoryProblem, plan: MemoryPlan, path: str | Path) -> Non
         from matplotlib.figure import Figure
         from matplotlib.patches import Patch, Rectangle
     except ImportError as error:
-        raise ToolMissingError("report", "matplotlib", "not installed", "matplotlib >= 3.8",
-                               "pip install 'tvm_tinytrain[report]'") from error
-    kinds = sorted({buffer.kind for buffer in problem.buffers})
+        raise ToolMissingError(
+            "report",
+            "matplotlib",
+            "not installed",
+            "matplotlib >= 3.8",
+            "pip install 'tvm_tinytrain[report]'",
+        ) from error
+    steps = _steps(problem) or [0, 1]
+    sums = [bytes_by_kind(problem.buffers, step) for step in steps]
+    kinds = _kinds(sums[:-1])
     colour = {kind: _COLOURS[index % len(_COLOURS)] for index, kind in enumerate(kinds)}
     figure = Figure(figsize=(11, 8), layout="constrained")
     layout, live = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     for buffer in problem.buffers:
-        layout.add_patch(Rectangle((buffer.lower, plan[buffer.name] / 1024), buffer.upper - buffer.lower,
-                                   buffer.size / 1024, facecolor=colour[buffer.kind], edgecolor="white",
-                                   linewidth=0.4))
-    steps = _steps(problem)
-    sums = [bytes_by_kind(problem.buffers, step) for step in steps]
-    if steps:
-        live.stackplot(steps, [[row[kind] / 1024 for row in sums] for kind in kinds], step="post",
-                       colors=[colour[kind] for kind in kinds])
+        layout.add_patch(
+            Rectangle(
+                (buffer.lower, plan[buffer.name] / 1024),
+                buffer.upper - buffer.lower,
+                buffer.size / 1024,
+                facecolor=colour[buffer.kind],
+                edgecolor="white",
+                linewidth=0.4,
+            )
+        )
+    if kinds:
+        live.stackplot(
+            steps,
+            [[row[kind] / 1024 for row in sums] for kind in kinds],
+            step="post",
+            colors=[colour[kind] for kind in kinds],
+        )
     for axes in (layout, live):
         axes.axhline(plan.peak / 1024, color="black", linewidth=1.2)
         axes.axhline(plan.lower_bound / 1024, color="black", linewidth=1.2, linestyle=":")
-        axes.set_xlim(steps[0] if steps else 0, steps[-1] if steps else 1)
+        axes.set_xlim(steps[0], steps[-1])
         axes.set_ylim(0, max(plan.peak, 1) / 1024 * 1.04)
         axes.spines[["top", "right"]].set_visible(False)
     layout.set_title(_summary(problem, plan) if problem.buffers else "memory plan: no buffers", loc="left")
@@ -104,8 +140,10 @@ def plot_plan(problem: MemoryProblem, plan: MemoryPlan, path: str | Path) -> Non
     live.set_ylabel("live (KiB)")
     live.set_xlabel("program step")
     handles = [Patch(facecolor=colour[kind], label=kind) for kind in kinds]
-    handles += [layout.axhline(-1, color="black", linewidth=1.2, label="peak"),
-                layout.axhline(-1, color="black", linewidth=1.2, linestyle=":", label="lower bound")]
+    handles += [
+        layout.axhline(-1, color="black", linewidth=1.2, label="peak"),
+        layout.axhline(-1, color="black", linewidth=1.2, linestyle=":", label="lower bound"),
+    ]
     figure.legend(handles=handles, loc="outside right upper", frameon=False)
     # A fixed date and salt: the same plan gives the same bytes.
     target = Path(path)

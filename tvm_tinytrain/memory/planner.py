@@ -33,7 +33,9 @@ class Effort:
 
     def __post_init__(self) -> None:
         if self.fit < 0 or self.improve < 0 or self.gap < 0:
-            raise PlanError("plan memory", "effort", f"{self}", "fields >= 0", "use GREEDY, NORMAL or THOROUGH")
+            raise PlanError(
+                "plan memory", "effort", f"{self}", "fields >= 0", "use GREEDY, NORMAL or THOROUGH"
+            )
 
 
 GREEDY = Effort(fit=0, improve=0)
@@ -156,13 +158,20 @@ def _raise_clash(buffers: Sequence[Buffer]) -> None:
     for index, (at, one) in enumerate(fixed):
         for where, other in fixed[:index]:
             if one.overlaps(other) and at < where + other.size and where < at + one.size:
-                raise PlanError("plan memory", f"fixed buffers {other.name!r} and {one.name!r}",
-                                f"bytes [{where}, {where + other.size}) and [{at}, {at + one.size})",
-                                "disjoint bytes", "move one of them or drop its fixed offset")
+                raise PlanError(
+                    "plan memory",
+                    f"fixed buffers {other.name!r} and {one.name!r}",
+                    f"bytes [{where}, {where + other.size}) and [{at}, {at + one.size})",
+                    "disjoint bytes",
+                    "move one of them or drop its fixed offset",
+                )
 
 
 def _over_budget(bound: Peak, capacity: int, needed: int, reason: str) -> BudgetError:
     return BudgetError(
-        "plan memory", f"buffers live at step {bound.step} ({bound.names()})",
+        "plan memory",
+        f"buffers live at step {bound.step} ({bound.names()})",
         f"{needed} bytes, {needed - capacity} over ({reason}; live at once: {bound.bytes})",
-        f"{capacity} bytes", "raise the memory budget, or update fewer layers or channels")
+        f"{capacity} bytes",
+        "raise the memory budget, or update fewer layers or channels",
+    )

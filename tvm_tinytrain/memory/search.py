@@ -55,8 +55,9 @@ class _State:
     start_why: list[int]
 
     def copy(self) -> _State:
-        return _State(self.floor[:], self.slack[:], self.cover[:], self.start[:], self.floor_why[:],
-                      self.start_why[:])
+        return _State(
+            self.floor[:], self.slack[:], self.cover[:], self.start[:], self.floor_why[:], self.start_why[:]
+        )
 
 
 @dataclass
@@ -82,8 +83,10 @@ class Search:
         self._timeline = timeline
         self._first, self._stop, self._padded = timeline.first, timeline.stop, timeline.padded
         fixed = sorted((b.offset, b.offset + b.size, b.name, b) for b in buffers if b.offset is not None)
-        self._obstacles = [[(low, high) for low, high, _, other in fixed
-                            if other is not buffer and buffer.overlaps(other)] for buffer in buffers]
+        self._obstacles = [
+            [(low, high) for low, high, _, other in fixed if other is not buffer and buffer.overlaps(other)]
+            for buffer in buffers
+        ]
         self._capacity = 0
         self._work = 0
 
@@ -146,7 +149,9 @@ class Search:
         if stop < part[1] and not state.cover[stop - 1]:
             borders.append(stop)
         borders.append(part[1])
-        pieces = [(min(state.slack[low:high]), low, high) for low, high in pairwise(borders) if state.cover[low]]
+        pieces = [
+            (min(state.slack[low:high]), low, high) for low, high in pairwise(borders) if state.cover[low]
+        ]
         return [(low, high) for _, low, high in sorted(pieces)]
 
     def _open(self, frame: _Frame, rank: Sequence[int]) -> bool:
@@ -171,8 +176,16 @@ class Search:
         frame.why = state.floor_why[frame.section] | self._why_starts(state, state.cover[frame.section])
         distinct: dict[tuple[int, ...], int] = {}
         for b in sorted(candidates, key=rank.__getitem__):
-            distinct.setdefault((self._first[b], self._stop[b], self._size[b], self._align[b],
-                                 -1 if self._fixed[b] is None else b), b)
+            distinct.setdefault(
+                (
+                    self._first[b],
+                    self._stop[b],
+                    self._size[b],
+                    self._align[b],
+                    -1 if self._fixed[b] is None else b,
+                ),
+                b,
+            )
         frame.candidates = list(distinct.values())[::-1]
         return True
 

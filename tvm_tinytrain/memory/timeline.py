@@ -61,7 +61,7 @@ class Timeline:
         granule = [min(buffers[index].align for index in section) for section in cover]
         padded = [buffer.size for buffer in buffers]
         for index, buffer in enumerate(buffers):
-            padded[index] += -buffer.size % min(granule[first[index]:stop[index]])
+            padded[index] += -buffer.size % min(granule[first[index] : stop[index]])
         spare = tuple(max(padded[index] - buffers[index].size for index in section) for section in cover)
         return cls(tuple(steps), tuple(cover), tuple(first), tuple(stop), tuple(padded), spare)
 

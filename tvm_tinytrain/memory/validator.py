@@ -33,12 +33,22 @@ def _check_names(problem: MemoryProblem, plan: MemoryPlan) -> None:
         raise PlanError(_STAGE, f"buffer {twice!r}", "two offsets", "one offset", "plan the problem again")
     missing = sorted(set(wanted) - set(planned))
     if missing:
-        raise PlanError(_STAGE, f"buffer {missing[0]!r}", f"no offset ({len(missing)} buffers without)",
-                        "an offset for every buffer", "plan the problem that holds it")
+        raise PlanError(
+            _STAGE,
+            f"buffer {missing[0]!r}",
+            f"no offset ({len(missing)} buffers without)",
+            "an offset for every buffer",
+            "plan the problem that holds it",
+        )
     strangers = sorted(set(planned) - set(wanted))
     if strangers:
-        raise PlanError(_STAGE, f"buffer {strangers[0]!r}", "an offset for a buffer the problem lacks",
-                        "buffers of the problem", "plan and problem belong to different builds")
+        raise PlanError(
+            _STAGE,
+            f"buffer {strangers[0]!r}",
+            "an offset for a buffer the problem lacks",
+            "buffers of the problem",
+            "plan and problem belong to different builds",
+        )
 
 
 def _check_offset(buffer: Buffer, offset: int) -> None:
@@ -46,11 +56,17 @@ def _check_offset(buffer: Buffer, offset: int) -> None:
     if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
         raise PlanError(_STAGE, thing, f"offset {offset!r}", "an integer >= 0", "plan the problem again")
     if offset % buffer.align != 0:
-        raise PlanError(_STAGE, thing, f"offset {offset}, misaligned by {offset % buffer.align}",
-                        f"a multiple of {buffer.align}", "plan the problem again")
+        raise PlanError(
+            _STAGE,
+            thing,
+            f"offset {offset}, misaligned by {offset % buffer.align}",
+            f"a multiple of {buffer.align}",
+            "plan the problem again",
+        )
     if buffer.offset is not None and offset != buffer.offset:
-        raise PlanError(_STAGE, thing, f"offset {offset}", f"its fixed offset {buffer.offset}",
-                        "plan the problem again")
+        raise PlanError(
+            _STAGE, thing, f"offset {offset}", f"its fixed offset {buffer.offset}", "plan the problem again"
+        )
 
 
 def _check_clashes(problem: MemoryProblem, plan: MemoryPlan) -> None:
@@ -58,16 +74,19 @@ def _check_clashes(problem: MemoryProblem, plan: MemoryPlan) -> None:
     buffers = sorted(problem.buffers, key=lambda buffer: buffer.lower)
     for index, one in enumerate(buffers):
         low, high = plan[one.name], plan[one.name] + one.size
-        for other in buffers[index + 1:]:
+        for other in buffers[index + 1 :]:
             if other.lower >= one.upper:
                 break
             other_low, other_high = plan[other.name], plan[other.name] + other.size
             if low < other_high and other_low < high:
                 raise PlanError(
-                    _STAGE, f"buffers {one.name!r} and {other.name!r}",
+                    _STAGE,
+                    f"buffers {one.name!r} and {other.name!r}",
                     f"bytes [{low}, {high}) and [{other_low}, {other_high}) both live in steps "
                     f"[{other.lower}, {min(one.upper, other.upper)})",
-                    "disjoint bytes for buffers that are live together", "plan the problem again")
+                    "disjoint bytes for buffers that are live together",
+                    "plan the problem again",
+                )
 
 
 def _check_figures(problem: MemoryProblem, plan: MemoryPlan) -> None:
@@ -75,8 +94,9 @@ def _check_figures(problem: MemoryProblem, plan: MemoryPlan) -> None:
     peak = 0 if top is None else plan[top.name] + top.size
     if plan.peak != peak:
         ends = "no buffer" if top is None else f"buffer {top.name!r}"
-        raise PlanError(_STAGE, "peak", f"{plan.peak} bytes", f"{peak}, where {ends} ends",
-                        "plan the problem again")
+        raise PlanError(
+            _STAGE, "peak", f"{plan.peak} bytes", f"{peak}, where {ends} ends", "plan the problem again"
+        )
     change: dict[int, int] = {}
     for buffer in problem.buffers:
         change[buffer.lower] = change.get(buffer.lower, 0) + buffer.size
@@ -86,9 +106,19 @@ def _check_figures(problem: MemoryProblem, plan: MemoryPlan) -> None:
         live += change[step]
         largest = max(largest, live)
     if not largest <= plan.lower_bound <= peak:
-        raise PlanError(_STAGE, "lower bound", f"{plan.lower_bound} bytes",
-                        f"{largest} (live at once) to {peak} (the peak)", "plan the problem again")
+        raise PlanError(
+            _STAGE,
+            "lower bound",
+            f"{plan.lower_bound} bytes",
+            f"{largest} (live at once) to {peak} (the peak)",
+            "plan the problem again",
+        )
     if problem.capacity is not None and peak > problem.capacity:
         assert top is not None
-        raise PlanError(_STAGE, f"buffer {top.name!r}",
-                        f"its end at byte {peak}, {peak - problem.capacity} over", f"a capacity of {problem.capacity} bytes", "raise the memory budget or update less")
+        raise PlanError(
+            _STAGE,
+            f"buffer {top.name!r}",
+            f"its end at byte {peak}, {peak - problem.capacity} over",
+            f"a capacity of {problem.capacity} bytes",
+            "raise the memory budget or update less",
+        )
