@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.common import Report, parse, parser, print_table
 from benchmarks.paper_figures import BATCH, METHODS, NETWORKS, TABLE_2, TABLE_7, TABLE_11
@@ -69,7 +69,7 @@ class Ours(NamedTuple):
     exact_macs: int | None = None
 
 
-def layer_specs(name: str, size: int) -> tuple[LayerSpec, ...]:
+def layer_specs(name: str, size: int = 128) -> tuple[LayerSpec, ...]:
     """Describe a backbone for 3×size×size images."""
     backbone: Backbone = BACKBONES[name]()
     spec = backbone.spec
@@ -78,29 +78,36 @@ def layer_specs(name: str, size: int) -> tuple[LayerSpec, ...]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables; return 1 if a figure whose rule is known is off by more than 1 %."""
-    made = parser("cost_tables", __doc__)
-    made.add_argument("--size", type=int, default=128, help="side of the input image, 128 in the paper")
-    report = Report(parse(made, argv))
-    networks = {name: layer_specs(name, report.options.size) for name in NETWORKS}
-    costs = {name: network_costs(specs) for name, specs in networks.items()}
+    report = Report(parse(parser("cost_tables", __doc__), argv))
+    report.rows.extend(rows())
+    for row in report.rows:
+        check(report, row)
+    show(report.rows)
+    return report.finish()
+
+
+def rows() -> list[dict[str, Any]]:
+    """All figures of the three tables, the paper's and ours, in bytes and MACs."""
+    specs = {name: layer_specs(name) for name in NETWORKS}
+    costs = {name: network_costs(layers) for name, layers in specs.items()}
+    made = []
     for name in NETWORKS:
         for method in METHODS:
-            paper, ours = TABLE_2[name][method], METHOD[method](name, networks[name], costs[name])
+            paper, ours = TABLE_2[name][method], METHOD[method](name, specs[name], costs[name])
             key = (2, name, method, "memory", "MB")
-            figure(report, key, paper.memory_mb, ours.memory_bytes, ours.memory_reason, ours.exact_bytes)
+            made.append(figure(key, paper.memory_mb, ours.memory_bytes, ours.memory_reason, ours.exact_bytes))
             key = (2, name, method, "compute", "M MACs")
-            figure(report, key, paper.macs_m, ours.macs, ours.macs_reason, ours.exact_macs)
+            made.append(figure(key, paper.macs_m, ours.macs, ours.macs_reason, ours.exact_macs))
     for method, parts in TABLE_7.items():
         reason, sizes = memory_parts(method, costs["mcunet"])
         for part, value in parts.items():
             key = (7, "mcunet", method, part, "MB")
-            figure(report, key, value, sizes[part], "" if part == "activations" else reason)
+            made.append(figure(key, value, sizes[part], "" if part == "activations" else reason))
     for name in NETWORKS:
         for blocks, value in zip(range(6, 0, -1), TABLE_11[name], strict=True):
             saved = paper_saved_activation_bytes(costs[name], costs[name].last_blocks(blocks))
-            figure(report, (11, name, f"last {blocks} blocks", "activations", "KB"), value, saved)
-    show(report)
-    return report.finish()
+            made.append(figure((11, name, f"last {blocks} blocks", "activations", "KB"), value, saved))
+    return made
 
 
 def _full_train(name: str, specs: Sequence[LayerSpec], network: NetworkCosts) -> Ours:
@@ -179,27 +186,38 @@ def memory_parts(method: str, network: NetworkCosts) -> tuple[str, dict[str, int
 
 
 def figure(
-    report: Report,
     key: tuple[int, str, str, str, str],
     paper: float,
     ours: int | None,
     reason: str = "",
     exact: int | None = None,
-) -> None:
-    """Record one figure, `paper` in its unit, the others in bytes or MACs; without a reason it is a check."""
+) -> dict[str, Any]:
+    """One row; `paper` is in the printed unit, the others in bytes or MACs."""
     table, network, method, what, unit = key
     scale, ending = UNITS[unit]
     off = None if ours is None else ours / (paper * scale) - 1
     row = {"table": table, "network": network, "method": method, "figure": what, "printed_unit": unit}
     figures = {"paper": round(paper * scale), "ours": ours, "exact_one_sample": exact}
     row |= {f"{source}_{ending}": value for source, value in figures.items()}
-    report.rows.append({**row, "relative_difference": off, "rule_known": not reason, "reason": reason})
-    if not reason and ours is not None and off is not None:
-        asked, got = f"{paper:g} {unit} within {TOLERANCE:.0%}", f"{ours / scale:.4g} {unit} ({off:+.2%})"
-        report.check(f"table {table}: {network} {method} {what}", asked, got, abs(off) <= TOLERANCE)
+    return {**row, "relative_difference": off, "rule_known": not reason, "reason": reason}
 
 
-def show(report: Report) -> None:
+def check(report: Report, row: dict[str, Any]) -> None:
+    """Ask for agreement where the rule is known."""
+    unit = row["printed_unit"]
+    scale, ending = UNITS[unit]
+    if row["rule_known"]:
+        paper, ours, off = (
+            row[f"paper_{ending}"] / scale,
+            row[f"ours_{ending}"] / scale,
+            row["relative_difference"],
+        )
+        name = f"table {row['table']}: {row['network']} {row['method']} {row['figure']}"
+        asked, got = f"{paper:.4g} {unit} within {TOLERANCE:.0%}", f"{ours:.4g} {unit} ({off:+.2%})"
+        report.check(name, asked, got, abs(off) <= TOLERANCE)
+
+
+def show(figures: Sequence[dict[str, Any]]) -> None:
     """Print one table for each of the paper's, then the reasons."""
     columns = [
         "network",
@@ -213,15 +231,15 @@ def show(report: Report) -> None:
         "note",
     ]
     for table, title in TITLES.items():
-        rows = [row for row in report.rows if row["table"] == table]
-        reasons = list(dict.fromkeys(row["reason"] for row in rows if row["reason"]))
+        chosen = [row for row in figures if row["table"] == table]
+        reasons = list(dict.fromkeys(row["reason"] for row in chosen if row["reason"]))
         cells: list[list[object]] = []
-        for row in rows:
+        for row in chosen:
             off, reason = row["relative_difference"], row["reason"]
             scale, ending = UNITS[row["printed_unit"]]
-            figures = [row[f"{source}_{ending}"] for source in ("paper", "ours", "exact_one_sample")]
+            values = [row[f"{source}_{ending}"] for source in ("paper", "ours", "exact_one_sample")]
             cells.append([row["network"], row["method"], row["figure"], row["printed_unit"]])
-            cells[-1] += [None if value is None else value / scale for value in figures]
+            cells[-1] += [None if value is None else value / scale for value in values]
             cells[-1] += [
                 None if off is None else f"{off:+.2%}",
                 f"({reasons.index(reason) + 1})" if reason else "",

@@ -1,0 +1,1 @@
+"""Costs, criteria and policies: what is trained."""
