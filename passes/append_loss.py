@@ -8,7 +8,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from tvm_tinytrain.config import MSE, BinaryCrossEntropy, CrossEntropy, Loss
+from tvm_tinytrain.config import MSE, BinaryCrossEntropy, CrossEntropy, Loss, Prototypical
 from tvm_tinytrain.errors import ShapeError
 from tvm_tinytrain.passes.kernels import losses
 from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, rebuild, shape_of
@@ -20,7 +20,8 @@ class AppendLoss:
     """Adds function ``step(input, label, parameters…) → loss`` with the bindings of ``predict``.
 
     ``predict: y = f(x)``  →  ``step: y = f(x); loss = L(y, label)``. The label is int32[1] for cross-entropy and float32 of the
-    output's shape for the elementwise losses.
+    output's shape for the elementwise losses. With `Prototypical` it is ``seed``, the gradient of the loss with respect to the
+    output, and the loss of one sample is output · seed.
     """
 
     def __init__(self, loss: Loss) -> None:
@@ -32,7 +33,8 @@ class AppendLoss:
         inputs = int(func.attrs["num_input"])
         out_shape = shape_of(func.body.body)
         label_shape, dtype, kernel = self._kernel(out_shape)
-        label = relax.Var("label", relax.TensorType(label_shape, dtype))
+        name = "seed" if isinstance(self.loss, Prototypical) else "label"
+        label = relax.Var(name, relax.TensorType(label_shape, dtype))
 
         def body(r: Rebuilder) -> relax.Expr:
             for b in bindings(func):
@@ -45,7 +47,7 @@ class AppendLoss:
 
         params = [*func.params[:inputs], label, *func.params[inputs:]]
         attrs = {"num_input": inputs + 1}
-        roles = get_roles(mod) | {"label": "label"} | {p.name: "input" for p in func.params[:inputs]}
+        roles = get_roles(mod) | {name: "label"} | {p.name: "input" for p in func.params[:inputs]}
         return with_roles(rebuild(mod, "step", body, params=params, source="predict", attrs=attrs), roles)
 
     def _kernel(self, out: tuple[int, ...]) -> tuple[tuple[int, ...], str, Any]:
@@ -59,5 +61,5 @@ class AppendLoss:
                     "end the network with a classifier",
                 )
             return (1,), "int32", losses.softmax_cross_entropy(out[1], self.loss.label_smoothing)
-        kind = {MSE: "mse", BinaryCrossEntropy: "bce"}[type(self.loss)]
+        kind = {MSE: "mse", BinaryCrossEntropy: "bce", Prototypical: "dot"}[type(self.loss)]
         return out, "float32", losses.elementwise_loss(kind, math.prod(out))

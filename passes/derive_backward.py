@@ -8,10 +8,8 @@ from collections.abc import Collection
 import tvm
 from tvm import relax
 
-from tvm_tinytrain.errors import UnsupportedOperatorError
-from tvm_tinytrain.passes.gradients import GradientContext, gradient_of
-from tvm_tinytrain.passes.kernels.builder import kernel_kind
-from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, callee, op_name, operands, rebuild
+from tvm_tinytrain.passes.reverse_mode import active_variables, reverse
+from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, rebuild
 from tvm_tinytrain.passes.state import get_layers
 
 GRADIENTS = "tt.gradients"
@@ -36,87 +34,15 @@ class DeriveBackward:
         if wanted is None:
             wanted = [n for layer in get_layers(mod) for n in (layer.weight, layer.bias) if n is not None]
         targets = [p for p in func.params if p.name in set(wanted)]
-        active = _active(func, targets)
+        active = active_variables(func, targets)
         order = [p for p in targets if p in active]
 
         def body(r: Rebuilder) -> relax.Expr:
             for b in bindings(func):
                 r.keep(b)
-            grads = _reverse(r, mod, func, active)
+            grads = reverse(r, mod, func, active)
             return relax.Tuple([r.look(func.body.body), *(grads[p] for p in order if p in grads)])
 
         names = [p.name for p in order]
         attrs = {"num_input": int(func.attrs["num_input"]), GRADIENTS: json.dumps(names)}
         return rebuild(mod, "step", body, attrs=attrs)
-
-
-def _active(func: relax.Function, targets: list[relax.Var]) -> set[relax.Var]:
-    """Variables on a path from a target to the loss."""
-    reached = set(targets)
-    for b in bindings(func):
-        if any(o in reached for o in operands(b.value) if isinstance(o, relax.Var)):
-            reached.add(b.var)
-    useful = {func.body.body}
-    for b in reversed(bindings(func)):
-        if b.var in useful:
-            useful.update(o for o in operands(b.value) if isinstance(o, relax.Var))
-    return reached & useful
-
-
-def _reverse(
-    r: Rebuilder, mod: tvm.IRModule, func: relax.Function, active: set[relax.Var]
-) -> dict[relax.Var, relax.Expr]:
-    adjoints: dict[relax.Var, list[relax.Expr]] = {}
-    fields: dict[relax.Var, dict[int, list[relax.Expr]]] = {}
-
-    def total(terms: list[relax.Expr]) -> relax.Expr:
-        value = terms[0]
-        for term in terms[1:]:
-            value = r.emit(relax.op.add(value, term))
-        return value
-
-    loss = func.body.body
-    for b in reversed(bindings(func)):
-        if b.var not in active:
-            continue
-        is_loss = b.var == loss
-        if is_loss and isinstance(b.value, relax.Var):  # the function's result is another name of the loss
-            loss = b.value
-            continue
-        if not is_loss and b.var not in adjoints and b.var not in fields:
-            continue
-        if isinstance(b.value, relax.Var):
-            adjoints.setdefault(b.value, []).extend(adjoints.pop(b.var, []))
-            continue
-        if isinstance(b.value, relax.TupleGetItem):
-            slot = fields.setdefault(b.value.tuple_value, {}).setdefault(b.value.index, [])
-            slot.append(total(adjoints.pop(b.var)))
-            continue
-        dy: object = None
-        if b.var in fields:
-            parts = fields.pop(b.var)
-            dy = [total(parts[i]) if i in parts else None for i in range(len(b.var.ty.fields))]
-        elif not is_loss:
-            dy = total(adjoints.pop(b.var))
-        args = operands(b.value)
-        needs = [isinstance(a, relax.Var) and a in active for a in args]
-        for arg, grad in zip(args, _apply_rule(r, mod, b, dy, needs), strict=True):
-            if grad is not None:
-                adjoints.setdefault(arg, []).append(grad)
-    return {p: total(adjoints[p]) for p in func.params if p in adjoints}
-
-
-def _apply_rule(
-    r: Rebuilder, mod: tvm.IRModule, b: relax.VarBinding, dy: object, needs: list[bool]
-) -> list[relax.Expr | None]:
-    gv = callee(b.value)
-    kernel = mod[gv] if gv is not None else None
-    name = f"kernel.{kernel_kind(kernel)}" if kernel is not None else op_name(b.value)
-    rule = gradient_of(name)
-    if rule is None:
-        raise UnsupportedOperatorError(
-            "derive backward", f"{name} at {b.var.name}", "no gradient", "operators of the gradient table",
-            "select layers behind it only, replace the operator, or add a rule in passes/gradients",
-        )  # fmt: skip
-    args = [r.look(a) for a in operands(b.value)]
-    return rule(GradientContext(r, b.value, args, r.look(b.var), dy, needs, kernel))

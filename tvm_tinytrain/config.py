@@ -26,7 +26,28 @@ class BinaryCrossEntropy:
     """Mean binary cross-entropy of logits against float32 targets of the output's shape."""
 
 
-Loss = CrossEntropy | MSE | BinaryCrossEntropy
+@dataclass(frozen=True)
+class Prototypical:
+    """Cross-entropy over distances to class prototypes (ProtoNet, Snell et al. 2017), the loss of TinyTrain's online stage.
+
+    The network's output is an embedding. ``distance`` is "cosine" (logit = scale · cosine similarity) or "euclidean" (logit = −scale ·
+    squared distance). ``through_prototypes`` lets the gradient flow through the prototypes too, as P>M>F does. The loss couples the
+    samples, so it is computed in two passes: all embeddings first, then one backward pass per sample from the exact gradient of the
+    loss with respect to its embedding, which the library takes as the tensor ``seed``.
+    """
+
+    distance: str = "cosine"
+    scale: float = 10.0
+    through_prototypes: bool = True
+
+    def __post_init__(self) -> None:
+        if self.distance not in ("cosine", "euclidean"):
+            raise PlanError("config", "distance", repr(self.distance), "cosine, euclidean", "choose one of these")
+        if not self.scale > 0.0:
+            raise PlanError("config", "scale", self.scale, "a positive number", "P>M>F starts at 10")
+
+
+Loss = CrossEntropy | MSE | BinaryCrossEntropy | Prototypical
 
 
 @dataclass(frozen=True)

@@ -73,9 +73,11 @@ def cross_entropy_gradient(ctx: GradientContext) -> list[Adjoint]:
     return [ctx.r.kernel(kernel, ctx.args, shape_of(ctx.args[0])), None]
 
 
-@gradient("kernel.mse_loss", "kernel.bce_loss")
+@gradient("kernel.mse_loss", "kernel.bce_loss", "kernel.dot_loss")
 def elementwise_loss_gradient(ctx: GradientContext) -> list[Adjoint]:
     """The loss is the root, its adjoint is one."""
     kind = str(ctx.kernel.attrs["tt.kernel"]).removesuffix("_loss")
+    if kind == "dot":
+        return [ctx.args[1], None]
     kernel = losses.elementwise_loss_grad(kind, kernel_spec(ctx.kernel)["size"])
     return [ctx.r.kernel(kernel, ctx.args, shape_of(ctx.args[0])), None]

@@ -76,7 +76,8 @@ def _softmax_terms(logits: Any, classes: int) -> tuple[Any, Any, Any]:
 
 
 def elementwise_loss(kind: str, size: int) -> tirx.PrimFunc:
-    """Mean squared error (``mse``) or binary cross-entropy with logits (``bce``), mean over ``size`` elements.
+    """Mean squared error (``mse``) or binary cross-entropy with logits (``bce``), mean over ``size`` elements; or Σ output · target
+    (``dot``), whose gradient is the target.
 
     Arguments: output[size], target[size] float32, loss[1].
     """
@@ -89,13 +90,15 @@ def elementwise_loss(kind: str, size: int) -> tirx.PrimFunc:
                 T.buffer_store(total, f32(0.0), [0])
             if kind == "mse":
                 term = (output[vi] - target[vi]) * (output[vi] - target[vi])
+            elif kind == "dot":
+                term = output[vi] * target[vi]
             else:
                 z = output[vi]
                 stable = tirx.log(f32(1.0) + tirx.exp(f32(0.0) - tirx.abs(z)))
                 term = tirx.max(z, f32(0.0)) - z * target[vi] + stable
             T.buffer_store(total, total[0] + term, [0])
         with T.sblock("loss"):
-            T.buffer_store(loss, total[0] / f32(size), [0])
+            T.buffer_store(loss, total[0] if kind == "dot" else total[0] / f32(size), [0])
 
     args = [Arg("output", (size,)), Arg("target", (size,)), Arg("loss", (1,), role="out")]
     return make_kernel(f"{kind}_loss", {"size": size}, args, body, macs=0)
@@ -109,6 +112,8 @@ def elementwise_loss_grad(kind: str, size: int) -> tirx.PrimFunc:
             vi = T.axis.remap("S", [i])
             if kind == "mse":
                 value = (output[vi] - target[vi]) * f32(2.0 / size)
+            elif kind == "dot":
+                value = target[vi]
             else:
                 value = (f32(1.0) / (f32(1.0) + tirx.exp(f32(0.0) - output[vi])) - target[vi]) * f32(
                     1.0 / size
