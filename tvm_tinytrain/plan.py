@@ -11,9 +11,10 @@ import csv
 import hashlib
 import io
 import json
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -21,18 +22,26 @@ from tvm_tinytrain.errors import PlanError
 
 _FORMAT = 1
 
+_update_error = partial(PlanError, "update plan")
+_problem_error = partial(PlanError, "memory problem")
+_plan_error = partial(PlanError, "memory plan")
+
+
+def _index(thing: str, value: object) -> int:
+    """Return `value` as an int if it is an integer of any kind (Python's, numpy's), else raise."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise _update_error(thing, repr(value), "an integer >= 0", "use the indices of layers and channels")
+    return operator.index(value)
+
 
 def _channels(thing: str, value: Iterable[int]) -> tuple[int, ...]:
     """Return `value` as a tuple, or raise if it is not a sorted list of distinct, non-negative integers."""
-    items = tuple(value)
-    hint = "give each channel index once, in ascending order"
-    for item in items:
-        if isinstance(item, bool) or not isinstance(item, int):
-            raise PlanError("update plan", thing, f"{item!r}", "integers", hint)
+    items = tuple(_index(thing, item) for item in value)
     if not items:
-        raise PlanError("update plan", thing, "no channel", "at least one", "leave the layer out of the plan")
+        raise _update_error(thing, "no channel", "at least one", "leave the layer out of the plan")
     if items[0] < 0 or any(a >= b for a, b in pairwise(items)):
-        raise PlanError("update plan", thing, f"{list(items)}", "sorted, unique, non-negative indices", hint)
+        hint = "give each channel index once, in ascending order"
+        raise _update_error(thing, list(items), "sorted, unique, non-negative indices", hint)
     return items
 
 
@@ -54,25 +63,19 @@ class LayerUpdate:
     bias: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 0:
-            raise PlanError(
-                "update plan", "layer id", f"{self.layer!r}", "an integer >= 0", "use the layer's id"
-            )
+        object.__setattr__(self, "layer", _index("layer id", self.layer))
+        if self.layer < 0:
+            raise _update_error("layer id", self.layer, "an integer >= 0", "use the layer's id")
         object.__setattr__(self, "outputs", _channels(f"outputs of layer {self.layer}", self.outputs))
         if self.inputs is not None:
             object.__setattr__(self, "inputs", _channels(f"inputs of layer {self.layer}", self.inputs))
         for name, flag in (("weight", self.weight), ("bias", self.bias)):
             if not isinstance(flag, bool):
-                raise PlanError(
-                    "update plan",
-                    f"{name} of layer {self.layer}",
-                    f"{flag!r}",
-                    "true or false",
-                    "say whether it is trained",
+                raise _update_error(
+                    f"{name} of layer {self.layer}", f"{flag!r}", "true or false", "say whether it is trained"
                 )
         if not (self.weight or self.bias):
-            raise PlanError(
-                "update plan",
+            raise _update_error(
                 f"layer {self.layer}",
                 "neither weight nor bias is trained",
                 "at least one of them",
@@ -95,8 +98,7 @@ class UpdatePlan:
         layers = tuple(sorted(self.layers, key=lambda update: update.layer))
         for first, second in pairwise(layers):
             if first.layer == second.layer:
-                raise PlanError(
-                    "update plan",
+                raise _update_error(
                     f"layer {first.layer}",
                     "two entries",
                     "one entry for each layer",
@@ -116,8 +118,7 @@ class UpdatePlan:
     def __getitem__(self, layer: int) -> LayerUpdate:
         """Return the update of `layer`; PlanError when the plan does not train it."""
         if layer not in self._by_layer:
-            raise PlanError(
-                "update plan",
+            raise _update_error(
                 f"layer {layer!r}",
                 "not in the plan",
                 f"one of {list(self)}",
@@ -160,19 +161,16 @@ class UpdatePlan:
         try:
             raw = json.loads(text)
         except ValueError as error:
-            raise PlanError("update plan", "json text", str(error), "a JSON object", hint) from error
+            raise _update_error("json text", str(error), "a JSON object", hint) from error
         if (
             not isinstance(raw, dict)
             or set(raw) != {"format", "layers"}
             or not isinstance(raw["layers"], list)
         ):
             found = sorted(raw) if isinstance(raw, dict) else type(raw).__name__
-            raise PlanError(
-                "update plan", "json text", f"{found}", "an object with `format` and `layers`", hint
-            )
+            raise _update_error("json text", f"{found}", "an object with `format` and `layers`", hint)
         if raw["format"] != _FORMAT:
-            raise PlanError(
-                "update plan",
+            raise _update_error(
                 "json format",
                 f"{raw['format']!r}",
                 f"{_FORMAT}",
@@ -185,15 +183,11 @@ class UpdatePlan:
         keys = {"bias", "inputs", "layer", "outputs", "weight"}
         if not isinstance(entry, dict) or set(entry) != keys:
             found = sorted(entry) if isinstance(entry, dict) else type(entry).__name__
-            raise PlanError("update plan", "json layer", f"{found}", f"an object with {sorted(keys)}", hint)
+            raise _update_error("json layer", f"{found}", f"an object with {sorted(keys)}", hint)
         for name in ("outputs", "inputs"):
             if not isinstance(entry[name], list) and not (name == "inputs" and entry[name] is None):
-                raise PlanError(
-                    "update plan",
-                    f"json {name} of layer {entry['layer']!r}",
-                    f"{entry[name]!r}",
-                    "a list of integers",
-                    hint,
+                raise _update_error(
+                    f"json {name} of layer {entry['layer']!r}", f"{entry[name]!r}", "a list of integers", hint
                 )
         inputs = None if entry["inputs"] is None else tuple(entry["inputs"])
         return LayerUpdate(entry["layer"], tuple(entry["outputs"]), inputs, entry["weight"], entry["bias"])
@@ -228,20 +222,18 @@ class Buffer:
     def __post_init__(self) -> None:
         thing = f"buffer {self.name!r}"
         if self.size < 1:
-            raise PlanError("memory problem", thing, f"size {self.size}", "at least 1 byte", "leave it out")
+            raise _problem_error(thing, f"size {self.size}", "at least 1 byte", "leave it out")
         if not 0 <= self.lower < self.upper:
-            raise PlanError(
-                "memory problem",
+            raise _problem_error(
                 thing,
                 f"lifetime [{self.lower}, {self.upper})",
                 "0 <= lower < upper",
                 "lifetimes are half-open; a buffer used at step t only has [t, t+1)",
             )
         if self.align < 1 or self.align & (self.align - 1):
-            raise PlanError("memory problem", thing, f"align {self.align}", "a power of two", "round it up")
+            raise _problem_error(thing, f"align {self.align}", "a power of two", "round it up")
         if self.offset is not None and (self.offset < 0 or self.offset % self.align):
-            raise PlanError(
-                "memory problem",
+            raise _problem_error(
                 thing,
                 f"fixed offset {self.offset}",
                 f"a non-negative multiple of {self.align}",
@@ -281,14 +273,11 @@ class MemoryProblem:
     def __post_init__(self) -> None:
         object.__setattr__(self, "buffers", tuple(self.buffers))
         if self.capacity is not None and self.capacity < 0:
-            raise PlanError(
-                "memory problem", "capacity", f"{self.capacity} bytes", ">= 0", "give the pool's size"
-            )
+            raise _problem_error("capacity", f"{self.capacity} bytes", ">= 0", "give the pool's size")
         seen: set[str] = set()
         for buffer in self.buffers:
             if buffer.name in seen:
-                raise PlanError(
-                    "memory problem",
+                raise _problem_error(
                     f"buffer {buffer.name!r}",
                     "two buffers of that name",
                     "unique names",
@@ -297,8 +286,7 @@ class MemoryProblem:
             seen.add(buffer.name)
         pools = sorted({buffer.pool for buffer in self.buffers})
         if len(pools) > 1:
-            raise PlanError(
-                "memory problem",
+            raise _problem_error(
                 "pools",
                 ", ".join(pools),
                 "buffers of one pool",
@@ -325,8 +313,7 @@ class MemoryProblem:
         rows = csv.DictReader(io.StringIO(text))
         header = list(rows.fieldnames or ())
         if not set(_REQUIRED) <= set(header) or not set(header) <= set(_COLUMNS):
-            raise PlanError(
-                "memory problem",
+            raise _problem_error(
                 "csv line 1",
                 ",".join(header),
                 "columns " + ",".join(_COLUMNS),
@@ -341,8 +328,7 @@ class MemoryProblem:
             text = row.get(column)
             values[name] = default if text in (None, "") else text
             if None in row or (column in _REQUIRED and values[name] is None):
-                raise PlanError(
-                    "memory problem",
+                raise _problem_error(
                     f"csv line {number}",
                     f"{list(row.values())}",
                     "one value for each column",
@@ -352,8 +338,7 @@ class MemoryProblem:
                 try:
                     values[name] = int(values[name])
                 except ValueError as error:
-                    raise PlanError(
-                        "memory problem",
+                    raise _problem_error(
                         f"csv line {number}, {column}",
                         repr(text),
                         "an integer",
@@ -397,8 +382,7 @@ class MemoryPlan:
 
     def __getitem__(self, name: str) -> int:
         if name not in self._index:
-            raise PlanError(
-                "memory plan",
+            raise _plan_error(
                 f"buffer {name!r}",
                 "no offset",
                 "a buffer of the planned problem",
