@@ -50,8 +50,8 @@ def sparse_update(
     scheme
         A key of `SCHEMES`, e.g. "mcunet-99kb".
     weights
-        {layer: weight[out, in / groups, kh, kw]} of the pretrained network: the input channels of largest
-        norm are trained ("magnitude+"). Without it the first ones are: the costs are the same.
+        {layer: weight[out, in / groups, kh, kw]} of the pretrained network, for the layers that are trained in
+        part: the input channels of largest norm are trained ("magnitude+"). Without it the first ones are: the costs are the same.
     biases
         Also train the biases of the last convolutions as MIT does. TinyTrain's cost tables do not count them.
 
@@ -70,8 +70,7 @@ def sparse_update(
         if index not in found.weights:
             updates.extend([_biases(layer)] if bias else [])
         else:
-            weight = None if weights is None else weights[index]
-            updates.append(_share(layer, found.weights[index], weight, bias=bias))
+            updates.append(_share(layer, found.weights[index], weights, bias=bias))
     return UpdatePlan(tuple(updates))
 
 
@@ -83,15 +82,15 @@ def _biases(layer: LayerCost) -> LayerUpdate:
     return LayerUpdate(layer.id, tuple(range(layer.channels)), weight=False, bias=True)
 
 
-def _share(
-    layer: LayerCost, share: Fraction, weight: npt.NDArray[np.float32] | None, *, bias: bool
-) -> LayerUpdate:
+def _share(layer: LayerCost, share: Fraction, weights: Weights | None, *, bias: bool) -> LayerUpdate:
     """Train the weights of a share of the input channels; in a depthwise layer, of its channels."""
     total = layer.channels if layer.depthwise else layer.inputs
     count = max(1, total * share.numerator // share.denominator)
     if count == total:
         return _whole(layer, bias=bias)
-    chosen = tuple(range(count)) if weight is None else _largest(weight, count, depthwise=layer.depthwise)
+    chosen = tuple(range(count))
+    if weights is not None:
+        chosen = _largest(weights[layer.id], count, depthwise=layer.depthwise)
     if layer.depthwise:
         return LayerUpdate(layer.id, chosen, bias=bias)
     return LayerUpdate(layer.id, tuple(range(layer.channels)), chosen, bias=bias)

@@ -121,6 +121,11 @@ class Problem:
         return problem
 
     @property
+    def plans_costed(self) -> int:
+        """How many different plans the memory was asked for."""
+        return len(self._memory)
+
+    @property
     def nothing(self) -> Counts:
         """The counts of the empty plan."""
         return (0,) * len(self.candidates)
