@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -115,8 +118,6 @@ def torch_gradients(
 
 
 def _double(net: torch.nn.Module) -> torch.nn.Module:
-    import copy
-
     return copy.deepcopy(net).double().eval()
 
 
@@ -132,23 +133,19 @@ def assert_close(
 
 def folded(net: torch.nn.Module) -> torch.nn.Module:
     """A copy whose convolutions have taken in the batch norm behind them, as FoldBatchNorm does it: names stay."""
-    import copy
-
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
     net = copy.deepcopy(net).eval()
     for parent in list(net.modules()):
         children = list(parent.named_children())
-        for (first, conv), (second, norm) in zip(children, children[1:], strict=False):
+        for (first, conv), (second, norm) in pairwise(children):
             if isinstance(conv, torch.nn.Conv2d) and isinstance(norm, torch.nn.BatchNorm2d):
                 setattr(parent, first, fuse_conv_bn_eval(conv, norm))
                 setattr(parent, second, torch.nn.Identity())
-    return net
+    return net.requires_grad_(True)
 
 
 def gradient_names(mod: tvm.IRModule) -> Sequence[str]:
     """The parameters whose gradients ``step`` returns, in order."""
-    import json
-
     described = json.loads(str(mod["step"].attrs["tt.gradients"]))
     return [d if isinstance(d, str) else d["param"] for d in described]
