@@ -9,22 +9,25 @@ taken in the order of step 5 of `criterion`; channels with q = 0 are never taken
 incumbent only if its value Σ q is strictly larger. `linear` is what counts cost by the per-channel costs
 alone; `overhead` = real cost - linear.
 
-1. Incumbents: the empty plan, then the greedy plans ("skip") for channel_ratio, 1/2, 1/4, 1/8, each topped
-   up (step 3).
-2. For each candidate d from the last to the first as the earliest trained layer: start from one channel of
-   d; go on with the next d if that is infeasible. Room = budgets - overhead of the start. Up to 4 times:
-   propose counts for the layers ≥ d (`knapsack`); if they are feasible, stop; else room = budgets - the
-   largest overhead seen so far. If the fourth proposal is infeasible too, drop channels: always the last
-   one of the layer with the smallest q/w (ties to the larger layer id), never the first of d, as many as
-   cover the excess by per-channel cost, then ask again. Then top up.
-3. Top up: room = budgets - real cost. Fill all layers ≥ the earliest by descending q/w with the prices for
-   a = 32; keep it if feasible, else fill only layers that are trained already; keep it if feasible.
-4. Improve the incumbent, up to 8 rounds: for each trained layer i in ascending order and r in 1, 2, 4: take
-   r channels from i (leave the earliest layer one), fill the others by prices for a = 32, then by potential
-   alone (w = 1); the first feasible and strictly better plan is the new incumbent. Stop after a round
-   without a better one.
-5. If the product of (usable_i + 1) over the candidates is at most `exhaustive_limit`: search all counts
-   (`exhaustive`).
+1. Incumbents: the empty plan, then for channel_ratio, 1/2, 1/4, 1/8 the greedy plan of the criterion
+   "tinytrain" with "skip", without its channels of q = 0, topped up (step 3).
+2. For each candidate d from the last to the first as the earliest trained layer: start from one channel of d;
+   go on with the next d if that is infeasible or its q is 0. Room = budgets - overhead of the start - one
+   channel of d. Up to 4 times: if a room is negative, the start is the result; else propose counts for the
+   layers ≥ d (`knapsack`); if they are feasible, they are the result; else take for each budget the largest
+   overhead seen so far. If the fourth proposal is infeasible too, drop channels: always the last one of the
+   layer with the smallest q/w, w the prices of that proposal (ties to the larger layer id), never the first of
+   d; as many as cover the excess by per-channel cost, then ask for the real cost again. Top up the result.
+3. Top up: room = budgets - real cost. Fill all layers ≥ the earliest trained one by descending q/w with the
+   prices for a = 32; if that is infeasible, fill only the layers that are trained already; if that is
+   infeasible too, leave the plan as it was.
+4. Improve the incumbent, up to 8 rounds: for each candidate i from the earliest trained one on, in ascending
+   order, and r in 1, 2, 4: skip r if i has fewer channels than r (the earliest trained layer keeps one). Take r
+   channels from i; room = budgets - real cost of the incumbent + r channels of i. Fill the layers from the
+   earliest trained one on without i by the prices for a = 32, then, from the same start, with w = 1; the
+   first of these plans that is feasible and strictly better is the new incumbent. A round without one ends it.
+5. If the product of (usable_i + 1) over the candidates is at most `exhaustive_limit`, usable_i being the
+   channels with q > 0: search all counts (`exhaustive`).
 
 Every plan that is kept was checked against both real budgets. Memory: a few arrays of one entry for each
 candidate layer, and the sorted channels.

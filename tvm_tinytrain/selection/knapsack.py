@@ -7,9 +7,10 @@ that has no room for its next channel is *closed*. With one price for both budge
     w_i   = max(1, ⌊raw_i · 65535 / max(1, max raw)⌋)           (uint64; max over the layers in play)
 
 channels are taken by descending q/w (compared as q·w' > q'·w, below 2^48; ties to the smaller layer, then
-to the earlier channel) until every layer is used up or closed. Which budget closes the first layer says
-where to move ``a``: 32 first, then 6 halvings, up when memory ran out, down when compute did; then 0 and
-64. The proposal is the best of these, the first where equal.
+to the earlier channel) until every layer is used up or closed. What closes the first layer says where to move
+``a``: up if memory ran out (alone or with compute), down if compute did. So: low, high = 0, 64; while they are
+more than 1 apart, try a = (low + high) / 2 and put it in place of low or high; stop for good where nothing
+closed a layer. Then try 0 and 64. The proposal is the best of these, the first where equal.
 """
 
 from __future__ import annotations

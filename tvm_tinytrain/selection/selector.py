@@ -25,7 +25,8 @@ class TaskAdaptive:
 
     criterion: "tinytrain" (the paper's), its ablations "fisher", "fisher/memory", "fisher/compute", "l2",
     "random", or "exact". channel_ratio, overflow: see `Greedy`; "exact" needs neither. candidates: how many
-    of the last layers may be trained, or their ids. seed: of the criterion "random".
+    of the last layers may be trained, or their ids. seed: of the criterion "random" and of resampling.
+    resample_every: iterations after which the channels are drawn anew (`resample`); 0 keeps them.
     """
 
     criterion: str = "tinytrain"
@@ -33,12 +34,16 @@ class TaskAdaptive:
     overflow: Overflow = "skip"
     candidates: int | tuple[int, ...] = PAPER_CANDIDATES
     seed: int = 0
+    resample_every: int = 0
     greedy: Greedy = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.criterion not in (*SCORES, "exact"):
             allowed = ", ".join((*SCORES, "exact"))
             raise PlanError("selection", "criterion", repr(self.criterion), allowed, "choose one of these")
+        if self.resample_every < 0:
+            hint = "0 keeps the channels"
+            raise PlanError("selection", "resample_every", self.resample_every, "0 or more iterations", hint)
         criterion = "tinytrain" if self.criterion == "exact" else self.criterion
         greedy = Greedy(criterion, self.channel_ratio, self.overflow)
         object.__setattr__(self, "greedy", greedy)
