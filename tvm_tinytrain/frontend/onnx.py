@@ -48,6 +48,7 @@ def from_onnx(
     opset = _check(model)
     try:
         static = make_static(model, opset, {n: tuple(s) for n, s in (input_shapes or {}).items()})
+        onnx.checker.check_model(static)
         importer = Importer({}, "float32", keep_params_in_input=True, sanitize=False)
         with (
             warnings.catch_warnings(),
@@ -58,6 +59,9 @@ def from_onnx(
         return tidy_parameters(from_relax(mod))
     except TinyTrainError:
         raise
+    except onnx.checker.ValidationError as error:
+        first = str(error).strip().splitlines()[0]
+        raise ImportModelError("onnx", "model", first, "a valid ONNX model", "export it again") from error
     except InferenceError as error:
         raise ShapeError(
             "onnx",
@@ -90,9 +94,4 @@ def _check(model: onnx.ModelProto) -> int:
             "float inference operators of the default domain",
             "export the float network in inference mode (model.eval())",
         )
-    try:
-        onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
-        first = str(error).strip().splitlines()[0]
-        raise ImportModelError("onnx", "model", first, "a valid ONNX model", "export it again") from error
     return opset

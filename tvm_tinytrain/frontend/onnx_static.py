@@ -6,7 +6,9 @@ ONNX's own shape inference and reference evaluator do the work, so the semantics
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from math import ceil
+from typing import Any
 
 import numpy as np
 import onnx
@@ -37,12 +39,13 @@ def make_static(model: onnx.ModelProto, opset: int, shapes: dict[str, tuple[int,
     for _ in range(_ROUNDS):
         del static.graph.value_info[:]
         inferred = onnx.shape_inference.infer_shapes(static, strict_mode=True, data_prop=True)
-        sizes = _static_shapes(inferred.graph)
+        sizes = _static_shapes(inferred.graph) | {n: a.shape for n, a in known.items()}
         before = len(static.graph.node)
         _replace(static.graph.node, [n for n in static.graph.node if not _fold(n, known, sizes, opset)])
         _replace(static.graph.initializer, [numpy_helper.from_array(a, n) for n, a in known.items()])
         if len(static.graph.node) == before:
             break
+    _replace(static.graph.output, inferred.graph.output)
     for node in static.graph.node:
         _explicit_padding(node, sizes)
     _name_parameters(static.graph, known)
@@ -152,8 +155,8 @@ def _name_parameters(graph: onnx.GraphProto, known: dict[str, np.ndarray]) -> No
     _replace(graph.node, [*constants.values(), *graph.node])
 
 
-def _replace(field: object, items: list[object]) -> None:
+def _replace(field: Any, items: Iterable[Any]) -> None:
     """The new content of a repeated field."""
     copies = [copy.deepcopy(item) for item in items]
-    del field[:]  # type: ignore[attr-defined]
-    field.extend(copies)  # type: ignore[attr-defined]
+    del field[:]
+    field.extend(copies)
