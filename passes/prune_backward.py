@@ -34,7 +34,8 @@ class PruneBackward:
     """Keeps the gradients of the plan's layers, computed for the plan's channels only; what then is dead disappears.
 
     ``dw[co, …] = weight_grad(x, dy)``  →  ``dw[k, …] = weight_grad(x, dy, channels)`` with the constant list ``channels_<layer>``;
-    ``always_lists`` gives even a layer that is trained whole its list. The chain of input gradients ends by itself at the earliest selected layer, because nothing reads what is in front of it.
+    ``always_lists`` gives even a layer that is trained whole its list. The chain of input gradients ends by itself at the earliest
+    selected layer, because nothing reads what is in front of it.
     """
 
     def __init__(self, plan: UpdatePlan, *, always_lists: bool = False) -> None:
@@ -111,6 +112,11 @@ def check_plan(plan: UpdatePlan, layers: dict[int, Layer]) -> None:
                 f"0 to {len(layers) - 1}",
                 "see module.report()",
             )
+        if layer.bias is None and not update.weight:
+            raise PlanError(
+                "prune backward", f"layer {layer.id} ({layer.weight})", "only a bias to train",
+                "its weight: the layer has no bias", "train the weight or leave the layer out of the plan",
+            )  # fmt: skip
         for what, chosen, size in (
             ("channel", update.outputs, layer.channels),
             ("input channel", update.inputs, layer.inputs),

@@ -7,91 +7,23 @@ import tvm
 from tvm.script import ir as I
 from tvm.script import relax as R
 
+from tests.passes import perceptron
 from tests.passes.helpers import Kernels, assert_same, gradient_names
 from tvm_tinytrain.errors import UnsupportedOperatorError
 from tvm_tinytrain.passes.derive_backward import DeriveBackward
 from tvm_tinytrain.passes.kernels import losses
-from tvm_tinytrain.passes.kernels.bias_grad import bias_grad
 from tvm_tinytrain.passes.kernels.conv2d import conv2d
 from tvm_tinytrain.passes.kernels.conv2d_grad import conv2d_input_grad, conv2d_weight_grad
 from tvm_tinytrain.passes.kernels.conv_spec import Conv2DSpec
-from tvm_tinytrain.passes.kernels.elementwise import clip_grad
-from tvm_tinytrain.passes.kernels.linear import LinearSpec, linear, linear_input_grad, linear_weight_grad
-
-FIRST, LAST = LinearSpec(1, 4, 3), LinearSpec(1, 3, 2)
-PERCEPTRON = Kernels(
-    linear=linear(FIRST, bias=True, low=0.0),
-    linear1=linear(LAST),
-    softmax_cross_entropy=losses.softmax_cross_entropy(2),
-)
-
-
-@R.function
-def perceptron(
-    x: R.Tensor((1, 4), "float32"),
-    label: R.Tensor((1,), "int32"),
-    w: R.Tensor((3, 4), "float32"),
-    b: R.Tensor((3,), "float32"),
-    v: R.Tensor((2, 3), "float32"),
-):
-    R.func_attr({"num_input": 2})
-    with R.dataflow():
-        y = R.call_tir(PERCEPTRON.linear, (x, w, b), out_ty=R.Tensor((1, 3), "float32"))
-        z = R.call_tir(PERCEPTRON.linear1, (y, v), out_ty=R.Tensor((1, 2), "float32"))
-        loss = R.call_tir(PERCEPTRON.softmax_cross_entropy, (z, label), out_ty=R.Tensor((1,), "float32"))
-        R.output(loss)
-    return loss
 
 
 def test_input_gradient_first_then_weight_then_bias() -> None:
-    k = Kernels(
-        linear=linear(FIRST, bias=True, low=0.0),
-        linear1=linear(LAST),
-        softmax_cross_entropy=losses.softmax_cross_entropy(2),
-        softmax_cross_entropy_grad=losses.softmax_cross_entropy_grad(2),
-        linear_input_grad=linear_input_grad(LAST),
-        linear_weight_grad=linear_weight_grad(LAST),
-        clip_grad=clip_grad((1, 3), 0.0, None),
-        linear_weight_grad1=linear_weight_grad(FIRST),
-        bias_grad=bias_grad(1, 3, 1),
-    )
-
-    @R.function
-    def step(
-        x: R.Tensor((1, 4), "float32"),
-        label: R.Tensor((1,), "int32"),
-        w: R.Tensor((3, 4), "float32"),
-        b: R.Tensor((3,), "float32"),
-        v: R.Tensor((2, 3), "float32"),
-    ):
-        R.func_attr({"num_input": 2, "tt.gradients": '["w", "b", "v"]'})
-        with R.dataflow():
-            y = R.call_tir(k.linear, (x, w, b), out_ty=R.Tensor((1, 3), "float32"))
-            z = R.call_tir(k.linear1, (y, v), out_ty=R.Tensor((1, 2), "float32"))
-            loss = R.call_tir(k.softmax_cross_entropy, (z, label), out_ty=R.Tensor((1,), "float32"))
-            dz = R.call_tir(k.softmax_cross_entropy_grad, (z, label), out_ty=R.Tensor((1, 2), "float32"))
-            dy = R.call_tir(k.linear_input_grad, (dz, v), out_ty=R.Tensor((1, 3), "float32"))
-            dv = R.call_tir(k.linear_weight_grad, (y, dz), out_ty=R.Tensor((2, 3), "float32"))
-            masked = R.call_tir(k.clip_grad, (y, dy), out_ty=R.Tensor((1, 3), "float32"))
-            dw = R.call_tir(k.linear_weight_grad1, (x, masked), out_ty=R.Tensor((3, 4), "float32"))
-            flat = R.reshape(masked, (1, 3, 1))
-            db = R.call_tir(k.bias_grad, (flat,), out_ty=R.Tensor((3,), "float32"))
-            out = (loss, dw, db, dv)
-            R.output(out)
-        return out
-
-    after = DeriveBackward(["w", "b", "v"])(PERCEPTRON.module(step=perceptron))
-    assert_same(after, k.module(step=step))
+    assert_same(DeriveBackward()(perceptron.before_derivation()), perceptron.with_gradients())
 
 
 def test_nothing_in_front_of_the_wanted_parameters() -> None:
-    k = Kernels(
-        linear=linear(FIRST, bias=True, low=0.0),
-        linear1=linear(LAST),
-        softmax_cross_entropy=losses.softmax_cross_entropy(2),
-        softmax_cross_entropy_grad=losses.softmax_cross_entropy_grad(2),
-        linear_weight_grad=linear_weight_grad(LAST),
-    )
+    needed = ("softmax_cross_entropy_grad", "linear_weight_grad")
+    k = Kernels(**perceptron.FORWARD, **{name: perceptron.BACKWARD[name] for name in needed})
 
     @R.function
     def step(
@@ -112,7 +44,8 @@ def test_nothing_in_front_of_the_wanted_parameters() -> None:
             R.output(out)
         return out
 
-    assert_same(DeriveBackward(["v"])(PERCEPTRON.module(step=perceptron)), k.module(step=step))
+    after = DeriveBackward(["v"])(perceptron.before_derivation())
+    assert_same(after, k.module(predict=perceptron.predict_function(k), step=step))
 
 
 def test_adjoints_of_a_value_that_is_read_twice_are_summed() -> None:
