@@ -1,0 +1,180 @@
+"""`import_model`: every kind of model, every kind of file, and what is no model."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import tvm
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+from tvm import relax
+
+from tests.frontend.relay_writer import write_relay
+from tests.frontend.running import run
+from tvm_tinytrain.errors import DTypeError, ImportModelError, ShapeError, UnsupportedOperatorError
+from tvm_tinytrain.frontend import import_model
+from tvm_tinytrain.passes.state import get_values
+
+SHAPE = (1, 3, 6, 6)
+X = torch.linspace(-1, 1, 108).reshape(SHAPE)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU6(), nn.Flatten(), nn.Linear(64, 5)).eval()
+
+
+def exported(model: nn.Module) -> torch.export.ExportedProgram:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return torch.export.export(model, (X,))
+
+
+def check(mod: tvm.IRModule, model: nn.Module, names: set[str]) -> None:
+    np.testing.assert_allclose(run(mod, X), model(X).detach().numpy(), rtol=1e-5, atol=1e-6)
+    assert set(get_values(mod)) == names
+
+
+NAMES = {"v0_weight", "v0_bias", "v3_weight", "v3_bias"}
+TORCH_NAMES = {"0_weight", "0_bias", "3_weight", "3_bias"}
+
+
+def test_module_keeps_its_mode() -> None:
+    model = network().train()
+    mod = import_model(model, example_inputs=(X,))
+    assert model.training
+    check(mod, model, TORCH_NAMES)
+
+
+def test_exported_program() -> None:
+    model = network()
+    check(import_model(exported(model)), model, TORCH_NAMES)
+
+
+def test_pt2_path(tmp_path: Path) -> None:
+    model, path = network(), tmp_path / "model.pt2"
+    torch.export.save(exported(model), path)
+    check(import_model(path), model, TORCH_NAMES)
+
+
+def test_relay_path_takes_the_parameter_file_beside_it(tmp_path: Path) -> None:
+    model = network()
+    text, params = write_relay(model, SHAPE)
+    (tmp_path / "model.relay").write_text(text)
+    (tmp_path / "model.params").write_bytes(params)
+    check(import_model(tmp_path / "model.relay"), model, NAMES)
+    (tmp_path / "model.txt").write_text(text)
+    check(import_model(str(tmp_path / "model.txt")), model, NAMES)
+
+
+def test_given_parameters_go_before_the_file(tmp_path: Path) -> None:
+    model = network()
+    text, _ = write_relay(model, SHAPE)
+    (tmp_path / "model.relay").write_text(text)
+    (tmp_path / "model.params").write_bytes(b"not read")
+    state = {f"v{name}": value for name, value in model.state_dict().items()}
+    check(import_model(tmp_path / "model.relay", params=state), model, NAMES)
+
+
+def test_onnx_model_and_path(tmp_path: Path) -> None:
+    w = np.arange(6, dtype=np.float32).reshape(2, 3)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "fc.weight"], ["y"])],
+        "fc",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
+        [numpy_helper.from_array(w, "fc.weight")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    onnx.save(model, tmp_path / "fc.onnx")
+    x = np.array([[1, 2]], np.float32)
+    for source in (model, tmp_path / "fc.onnx"):
+        mod = import_model(source)
+        np.testing.assert_allclose(run(mod, x), x @ w)
+        assert set(get_values(mod)) == {"fc_weight"}
+
+
+def relax_module(dtype: str = "float32", batch: object = 1) -> tvm.IRModule:
+    bb = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((batch, 2), dtype))
+    w = relax.Var("w.a", relax.TensorType((2, 2), dtype))
+    with bb.function("main", [x, w]):
+        y = bb.emit(relax.op.matmul(x, w))
+        z = bb.emit(relax.op.add(y, relax.const(np.array([1, 2], dtype))))
+        bb.emit_func_output(z)
+    return bb.get()
+
+
+def test_relax_module() -> None:
+    w = np.array([[1, 2], [3, 4]], np.float32)
+    mod = import_model(relax_module(), params={"w.a": w})
+    np.testing.assert_allclose(run(mod, np.array([[1, 1]], np.float32)), [[5, 8]])
+    assert set(get_values(mod)) == {"w_a", "const_0"}
+
+
+def test_relax_module_without_values() -> None:
+    with pytest.raises(
+        ImportModelError, match=r"frontend: parameter w\.a: found no value; .* pass params=\{name: array\}"
+    ):
+        import_model(relax_module())
+
+
+def test_relax_module_with_a_symbolic_shape() -> None:
+    mod = relax_module(batch=tvm.tirx.Var("n", "int64"))
+    with pytest.raises(
+        ShapeError, match=r"tensor x: found shape .*n.*; allowed constants in every dimension"
+    ):
+        import_model(mod, params={"w.a": np.zeros((2, 2), np.float32)})
+
+
+def test_relax_module_of_halves() -> None:
+    with pytest.raises(DTypeError, match=r"input x: found float16; allowed float32; .* model\.float\(\)"):
+        import_model(relax_module("float16"), params={"w.a": np.zeros((2, 2), np.float16)})
+
+
+def test_relax_module_without_main() -> None:
+    mod = relax_module()
+    with pytest.raises(ImportModelError, match=r"found functions \['other'\]; allowed a function main"):
+        import_model(tvm.IRModule({"other": mod["main"].with_attr("global_symbol", "other")}))
+
+
+def test_module_without_example_inputs() -> None:
+    with pytest.raises(ImportModelError, match=r"example_inputs: found none; .*torch\.zeros"):
+        import_model(network())
+
+
+def test_operator_that_tvm_lacks() -> None:
+    class Bessel(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.special.bessel_j0(x)
+
+    with pytest.raises(UnsupportedOperatorError, match=r"torch\.export program: .*bessel_j0.*; allowed"):
+        import_model(Bessel(), example_inputs=(X,))
+
+
+@pytest.mark.parametrize("model", [None, 3, {"weight": 1}])
+def test_what_is_no_model(model: object) -> None:
+    with pytest.raises(
+        ImportModelError, match=f"found {type(model).__name__}; .*torch.nn.Module, onnx.ModelProto"
+    ):
+        import_model(model)
+
+
+def test_paths(tmp_path: Path) -> None:
+    with pytest.raises(ImportModelError, match=r"path: found .*missing\.onnx; allowed an existing file"):
+        import_model(tmp_path / "missing.onnx")
+    (tmp_path / "model.h5").touch()
+    with pytest.raises(ImportModelError, match=r"found model\.h5; allowed \.pt2, \.onnx, \.relay or \.txt"):
+        import_model(tmp_path / "model.h5")
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.pt2", "model.relay"])
+def test_damaged_files(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\xff\x00\x81damaged")
+    with pytest.raises(ImportModelError, match=rf"frontend: {name}: .*; export or copy it again"):
+        import_model(tmp_path / name)
