@@ -20,13 +20,14 @@ Emit = Callable[["Writer", list[Any], dict[str, Any]], str]
 OPERATORS: dict[str, Emit] = {}
 
 
-def write_relay(
-    module: torch.nn.Module, shape: tuple[int, ...], *, metadata: bool = False
-) -> tuple[str, bytes]:
-    """The text and the content of the .params file, which holds nothing with ``metadata``."""
+def export_program(module: torch.nn.Module, shape: tuple[int, ...]) -> torch.export.ExportedProgram:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        program = torch.export.export(module.eval(), (torch.zeros(shape),))
+        return torch.export.export(module.eval(), (torch.zeros(shape),))
+
+
+def write_relay(program: torch.export.ExportedProgram, *, metadata: bool = False) -> tuple[str, bytes]:
+    """The text and the content of the .params file, which holds nothing with ``metadata``."""
     signature = program.graph_signature
     targets = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     state = {**program.state_dict, **program.constants}

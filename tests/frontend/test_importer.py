@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from tvm import relax
 
-from tests.frontend.relay_writer import write_relay
+from tests.frontend.relay_writer import export_program, write_relay
 from tests.frontend.running import run
 from tvm_tinytrain.errors import DTypeError, ImportModelError, ShapeError, UnsupportedOperatorError
 from tvm_tinytrain.frontend import import_model
@@ -27,12 +26,6 @@ X = torch.linspace(-1, 1, 108).reshape(SHAPE)
 def network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU6(), nn.Flatten(), nn.Linear(64, 5)).eval()
-
-
-def exported(model: nn.Module) -> torch.export.ExportedProgram:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        return torch.export.export(model, (X,))
 
 
 def check(mod: tvm.IRModule, model: nn.Module, names: set[str]) -> None:
@@ -53,18 +46,18 @@ def test_module_keeps_its_mode() -> None:
 
 def test_exported_program() -> None:
     model = network()
-    check(import_model(exported(model)), model, TORCH_NAMES)
+    check(import_model(export_program(model, SHAPE)), model, TORCH_NAMES)
 
 
 def test_pt2_path(tmp_path: Path) -> None:
     model, path = network(), tmp_path / "model.pt2"
-    torch.export.save(exported(model), path)
+    torch.export.save(export_program(model, SHAPE), path)
     check(import_model(path), model, TORCH_NAMES)
 
 
 def test_relay_path_takes_the_parameter_file_beside_it(tmp_path: Path) -> None:
     model = network()
-    text, params = write_relay(model, SHAPE)
+    text, params = write_relay(export_program(model, SHAPE))
     (tmp_path / "model.relay").write_text(text)
     (tmp_path / "model.params").write_bytes(params)
     check(import_model(tmp_path / "model.relay"), model, NAMES)
@@ -74,7 +67,7 @@ def test_relay_path_takes_the_parameter_file_beside_it(tmp_path: Path) -> None:
 
 def test_given_parameters_go_before_the_file(tmp_path: Path) -> None:
     model = network()
-    text, _ = write_relay(model, SHAPE)
+    text, _ = write_relay(export_program(model, SHAPE))
     (tmp_path / "model.relay").write_text(text)
     (tmp_path / "model.params").write_bytes(b"not read")
     state = {f"v{name}": value for name, value in model.state_dict().items()}

@@ -16,7 +16,7 @@ import torch
 import tvm
 
 from benchmarks.networks import zoo
-from tests.frontend.relay_writer import write_relay
+from tests.frontend.relay_writer import export_program, write_relay
 from tests.frontend.running import Batch
 from tvm_tinytrain.frontend import import_model
 from tvm_tinytrain.frontend.onnx import from_onnx
@@ -24,12 +24,15 @@ from tvm_tinytrain.frontend.relay_text import from_relay_text
 from tvm_tinytrain.passes.state import get_values
 
 NETWORKS = ("mobilenet_v2_035", "mcunet", "resnet8", "ds_cnn", "squeezenet", "cnn_1d", "autoencoder")
-ROUTES: dict[str, Callable[[torch.nn.Module, tuple[int, ...]], tvm.IRModule]] = {
-    "relay": lambda model, shape: from_relay_text(*write_relay(model, shape)),
-    "relay with metadata": lambda model, shape: from_relay_text(write_relay(model, shape, metadata=True)[0]),
-    "onnx": lambda model, shape: from_onnx(export(model, shape, folded=False)),
-    "onnx folded": lambda model, shape: import_model(export(model, shape, folded=True)),
-    "torch": lambda model, shape: import_model(model, example_inputs=(torch.zeros(shape),)),
+Load = Callable[[torch.nn.Module, tuple[int, ...], torch.export.ExportedProgram], tvm.IRModule]
+ROUTES: dict[str, Load] = {
+    "relay": lambda model, shape, program: from_relay_text(*write_relay(program)),
+    "relay with metadata": lambda model, shape, program: from_relay_text(
+        *write_relay(program, metadata=True)
+    ),
+    "onnx": lambda model, shape, program: from_onnx(export_onnx(model, shape, folded=False)),
+    "onnx folded": lambda model, shape, program: import_model(export_onnx(model, shape, folded=True)),
+    "torch": lambda model, shape, program: import_model(program),
 }
 
 
@@ -45,10 +48,12 @@ class Imported(NamedTuple):
 def imported(request: pytest.FixtureRequest) -> Imported:
     network = zoo()[request.param]
     model, shape = network.make(), network.input_shape
-    return Imported(model, shape, Batch({name: partial(load, model, shape) for name, load in ROUTES.items()}))
+    program = export_program(model, shape)
+    batch = Batch({name: partial(load, model, shape, program) for name, load in ROUTES.items()})
+    return Imported(model, shape, batch)
 
 
-def export(model: torch.nn.Module, shape: tuple[int, ...], *, folded: bool) -> onnx.ModelProto:
+def export_onnx(model: torch.nn.Module, shape: tuple[int, ...], *, folded: bool) -> onnx.ModelProto:
     """Opset 13 with batch norms folded as the exporter does by default, or opset 17 with all nodes; symbolic batch."""
     options = {} if folded else {"do_constant_folding": False, "training": torch.onnx.TrainingMode.PRESERVE}
     buffer = io.BytesIO()
