@@ -90,7 +90,7 @@ class _Reader:
             or struct.unpack_from("<Q", self.data, self.offset)[0] != expected
         ):
             found = self.data[self.offset : self.offset + 8].hex(" ") or "nothing"
-            raise self.error(f"bytes {found}", f"the magic number {expected:#X}")
+            raise self.error(f"bytes {found}", f"the magic number 0x{expected:X}")
         self.take(16)  # and what is reserved
 
     def count(self, what: str) -> int:
@@ -100,7 +100,8 @@ class _Reader:
         return int(count)
 
     def text(self) -> str:
-        return self.take(self.count("length of a name")).decode("utf-8", "replace")
+        (length,) = self.unpack("Q")
+        return self.take(length).decode("utf-8", "replace")
 
     def tensor(self) -> np.ndarray:
         self.magic(TENSOR_MAGIC)
