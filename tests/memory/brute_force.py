@@ -37,3 +37,19 @@ def _free(buffer: Buffer, at: int, others: list[tuple[Buffer, int]]) -> bool:
         or other.upper <= buffer.lower
         for other, where in others
     )
+
+
+def fits(problem: MemoryProblem, capacity: int) -> bool:
+    """Say whether any placement ends within `capacity`, by trying every offset for one buffer after the other."""
+    order = sorted(problem.buffers, key=lambda b: b.lower)
+
+    def place(index: int, done: list[tuple[Buffer, int]]) -> bool:
+        if index == len(order):
+            return True
+        buffer = order[index]
+        places = (
+            range(0, capacity - buffer.size + 1, buffer.align) if buffer.offset is None else [buffer.offset]
+        )
+        return any(_free(buffer, at, done) and place(index + 1, [*done, (buffer, at)]) for at in places)
+
+    return place(0, [])

@@ -61,7 +61,7 @@ class _Attempt:
 
     def __post_init__(self) -> None:
         self.search = Search(self.buffers, self.timeline)
-        self.dive = max(100, sum(len(cover) ** 2 for cover in self.timeline.cover))
+        self.dive = max(2000, sum(len(cover) ** 2 for cover in self.timeline.cover))
 
     def take(self, offsets: list[int]) -> None:
         peak = max((at + b.size for at, b in zip(offsets, self.buffers, strict=True)), default=0)
@@ -112,6 +112,7 @@ def plan_memory(problem: MemoryProblem, *, effort: Effort = NORMAL) -> MemoryPla
     if capacity is not None and attempt.peak > capacity:
         attempt.reach(capacity, effort.fit * attempt.dive)
         if attempt.peak > capacity:
+            _improve(attempt, bound.bytes, effort)  # the error says how little would do
             proof = "proved by search" if attempt.impossible >= capacity else "the best plan found"
             raise _over_budget(bound, capacity, attempt.peak, proof)
     _improve(attempt, bound.bytes, effort)
