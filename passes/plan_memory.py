@@ -7,7 +7,7 @@ run at the same time. The arena is as large as the largest entry's plan.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tvm_tinytrain.errors import BudgetError
@@ -41,21 +41,26 @@ class ArenaPlan:
 def plan_arena(program: Program, workspaces: Mapping[str, int], *, capacity: int | None = None) -> ArenaPlan:
     """Plans and validates the arena of a program.
 
-    ``workspaces`` are bytes by kernel name. Raises BudgetError where ``capacity`` bytes do not suffice, naming the tensors that are
+    ``workspaces`` are bytes by kernel name; ``scratch`` bytes by entry that something needs after the entry's last call, beside its
+    Fisher potentials (planned as the buffer ``<entry>.scratch``). ``fixed_results`` are the results that keep one place for good
+    (default: the losses; the output of ``predict`` is planned). Raises BudgetError where ``capacity`` bytes do not suffice, naming the tensors that are
     alive at the peak.
     """
     fixed: dict[str, int] = {}
-    kinds: dict[str, str] = {}
     top = 0
-    results = {e.result for e in program.entries if e.name != "predict"}
+    results = (
+        {e.result for e in program.entries if e.name != "predict"}
+        if fixed_results is None
+        else set(fixed_results)
+    )
     order = [s for s in program.storages if s.role in PERSISTENT or s.name in results]
     order += [s for s in program.storages if s.role == "input"]
     for s in order:
-        fixed[s.name], kinds[s.name] = top, s.role
+        fixed[s.name] = top
         top += _round(s.bytes)
     problems, plans, used = {}, {}, {}
     for entry in program.entries:
-        problem, names = entry_problem(program, entry, fixed, workspaces)
+        problem, names = entry_problem(program, entry, fixed, workspaces, (scratch or {}).get(entry.name, 0))
         if capacity is not None:
             problem = MemoryProblem(problem.buffers, capacity)
         try:
@@ -71,10 +76,15 @@ def plan_arena(program: Program, workspaces: Mapping[str, int], *, capacity: int
 
 
 def entry_problem(
-    program: Program, entry: Entry, fixed: Mapping[str, int], workspaces: Mapping[str, int]
+    program: Program,
+    entry: Entry,
+    fixed: Mapping[str, int],
+    workspaces: Mapping[str, int],
+    scratch: int = 0,
 ) -> tuple[MemoryProblem, tuple[str | None, ...]]:
     """The memory problem of one entry: step t is its t-th call; step 0 is the caller writing the inputs."""
     last = len(entry.calls) + 1
+    end = last + (2 if scratch else 1)
     first_use: dict[str, int] = {}
     final_use: dict[str, int] = {}
     for t, call in enumerate(entry.calls, start=1):
@@ -90,7 +100,11 @@ def entry_problem(
                 if s.name in entry.inputs:
                     buffers.append(_buffer(s, 0, final_use.get(s.name, 0) + 1, fixed[s.name]))
             else:
-                buffers.append(_buffer(s, 0, last + 1, fixed[s.name]))
+                buffers.append(_buffer(s, 0, end, fixed[s.name]))
+        elif (
+            s.role == "fisher" and s.name in first_use
+        ):  # kept from call to call, and for the selection after them
+            buffers.append(_buffer(s, 0, end, None))
         elif s.role == "activation" and s.name in first_use:
             buffers.append(_buffer(s, first_use[s.name], final_use[s.name] + 1, None))
     names: list[str | None] = []
@@ -99,6 +113,10 @@ def entry_problem(
         names.append(f"{entry.name}.workspace_{t}" if size else None)
         if size:
             buffers.append(Buffer(f"{entry.name}.workspace_{t}", _round(size), t, t + 1, ALIGN, "workspace"))
+    if scratch:
+        buffers.append(
+            Buffer(f"{entry.name}.scratch", _round(scratch), last + 1, last + 2, ALIGN, "workspace")
+        )
     return MemoryProblem(tuple(buffers)), tuple(names)
 
 

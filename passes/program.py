@@ -26,7 +26,7 @@ ITEM_BYTES = {
     "int64": 8,
     "uint32": 4,
 }
-PERSISTENT = ("param", "state", "grad", "fisher", "label", "loss")
+PERSISTENT = ("param", "state", "grad", "plan", "label", "loss")
 """Roles whose tensors keep their place in the arena for the library's whole life."""
 
 
@@ -49,12 +49,14 @@ class Storage:
 class KernelCall:
     """One call: the kernel's function name and the storage of each of its arguments, in order of its parameters.
 
-    ``note`` names the result and its shape, for the comment beside the call in the emitted C.
+    ``note`` names the result and its shape, for the comment beside the call in the emitted C. ``outputs`` are the activations that
+    the call writes, in place or fresh.
     """
 
     kernel: str
     args: tuple[str, ...]
     note: str
+    outputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def _entry(mod: tvm.IRModule, name: str, roles: dict[str, str], storages: dict[s
             outs = _results(value, b.var, args, new)
             inplace = op_name(value) == "relax.call_tir_inplace"
             passed = args + [o for i, o in enumerate(outs) if not inplace or _fresh_index(value, i)]
-            calls.append(KernelCall(gv.name_hint, tuple(passed), _note(b.var)))
+            calls.append(KernelCall(gv.name_hint, tuple(passed), _note(b.var), tuple(o for o in outs if "." in o)))
             if isinstance(b.var.ty, tvm.ir.TupleType):
                 fields[b.var] = outs
             else:

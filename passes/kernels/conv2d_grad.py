@@ -131,13 +131,15 @@ def conv2d_weight_grad(
     channels: int | None = None,
     inputs: int | None = None,
     compact_weight: bool = False,
+    plain: bool = False,
 ) -> tirx.PrimFunc:
     """∂L/∂w of the selected output (and input) channels, handed to ``sink``.
 
     Arguments: x[1, ci, h, w], dy[1, co, oh, ow], (channels[k] int32: the selected output channels), (inputs[m] int32: the
     selected input channels within a group), then the sink's. ``channels``/``inputs`` are k and m; None selects all and
     drops the argument. The gradient has shape [k, m, kh, kw]. With ``compact_weight`` the weight that an updating sink changes
-    has that shape too (the trained rows only), else the layer's full shape.
+    has that shape too (the trained rows only), else the layer's full shape. ``plain`` keeps rows and pixels apart even where the
+    convolution is a matrix product, for schedules that must not tile the rows.
     """
     sink = sink or Write()
     rows = spec.out_channels if channels is None else channels
@@ -171,7 +173,7 @@ def conv2d_weight_grad(
             where = at if compact_weight else [row(at[0]), column(at[1]), *at[2:]]
             sink.emit(bufs[own:], at, where, value)
 
-        if spec.pointwise:
+        if spec.pointwise and not plain:
             pointwise.weight_grad(spec, compact, x, dy, row, column, lambda r, c, g: hand_over([r, c, 0, 0], g))
             return
         padded = selected_planes(x, spec, outs, ins, compact)

@@ -129,3 +129,9 @@ Sink = Write | Accumulate | SGDUpdate | AdamUpdate
 
 def _rate(hyper: Any, scale: float) -> Any:
     return hyper[0] if scale == 1.0 else hyper[0] * f32(scale)
+
+
+def sink_from_spec(spec: dict[str, Any]) -> Sink:
+    """The sink that a kernel's ``tt.spec`` describes."""
+    kinds: dict[str, type[Sink]] = {"write": Write, "accumulate": Accumulate, "sgd": SGDUpdate, "adam": AdamUpdate}
+    return kinds[spec["sink"]](**spec["update"])

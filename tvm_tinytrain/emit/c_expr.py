@@ -12,6 +12,7 @@ from tvm_tinytrain.errors import KernelError
 
 _BINARY = {
     "Add": "+", "Sub": "-", "Mul": "*", "LT": "<", "LE": "<=", "GT": ">", "GE": ">=", "EQ": "==", "NE": "!=", "And": "&&", "Or": "||",
+    "RShift": ">>", "LShift": "<<", "BitwiseAnd": "&", "BitwiseOr": "|", "BitwiseXor": "^",
 }  # fmt: skip
 _MATH = {
     "exp": "tt_expf", "log": "tt_logf", "sqrt": "sqrtf", "tanh": "tanhf", "erf": "erff", "fabs": "fabsf", "floor": "floorf", "ceil": "ceilf",

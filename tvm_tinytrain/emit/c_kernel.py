@@ -19,17 +19,23 @@ from tvm_tinytrain.errors import KernelError
 MAX_STACK_ARRAY = 64
 """Bytes of the largest array that may stand on a kernel's stack."""
 WORKSPACE_ALIGN = 8
+ROWS_LOOP = "tt.rows"
+"""Annotation of a loop that ends at the argument ``rows`` (see schedules.runtime_rows)."""
 
 
 @dataclass(frozen=True)
 class CKernel:
-    """A kernel's C function: ``name``, its parameters' constness in order, the text, and the bytes of workspace it needs."""
+    """A kernel's C function: ``name``, its parameters' constness in order, the text, and the bytes of workspace it needs.
+
+    With ``runtime_rows`` the function takes ``int32_t rows`` after its tensors.
+    """
 
     name: str
     prototype: str
     text: str
     workspace_bytes: int
     writes: tuple[bool, ...]
+    runtime_rows: bool = False
 
 
 def print_kernel(name: str, func: tirx.PrimFunc) -> CKernel:
@@ -42,7 +48,8 @@ class _KernelPrinter:
         self.name = name
         self.func = func
         self.names: dict[Any, str] = {}
-        self.used: set[str] = {"workspace"}
+        self.used: set[str] = {"workspace", "rows"}
+        self.runtime_rows = False
         self.scalars: dict[Any, list[str]] = {}
         self.touched: dict[Any, set[int]] = {}
         self.buffers: dict[Any, str] = {}
@@ -63,11 +70,13 @@ class _KernelPrinter:
             f"{'' if w else 'const '}{c_type(dtype_of(p))} *restrict {n}"
             for (p, n), w in zip(params, writes, strict=True)
         ]
+        if self.runtime_rows:
+            args.append("int32_t rows")
         if self.workspace:
             args.append("unsigned char *restrict workspace")
         prototype = f"void {self.name}({', '.join(args)})"
         text = prototype + " {\n" + "\n".join(self.lines) + "\n}\n"
-        return CKernel(self.name, prototype, text, self.workspace, writes)
+        return CKernel(self.name, prototype, text, self.workspace, writes, self.runtime_rows)
 
     # names
 
@@ -186,6 +195,8 @@ class _KernelPrinter:
         self.names[s.loop_var] = name
         start = self.expr(s.min)
         end = self.expr(s.extent) if start == "0" else _bare(self.expr(s.min + s.extent))
+        if s.annotations and ROWS_LOOP in s.annotations:
+            end, self.runtime_rows = "rows", True
         step = f"{name} += {self.expr(s.step)}" if s.step is not None and str(s.step) != "1" else f"++{name}"
         self._out(depth, f"for (int32_t {name} = {start}; {name} < {end}; {step}) {{")
         self._stmt(s.body, depth + 1)
@@ -213,7 +224,48 @@ class _KernelPrinter:
 
 
 _RESERVED = frozenset(
-    ["auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum", "extern", "float", "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return", "short", "signed", "sizeof", "static", "struct", "switch", "typedef", "union", "unsigned", "void", "volatile", "while", "y0", "y1", "yn", "j0", "j1", "jn"]
+    [
+        "auto",
+        "break",
+        "case",
+        "char",
+        "const",
+        "continue",
+        "default",
+        "do",
+        "double",
+        "else",
+        "enum",
+        "extern",
+        "float",
+        "for",
+        "goto",
+        "if",
+        "inline",
+        "int",
+        "long",
+        "register",
+        "restrict",
+        "return",
+        "short",
+        "signed",
+        "sizeof",
+        "static",
+        "struct",
+        "switch",
+        "typedef",
+        "union",
+        "unsigned",
+        "void",
+        "volatile",
+        "while",
+        "y0",
+        "y1",
+        "yn",
+        "j0",
+        "j1",
+        "jn",
+    ]
 )
 
 

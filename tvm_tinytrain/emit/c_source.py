@@ -9,6 +9,13 @@ import numpy as np
 import tvm
 from tvm import tirx
 
+from tvm_tinytrain.emit.c_adaptive import (
+    EXTRA_ENTRIES,
+    AdaptiveLibrary,
+    adaptive_entry,
+    adaptive_extras,
+    runtime_files,
+)
 from tvm_tinytrain.emit.c_expr import c_type, float_literal
 from tvm_tinytrain.emit.c_kernel import CKernel, print_kernel
 from tvm_tinytrain.emit.kernel_source import BANNER, kernel_source
@@ -19,6 +26,7 @@ from tvm_tinytrain.targets.runtime_files import runtime_folder
 _ROLES = {
     "input": "TT_ROLE_INPUT", "label": "TT_ROLE_LABEL", "output": "TT_ROLE_OUTPUT", "loss": "TT_ROLE_LOSS", "param": "TT_ROLE_PARAM",
     "const": "TT_ROLE_CONST", "list": "TT_ROLE_CONST", "state": "TT_ROLE_STATE", "grad": "TT_ROLE_GRAD", "fisher": "TT_ROLE_FISHER",
+    "plan": "TT_ROLE_PLAN",
 }  # fmt: skip
 _DTYPES = {"float32": "TT_FLOAT32", "int32": "TT_INT32", "uint8": "TT_UINT8", "int8": "TT_INT8"}
 
@@ -46,11 +54,24 @@ class Library:
     values: Mapping[str, np.ndarray]
     label_limit: int | None
     minmax: bool = False
+    adaptive: AdaptiveLibrary | None = None
 
     @property
     def prefix(self) -> str:
         """What all global names begin with."""
         return f"tt_{self.name}"
+
+    @property
+    def moving(self) -> frozenset[str]:
+        """Tensors of trained rows, whose place is found at run time."""
+        return (
+            frozenset(r.name for r in self.adaptive.plan.rows) if self.adaptive is not None else frozenset()
+        )
+
+    def entry_names(self) -> list[str]:
+        """All entries in order, init left out."""
+        names = [e.name for e in self.program.entries]
+        return names if self.adaptive is None else [*names, *EXTRA_ENTRIES]
 
     def tensors(self) -> list[PublicTensor]:
         """Public tensors in a stable order: inputs, label, output, loss, then parameters by name."""
@@ -59,16 +80,26 @@ class Library:
             if s.role in ("input", "label"):
                 out.append(PublicTensor(s.name, s.role, s, self.arena.fixed[s.name]))
         for entry in self.program.entries:
-            if entry.result is not None:
+            if entry.result is not None and entry.name != "fisher":
                 role = "output" if entry.name == "predict" else "loss"
                 storage = self.program.storage(entry.result)
                 out.append(PublicTensor(role, role, storage, self.arena.offset(entry.name, entry.result)))
-        rest = [s for s in self.program.storages if s.role in ("param", "state", "grad")]
+        rest = [
+            s
+            for s in self.program.storages
+            if s.role in ("param", "state", "grad", "plan") and s.name in self.arena.fixed
+        ]
+        if self.adaptive is not None:
+            fisher = self.adaptive.plan.depths[-1]
+            deltas = [s for s in self.program.storages if s.role == "fisher"]
+            out += [PublicTensor(s.name, s.role, s, fisher.offset("fisher", s.name)) for s in deltas]
         out += [
             PublicTensor(s.name, s.role, s, self.arena.fixed[s.name])
             for s in sorted(rest, key=lambda s: s.name)
         ]
-        consts = [s for s in self.program.storages if s.role in ("const", "list")]
+        consts = [
+            s for s in self.program.storages if s.role in ("const", "list") and s.name not in self.moving
+        ]
         out += [PublicTensor(s.name, s.role, s, None) for s in sorted(consts, key=lambda s: s.name)]
         return out
 
@@ -90,7 +121,7 @@ def emit_c(library: Library) -> dict[str, bytes]:
     }
     files = {path: text.encode() for path, text in texts.items()}
     files["tinytrain.h"] = (runtime_folder() / "include" / "tinytrain.h").read_bytes()
-    return files
+    return files if library.adaptive is None else files | runtime_files()
 
 
 def _guard(library: Library, suffix: str, body: str) -> str:
@@ -120,15 +151,20 @@ def _public_header(library: Library) -> str:
         f"int {p}_init(void *arena, size_t bytes);",
     ]
     notes = {
-        "predict": "Reads the input, writes the output.",
+        "predict": "Reads the input, writes the output. Write the input again before each call, of this and of other entries.",
         "step": "Reads input and label, trains on this one sample, writes the loss.",
         "accumulate": "Reads input and label, adds this sample's gradients, writes the loss.",
         "apply": "Updates the parameters from the accumulated gradients and clears them.",
+        "fisher": "Reads input and label, adds this sample's Fisher potentials.",
+        "fisher_begin": "Clears the Fisher potentials.",
+        "select": "Chooses layers and channels by the Fisher potentials within the budgets, and installs them.",
+        "install": "Installs the channels whose bits are set in the tensor request.",
+        "release": "Forgets what was trained: nothing is selected.",
     }
-    for entry in library.program.entries:
+    for entry in library.entry_names():
         lines += [
-            f"/* {notes.get(entry.name, entry.name)} Write the input again before each call. */",
-            f"int {p}_{entry.name}(void *arena);",
+            f"/* {notes[entry]} */",
+            f"int {p}_{entry}(void *arena);",
         ]
     lines += ["", "#ifdef __cplusplus", "}", "#endif", ""]
     return _guard(library, "", "\n".join(lines))
@@ -147,14 +183,18 @@ def _internal_header(library: Library) -> str:
 
 
 def _kernels(library: Library) -> str:
-    return kernel_source(library.kernels.values(), f'#include "{library.prefix}_internal.h"', minmax=library.minmax)
+    return kernel_source(
+        library.kernels.values(), f'#include "{library.prefix}_internal.h"', minmax=library.minmax
+    )
 
 
 def _in_flash(library: Library, name: str) -> Storage | None:
     """The storage whose initial value stands in flash: constants, and trained parameters unless all zero."""
+    if name in library.moving:
+        return None
     for s in library.program.storages:
         if s.name == name:
-            zero = s.role in ("state", "grad") and not np.any(library.values[name])
+            zero = s.role in ("state", "grad", "fisher", "plan") and not np.any(library.values[name])
             return None if zero else s
     return None
 
@@ -188,8 +228,17 @@ def _entries(library: Library) -> str:
     parts.append(
         "#define TT_F32(offset) ((float *)(void *)(base + (offset)))\n#define TT_I32(offset) ((int32_t *)(void *)(base + (offset)))\n#define TT_U8(offset) (base + (offset))\n"
     )
-    parts.append(_init(library))
-    parts += [_entry(library, entry) for entry in library.program.entries]
+    if library.adaptive is None:
+        parts.append(_init(library))
+        parts += [_entry(library, entry) for entry in library.program.entries]
+    else:
+        before, after = adaptive_extras(library.adaptive, p, library.arena, library.values)
+        parts += [
+            before,
+            _init(library),
+            *(_adaptive_entry(library, e) for e in library.program.entries),
+            after,
+        ]
     parts.append(_tables(library))
     return "\n".join(parts)
 
@@ -205,13 +254,35 @@ def _init(library: Library) -> str:
         f"  if (((uintptr_t)arena & ({ALIGN} - 1)) != 0)", "    return TT_ERR_ARENA_ALIGN;",
     ]  # fmt: skip
     for t in library.tensors():
-        if t.role not in ("param", "state", "grad"):
+        if t.role not in ("param", "state", "grad", "plan"):
             continue
         if _in_flash(library, t.name) is not None:
             lines.append(f"  memcpy(base + {t.offset}, {library.prefix}_{t.name}, {t.storage.bytes});")
         else:
             lines.append(f"  memset(base + {t.offset}, 0, {t.storage.bytes}); /* {t.name} */")
+    if library.adaptive is not None:
+        lines.append(f"  tt_rows_clear(&rows_table, TT_PLAN(base));")
     return "\n".join([*lines, "  return TT_OK;", "}", ""])
+
+
+def _label_check(library: Library, entry: Entry) -> list[str]:
+    label = next((s for s in library.program.storages if s.role == "label" and s.name in entry.inputs), None)
+    if label is None or label.dtype != "int32" or library.label_limit is None:
+        return []
+    where = f"*TT_I32({library.arena.fixed[label.name]})"
+    return [f"  if ({where} < 0 || {where} >= {library.label_limit})", "    return TT_ERR_BAD_VALUE;"]
+
+
+def _adaptive_entry(library: Library, entry: Entry) -> str:
+    assert library.adaptive is not None
+    return adaptive_entry(
+        library.adaptive,
+        library.program,
+        entry,
+        library.kernels,
+        library.prefix,
+        _label_check(library, entry),
+    )
 
 
 def _entry(library: Library, entry: Entry) -> str:
@@ -219,10 +290,7 @@ def _entry(library: Library, entry: Entry) -> str:
         f"int {library.prefix}_{entry.name}(void *arena) {{",
         "  unsigned char *const base = (unsigned char *)arena;",
     ]
-    label = next((s for s in library.program.storages if s.role == "label" and s.name in entry.inputs), None)
-    if label is not None and label.dtype == "int32" and library.label_limit is not None:
-        where = f"*TT_I32({library.arena.fixed[label.name]})"
-        lines += [f"  if ({where} < 0 || {where} >= {library.label_limit})", "    return TT_ERR_BAD_VALUE;"]
+    lines += _label_check(library, entry)
     for call, workspace in zip(entry.calls, library.arena.workspaces[entry.name], strict=True):
         args = [_argument(library, entry, name) for name in call.args]
         if workspace is not None:
@@ -251,9 +319,7 @@ def _tables(library: Library) -> str:
             f"{t.storage.bytes}, {t.offset or 0}, {data}}},"
         )
     init = f"static int init_all(void *arena) {{ return {p}_init(arena, {p.upper()}_ARENA_BYTES); }}\n"
-    entries = ['    {"init", init_all},'] + [
-        f'    {{"{e.name}", {p}_{e.name}}},' for e in library.program.entries
-    ]
+    entries = ['    {"init", init_all},'] + [f'    {{"{e}", {p}_{e}}},' for e in library.entry_names()]
     return (
         "static const tt_tensor tensors[] = {\n" + "\n".join(rows) + "\n};\n\n" + init + "\n"
         "static const tt_entry entries[] = {\n" + "\n".join(entries) + "\n};\n\n"

@@ -134,7 +134,14 @@ def _entries(name: str, arguments: Mapping[str, tuple[Argument, ...]], printed: 
         for a in args
     ]
     entries = ['    {"init", init_all},', *(f'    {{"{key}", {p}_{key}}},' for key in printed)]
-    parts += ["static const tt_tensor tensors[] = {", *rows, "};\n", "static const tt_entry entries[] = {", *entries, "};\n"]
+    parts += [
+        "static const tt_tensor tensors[] = {",
+        *rows,
+        "};\n",
+        "static const tt_entry entries[] = {",
+        *entries,
+        "};\n",
+    ]
     parts.append(
         f'const tt_library {p}_library = {{"{name}", "{__version__}", "0", {macro}_ARENA_BYTES, {ALIGN}, '
         f"{len(rows)}, tensors, {len(entries)}, entries}};\n"

@@ -39,7 +39,11 @@ def kernel_source(kernels: Iterable[CKernel], include: str, *, minmax: bool) -> 
     comparison is better. For the clamps of a network both give the same.
     """
     body = "\n".join(k.text for k in kernels)
-    used = [line for line in (_HELPERS + _MIN_MAX[minmax]).splitlines() if line and line.split("(")[0].split()[-1] + "(" in body]
+    used = [
+        line
+        for line in (_HELPERS + _MIN_MAX[minmax]).splitlines()
+        if line and line.split("(")[0].split()[-1] + "(" in body
+    ]
     helpers = "\n".join(used)
     math = "#include <math.h>\n" if any(f"{f}(" in body + helpers for f in _MATH_FUNCTIONS) else ""
     return f"{BANNER}{include}\n\n{math}#include <stdint.h>\n\n{helpers}\n\n{body}"

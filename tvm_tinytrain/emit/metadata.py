@@ -21,7 +21,7 @@ _PACKAGES = ("apache-tvm", "apache-tvm-ffi", "numpy")
 def describe_options(config: TrainConfig) -> dict[str, Any]:
     """The options as JSON values, each choice with its class name."""
     described: dict[str, Any] = {"accumulate": config.accumulate, "name": config.name}
-    for key in ("loss", "optimizer", "update", "budget"):
+    for key in ("loss", "optimizer", "update", "budget", "memory"):
         value = getattr(config, key)
         fields = json.loads(value.to_json()) if isinstance(value, UpdatePlan) else asdict(value)
         described[key] = {"kind": type(value).__name__, "fields": fields}

@@ -1,0 +1,138 @@
+"""What a task-adaptive program needs to know of itself: which calls serve which candidate, and a memory plan for every depth.
+
+A call of the backward pass is executed only if a selected layer's gradient depends on it. The activations' plan depends on the
+earliest selected layer, its *depth*: for each depth the plan is made at build time, as if every candidate from there on were selected,
+with the full planner and its validator; the device looks it up. (A plan per subset would need a planner on the device for at most the
+saved inputs of unselected layers in between; the benchmark states that loss.) The trained rows lie behind the activations, packed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tvm_tinytrain.passes.plan_memory import ALIGN, ArenaPlan, plan_arena
+from tvm_tinytrain.passes.program import Entry, KernelCall, Program
+
+ALWAYS = -1
+"""Guard of a call that every run of its entry executes."""
+
+
+@dataclass(frozen=True)
+class Guard:
+    """When a call runs. ``rows``: position of the candidate whose trained rows it works on, or None. ``needed``: bit mask of the
+    candidates whose gradients depend on it, or ALWAYS."""
+
+    rows: int | None
+    needed: int
+
+    def runs(self, selected: int) -> bool:
+        """Whether the call runs when the candidates of the bit mask ``selected`` are trained."""
+        own = self.rows is None or bool(selected >> self.rows & 1)
+        return own and (self.needed == ALWAYS or bool(self.needed & selected))
+
+
+@dataclass(frozen=True)
+class RowTensor:
+    """A tensor with one row per trained channel of a candidate: bytes per row, and its name in the program."""
+
+    name: str
+    candidate: int
+    row_bytes: int
+
+
+@dataclass(frozen=True)
+class AdaptivePlan:
+    """Guards per entry and call; one arena plan per depth (the last one for the empty selection); the row tensors in order.
+
+    ``activation_bytes[d]`` is where the rows begin at depth d: the largest peak over all entries.
+    """
+
+    candidates: tuple[int, ...]
+    guards: Mapping[str, tuple[Guard, ...]]
+    depths: tuple[ArenaPlan, ...]
+    rows: tuple[RowTensor, ...]
+
+    @property
+    def activation_bytes(self) -> tuple[int, ...]:
+        """Bytes in front of the trained rows, by depth."""
+        return tuple(plan.arena_bytes for plan in self.depths)
+
+    def channel_bytes(self, candidate: int) -> int:
+        """Bytes that one more trained channel of a candidate takes."""
+        return sum(r.row_bytes for r in self.rows if r.candidate == candidate)
+
+
+def plan_adaptive(
+    program: Program,
+    workspaces: Mapping[str, int],
+    candidates: Sequence[int],
+    rows_of: Mapping[str, int],
+    capacity: int | None,
+    select_scratch: int = 0,
+) -> AdaptivePlan:
+    """Analyses a program whose row tensors are ``rows_of`` = {storage: layer id}; ``select_scratch`` is bytes for the selection.
+
+    Raises BudgetError where not even the plan of the empty selection fits into ``capacity``.
+    """
+    position = {layer: i for i, layer in enumerate(candidates)}
+    owner = {name: position[layer] for name, layer in rows_of.items()}
+    guards = {e.name: call_guards(e, owner) for e in program.entries}
+    rows = tuple(
+        RowTensor(s.name, owner[s.name], s.bytes // s.shape[0]) for s in program.storages if s.name in owner
+    )
+    frozen = tuple(s for s in program.storages if s.name not in owner)
+    results = [e.result for e in program.entries if e.result is not None]
+    depths = []
+    for depth in range(len(candidates) + 1):
+        selected = ((1 << len(candidates)) - 1) >> depth << depth
+        entries = []
+        for entry in program.entries:
+            if entry.name in ("accumulate", "apply") and not selected or entry.name == "fisher" and selected:
+                continue  # potentials are measured before anything is trained
+            calls = [
+                (call, guard)
+                for call, guard in zip(entry.calls, guards[entry.name], strict=True)
+                if guard.runs(selected)
+            ]
+            stripped = tuple(
+                KernelCall(c.kernel, tuple(a for a in c.args if a not in owner), c.note, c.outputs)
+                for c, _ in calls
+            )
+            entries.append(Entry(entry.name, stripped, entry.inputs, entry.result))
+        limit = capacity if depth == len(candidates) else None
+        stage = Program(frozen, tuple(entries))
+        scratch = {"fisher": select_scratch}
+        depths.append(plan_arena(stage, workspaces, capacity=limit, scratch=scratch, fixed_results=results))
+    return AdaptivePlan(tuple(candidates), guards, tuple(depths), rows)
+
+
+def call_guards(entry: Entry, owner: Mapping[str, int]) -> tuple[Guard, ...]:
+    """Guards of an entry's calls, found by walking it backwards from its result and from the gradients' accumulators."""
+    needed: dict[str, int] = {entry.result: ALWAYS} if entry.result is not None else {}
+    guards: list[Guard] = []
+    for call in reversed(entry.calls):
+        touched = [owner[a] for a in call.args if a in owner]
+        rows = touched[0] if touched else None
+        activations = [a for a in call.args if "." in a]
+        accumulates = any(a.startswith("g_") for a in call.args) or entry.name in ("apply", "fisher")
+        mask = 0
+        if accumulates:
+            mask = ALWAYS if rows is None else 1 << rows
+        for name in call.outputs:
+            mask = _join(mask, needed.get(name, 0))
+        if not accumulates and not call.outputs:  # e.g. the optimizer's running powers
+            mask = ALWAYS
+        guards.append(Guard(rows, mask))
+        for name in activations:
+            needed[name] = _join(needed.get(name, 0), mask)
+    return tuple(reversed(guards))
+
+
+def _join(a: int, b: int) -> int:
+    return ALWAYS if ALWAYS in (a, b) else a | b
+
+
+def rows_begin(activation_bytes: int) -> int:
+    """Where the trained rows begin behind the activations."""
+    return (activation_bytes + ALIGN - 1) // ALIGN * ALIGN

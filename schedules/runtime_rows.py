@@ -1,0 +1,70 @@
+"""Kernels over a number of rows that is known at run time only: the row loop is marked, never tiled.
+
+The kernel is written for all of a layer's channels; the printer ends every loop with the annotation ``tt.rows`` at the argument
+``rows`` instead. So the tile of sums lies in the other axes: pixels, input channels, taps.
+"""
+
+from __future__ import annotations
+
+import tvm
+from tvm import tirx
+from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import LoopRV, SBlockRV
+
+from tvm_tinytrain.schedules.blocks import block_names, extents, kind_of, spec_of, sum_in_registers, tile
+
+RUNTIME_ROWS = "tt.runtime_rows"
+ROWS_LOOP = "tt.rows"
+_TILE = 8
+
+
+def runtime_rows(func: tirx.PrimFunc, target: tvm.target.Target) -> Schedule | None:
+    """Schedules kernels that carry the attribute ``tt.runtime_rows``."""
+    if RUNTIME_ROWS not in func.attrs:
+        return None
+    kind = str(kind_of(func))
+    schedule = Schedule(func)
+    names = block_names(schedule)
+    last = next(name for name in ("epilogue", "sink", "crop") if name in names)
+    consumer = schedule.get_sblock(last)
+    if last == "crop" or kind == "apply_update":
+        _mark(schedule, schedule.get_loops(consumer)[0])
+        return schedule
+    sizes = extents(schedule, schedule.get_loops(consumer))
+    main = schedule.get_sblock(kind)
+    row_is_summed = kind.endswith("input_grad_rows")
+    outer, inner = tile(schedule, consumer, _factors(kind, sizes, row_is_summed))
+    if not row_is_summed:
+        _mark(schedule, outer[0])
+    if "pad" in names and kind == "conv2d_weight_grad" and _depthwise(func):
+        schedule.compute_at(schedule.get_sblock("pad"), outer[0])
+    elif "pad" in names and kind == "conv2d_rows" and _depthwise(func):
+        schedule.compute_at(schedule.get_sblock("pad"), outer[0])
+    sum_in_registers(schedule, main, outer[-1], tile_loops=len(sizes))
+    if row_is_summed:
+        _mark(schedule, _row_sum(schedule, main, len(outer)))
+    for loop in inner:
+        schedule.unroll(loop)
+    return schedule
+
+
+def _factors(kind: str, sizes: list[int], row_is_summed: bool) -> list[int]:
+    """Up to 8 sums in the last axes; one row at a time where the first axis is the rows."""
+    factors, left = [1] * len(sizes), _TILE
+    for axis in reversed(range(0 if row_is_summed else 1, len(sizes))):
+        factors[axis] = max(d for d in range(1, max(1, left) + 1) if sizes[axis] % d == 0)
+        left //= factors[axis]
+    return factors
+
+
+def _depthwise(func: tirx.PrimFunc) -> bool:
+    return int(spec_of(func)["groups"]) > 1
+
+
+def _mark(schedule: Schedule, loop: LoopRV) -> None:
+    schedule.annotate(loop, ROWS_LOOP, 1)
+
+
+def _row_sum(schedule: Schedule, main: SBlockRV, outer: int) -> LoopRV:
+    """The first reduction loop of ``main``, which runs over the rows."""
+    return schedule.get_loops(main)[outer]

@@ -1,0 +1,335 @@
+"""The part of a task-adaptive library that a fixed one does not have: guarded calls, plans by depth, selection on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tvm_tinytrain.emit.c_kernel import CKernel
+from tvm_tinytrain.passes.adaptive import ALWAYS, AdaptivePlan, Guard
+from tvm_tinytrain.passes.plan_memory import ArenaPlan
+from tvm_tinytrain.passes.program import Entry, KernelCall, Program
+from tvm_tinytrain.targets.runtime_files import runtime_folder
+
+PLAN_TENSOR = "plan"
+REQUEST_TENSOR = "request"
+OPTIONS_TENSOR = "options"
+OPTION_WORDS = 8
+"""memory bytes, MACs (low, high word), criterion, ratio (numerator << 16 | denominator), overflow, seed (low, high word)."""
+EXTRA_ENTRIES = ("fisher_begin", "select", "install", "release")
+CRITERIA = ("tinytrain", "fisher", "fisher/memory", "fisher/compute", "l2", "random", "exact")
+
+
+@dataclass(frozen=True)
+class AdaptiveLibrary:
+    """What the emitter knows beyond a fixed library.
+
+    ``sources`` says for each row tensor what it begins as: "zero", "channels", or the name of the flash tensor it is copied from.
+    ``layers`` are (id, channels, weights, forward MACs) of each candidate; ``links`` (guard mask, MACs) of the calls that a budget counts.
+    """
+
+    plan: AdaptivePlan
+    sources: Mapping[str, str]
+    layers: tuple[tuple[int, int, int, int], ...]
+    links: tuple[tuple[int, int], ...]
+    row_macs: tuple[int, ...]
+    full_macs: int
+
+    @property
+    def total_channels(self) -> int:
+        """Output channels of all candidates."""
+        return sum(channels for _, channels, _, _ in self.layers)
+
+    def row_index(self, name: str) -> int | None:
+        """Position of a row tensor, None for any other tensor."""
+        for index, row in enumerate(self.plan.rows):
+            if row.name == name:
+                return index
+        return None
+
+    def arena(self, entry: str, depth: int) -> ArenaPlan | None:
+        """The arena plan that holds an entry at a depth."""
+        plan = self.plan.depths[depth]
+        return plan if entry in plan.plans else None
+
+    def metadata(self) -> dict[str, Any]:
+        """The block ``adaptive`` of the library's metadata."""
+        return {
+            "candidates": [
+                {"layer": layer, "channels": channels, "weights": weights, "forward_macs": macs,
+                 "channel_bytes": self.plan.channel_bytes(i), "channel_macs": self.row_macs[i]}
+                for i, (layer, channels, weights, macs) in enumerate(self.layers)
+            ],
+            "activation_bytes": list(self.plan.activation_bytes),
+            "links": [{"needed": needed, "macs": macs} for needed, macs in self.links],
+            "full_macs": self.full_macs,
+            "rows": [{"name": r.name, "candidate": r.candidate, "row_bytes": r.row_bytes} for r in self.plan.rows],
+            "plan_words": {"depth": 0, "selected": 1, "rows": 3, "offsets": 3 + len(self.layers)},
+        }  # fmt: skip
+
+
+def moving_buffers(adaptive: AdaptiveLibrary, entry: str) -> list[str]:
+    """Names of an entry's buffers whose place depends on the depth, in a stable order."""
+    names: dict[str, None] = {}
+    for depth in range(len(adaptive.plan.depths)):
+        plan = adaptive.arena(entry, depth)
+        if plan is not None:
+            names.update((n, None) for n in plan.plans[entry] if n not in plan.fixed)
+    return sorted(names)
+
+
+def workspace_names(adaptive: AdaptiveLibrary, program: Program, entry: Entry, depth: int) -> dict[int, str]:
+    """{position of the call in the entry: workspace buffer} at one depth; only calls that run there have one."""
+    plan = adaptive.arena(entry.name, depth)
+    if plan is None:
+        return {}
+    selected = ((1 << len(adaptive.layers)) - 1) >> depth << depth
+    guards = adaptive.plan.guards[entry.name]
+    running = [i for i, guard in enumerate(guards) if guard.runs(selected)]
+    return {i: name for i, name in zip(running, plan.workspaces[entry.name], strict=True) if name is not None}
+
+
+def guard_text(guard: Guard) -> str | None:
+    """The C condition of a call, None for one that always runs."""
+    parts = []
+    if guard.rows is not None:
+        parts.append(f"rows[{guard.rows}] != 0")
+    if guard.needed != ALWAYS and (guard.rows is None or guard.needed != 1 << guard.rows):
+        parts.append(f"(selected & UINT64_C(0x{guard.needed:x})) != 0")
+    return " && ".join(parts) or None
+
+
+def entry_body(
+    adaptive: AdaptiveLibrary, program: Program, entry: Entry, kernels: Mapping[str, CKernel], constant: str
+) -> tuple[list[str], str]:
+    """Statements of an entry, and the table of offsets by depth that they read (empty where nothing moves)."""
+    names = moving_buffers(adaptive, entry.name)
+    columns = [
+        f"{entry.name}.call_{i}"
+        for i in range(len(entry.calls))
+        if _any_workspace(adaptive, program, entry, i)
+    ]
+    tensors = [n for n in names if not _is_workspace(n)]
+    index = {n: i for i, n in enumerate([*tensors, *columns])}
+    lines = []
+    for i, (call, guard) in enumerate(zip(entry.calls, adaptive.plan.guards[entry.name], strict=True)):
+        args = [_argument(adaptive, program, entry, name, index, constant) for name in call.args]
+        kernel = kernels[call.kernel]
+        if kernel.runtime_rows:
+            args.append(f"(int32_t)rows[{guard.rows}]")
+        if kernel.workspace_bytes:
+            args.append(f"base + at[{index[f'{entry.name}.call_{i}']}]")
+        lines += _guarded(call, guard, f"{kernel.name}({', '.join(args)});")
+    return lines, _offset_table(adaptive, program, entry, tensors, columns)
+
+
+def _guarded(call: KernelCall, guard: Guard, text: str) -> Iterable[str]:
+    condition = guard_text(guard)
+    yield f"  /* {call.note} */"
+    if condition is None:
+        yield f"  {text}"
+    else:
+        yield f"  if ({condition})"
+        yield f"    {text}"
+
+
+def _is_workspace(name: str) -> bool:
+    return ".workspace_" in name or name.endswith(".scratch")
+
+
+def _any_workspace(adaptive: AdaptiveLibrary, program: Program, entry: Entry, call: int) -> bool:
+    return any(call in workspace_names(adaptive, program, entry, d) for d in range(len(adaptive.plan.depths)))
+
+
+def _offset_table(
+    adaptive: AdaptiveLibrary, program: Program, entry: Entry, tensors: list[str], columns: list[str]
+) -> str:
+    if not tensors and not columns:
+        return ""
+    rows = []
+    for depth in range(len(adaptive.plan.depths)):
+        plan = adaptive.arena(entry.name, depth)
+        if plan is None:
+            rows.append([0] * (len(tensors) + len(columns)))
+            continue
+        offsets = plan.plans[entry.name]
+        spaces = workspace_names(adaptive, program, entry, depth)
+        row = [offsets[n] if n in offsets else 0 for n in tensors]
+        for column in columns:
+            space = spaces.get(int(column.rsplit("_", 1)[1]))
+            row.append(offsets[space] if space is not None else 0)
+        rows.append(row)
+    body = ",\n".join("    {" + ", ".join(str(v) for v in row) + "}" for row in rows)
+    width = len(tensors) + len(columns)
+    return f"/* Offsets of what {entry.name} uses, by the earliest selected candidate. */\nstatic const uint32_t {entry.name}_at[{len(rows)}][{width}] = {{\n{body}}};\n"
+
+
+def _argument(
+    adaptive: AdaptiveLibrary,
+    program: Program,
+    entry: Entry,
+    name: str,
+    index: Mapping[str, int],
+    constant: str,
+) -> str:
+    storage = program.storage(name)
+    macro = {"float32": "TT_F32", "int32": "TT_I32", "uint8": "TT_U8"}[storage.dtype]
+    row = adaptive.row_index(name)
+    if row is not None:
+        return f"{macro}(offsets[{row}])"
+    if storage.role in ("const", "list"):
+        return f"{constant}_{name}"
+    if name in index:
+        return f"{macro}(at[{index[name]}])"
+    return f"{macro}({adaptive.plan.depths[-1].fixed[name]})"
+
+
+def adaptive_entry(
+    adaptive: AdaptiveLibrary,
+    program: Program,
+    entry: Entry,
+    kernels: Mapping[str, CKernel],
+    prefix: str,
+    checks: list[str],
+) -> str:
+    """One entry of a task-adaptive library: the offsets of the present depth, then its calls, each behind its guard."""
+    calls, table = entry_body(adaptive, program, entry, kernels, prefix)
+    text = "\n".join(calls)
+    none = len(adaptive.layers)
+    lines = [
+        f"int {prefix}_{entry.name}(void *arena) {{",
+        "  unsigned char *const base = (unsigned char *)arena;",
+        "  const uint32_t *const plan = TT_PLAN(base);",
+    ]
+    if "rows[" in text:
+        lines.append("  const uint32_t *const rows = plan + TT_PLAN_ROWS;")
+    if "offsets[" in text:
+        lines.append(f"  const uint32_t *const offsets = plan + TT_PLAN_ROWS + {none};")
+    if "selected &" in text:
+        lines.append(
+            "  const uint64_t selected = (uint64_t)plan[TT_PLAN_SELECTED + 1] << 32 | plan[TT_PLAN_SELECTED];"
+        )
+    if table:
+        lines.append(f"  const uint32_t *const at = {entry.name}_at[plan[TT_PLAN_DEPTH]];")
+    if entry.name in ("accumulate", "apply", "step"):
+        lines += [
+            f"  if (plan[TT_PLAN_DEPTH] == {none}) /* nothing is selected */",
+            "    return TT_ERR_STATE;",
+        ]
+    elif entry.name == "fisher":
+        lines += [f"  if (plan[TT_PLAN_DEPTH] != {none}) /* release first */", "    return TT_ERR_STATE;"]
+    if not table and "plan[" not in "".join(lines[3:]):
+        lines.append("  (void)plan;")
+    return "\n".join([table, *lines, *checks, text, "  return TT_OK;", "}", ""])
+
+
+def adaptive_extras(
+    adaptive: AdaptiveLibrary, prefix: str, arena: ArenaPlan, values: Mapping[str, np.ndarray]
+) -> tuple[str, str]:
+    """(what stands before the entries: tables; what stands behind them: fisher_begin, select, install, release)."""
+    return _tables(adaptive, prefix, arena), _selection(adaptive, prefix, arena)
+
+
+def _tables(adaptive: AdaptiveLibrary, prefix: str, arena: ArenaPlan) -> str:
+    count = len(adaptive.layers)
+    channels = ", ".join(str(c) for _, c, _, _ in adaptive.layers)
+    activation = ", ".join(str(b) for b in adaptive.plan.activation_bytes)
+    rows = []
+    for row in adaptive.plan.rows:
+        source = adaptive.sources[row.name]
+        kind, pointer = {"zero": ("TT_ROWS_ZERO", "NULL"), "channels": ("TT_ROWS_CHANNELS", "NULL")}.get(
+            source, ("TT_ROWS_COPY", f"{prefix}_{source}")
+        )
+        rows.append(f"    {{{row.candidate}, {kind}, {row.row_bytes}, {pointer}}}, /* {row.name} */")
+    candidates = [
+        f"    {{{layer}, {ch}, {weights}, {macs}, {adaptive.plan.channel_bytes(i)}, {adaptive.row_macs[i]}}},"
+        for i, (layer, ch, weights, macs) in enumerate(adaptive.layers)
+    ]
+    links = [f"    {{UINT64_C(0x{needed:x}), {macs}}}," for needed, macs in adaptive.links] or ["    {0, 0},"]
+    return "\n".join(
+        [
+            '#include "tt_rows.h"',
+            '#include "tt_select.h"',
+            "",
+            f"#define TT_PLAN(base) ((uint32_t *)(void *)((base) + {arena.fixed[PLAN_TENSOR]}))",
+            "",
+            f"static const uint16_t candidate_channels[{count}] = {{{channels}}};",
+            "/* Where the trained rows begin, by the earliest selected candidate. */",
+            f"static const uint32_t activation_bytes[{count + 1}] = {{{activation}}};",
+            f"static const tt_row_tensor row_tensors[{len(rows)}] = {{",
+            *rows,
+            "};",
+            f"static const tt_rows_table rows_table = {{{count}, {len(rows)}, {prefix.upper()}_ARENA_BYTES, "
+            "candidate_channels, activation_bytes, row_tensors};",
+            "/* layer, channels, weights, forward MACs, bytes and MACs of one trained channel */",
+            f"static const tt_candidate candidates[{count}] = {{",
+            *candidates,
+            "};",
+            "/* Backward calls: candidates whose gradients need them, MACs. */",
+            f"static const tt_chain_link links[{len(links)}] = {{",
+            *links,
+            "};",
+            f"static const tt_select_problem problem = {{{count}, candidates, activation_bytes, {len(adaptive.links)}, links}};",
+            "",
+        ]
+    )
+
+
+def _selection(adaptive: AdaptiveLibrary, prefix: str, arena: ArenaPlan) -> str:
+    fisher = adaptive.plan.depths[-1]
+    offsets = ", ".join(str(fisher.offset("fisher", f"delta_{layer}")) for layer, _, _, _ in adaptive.layers)
+    count, total = len(adaptive.layers), adaptive.total_channels
+    scratch = fisher.plans["fisher"]["fisher.scratch"]
+    size = next(b.size for b in fisher.problems["fisher"].buffers if b.name == "fisher.scratch")
+    request, options = arena.fixed[REQUEST_TENSOR], arena.fixed[OPTIONS_TENSOR]
+    return f"""static const uint32_t delta_at[{count}] = {{{offsets}}};
+
+int {prefix}_fisher_begin(void *arena) {{
+  unsigned char *const base = (unsigned char *)arena;
+  if (TT_PLAN(base)[TT_PLAN_DEPTH] != {count}) /* release first */
+    return TT_ERR_STATE;
+  for (uint32_t c = 0; c < {count}; ++c)
+    memset(base + delta_at[c], 0, candidate_channels[c] * sizeof(float));
+  return TT_OK;
+}}
+
+int {prefix}_install(void *arena) {{
+  unsigned char *const base = (unsigned char *)arena;
+  return tt_rows_install(&rows_table, TT_PLAN(base), base + {request}, base);
+}}
+
+int {prefix}_release(void *arena) {{
+  unsigned char *const base = (unsigned char *)arena;
+  tt_rows_clear(&rows_table, TT_PLAN(base));
+  return TT_OK;
+}}
+
+int {prefix}_select(void *arena) {{
+  unsigned char *const base = (unsigned char *)arena;
+  const uint32_t *const words = (const uint32_t *)(const void *)(base + {options});
+  float *const potentials = (float *)(void *)(base + {scratch});
+  const tt_select_options options = {{(uint8_t)words[3], (uint8_t)words[5], (uint16_t)(words[4] >> 16), (uint16_t)words[4],
+                                     words[0], (uint64_t)words[2] << 32 | words[1], (uint64_t)words[7] << 32 | words[6],
+                                     16384}};
+  tt_select_result result;
+  uint32_t first = 0;
+  int status;
+  if (TT_PLAN(base)[TT_PLAN_DEPTH] != {count}) /* release first */
+    return TT_ERR_STATE;
+  for (uint32_t c = 0; c < {count}; ++c) {{
+    memcpy(potentials + first, base + delta_at[c], candidate_channels[c] * sizeof(float));
+    first += candidate_channels[c];
+  }}
+  status = tt_select(&problem, &options, potentials, potentials + {total}, {size - 4 * total}, base + {request}, &result);
+  return status == TT_OK ? {prefix}_install(arena) : status;
+}}
+"""
+
+
+def runtime_files() -> dict[str, bytes]:
+    """The C files that every task-adaptive library carries, verbatim."""
+    folder = runtime_folder() / "adapt"
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix in (".c", ".h")}
