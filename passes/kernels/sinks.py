@@ -73,14 +73,13 @@ class SGDUpdate:
         if self.weight_decay:
             grad = grad + f32(self.weight_decay) * old
         if self.momentum:
+            # the weight last: with weight decay, every reading of `grad` reads the weight again
             state = bufs[1]
-            if self.nesterov:
-                # the momentum is read twice: once for the step, once for itself, in this order
-                step = grad + f32(self.momentum) * (f32(self.momentum) * state[tuple(compact)] + grad)
-            else:
-                step = f32(self.momentum) * state[tuple(compact)] + grad
-            T.buffer_store(weight, old - _rate(hyper, self.lr_scale) * step, where)
             T.buffer_store(state, f32(self.momentum) * state[tuple(compact)] + grad, compact)
+            step = state[tuple(compact)]
+            if self.nesterov:
+                step = grad + f32(self.momentum) * step
+            T.buffer_store(weight, old - _rate(hyper, self.lr_scale) * step, where)
             return
         T.buffer_store(weight, old - _rate(hyper, self.lr_scale) * grad, where)
 
