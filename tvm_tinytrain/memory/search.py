@@ -73,6 +73,19 @@ class _Frame:
     placed: int = -1
 
 
+def _obstacles(buffer: Buffer, buffers: Sequence[Buffer]) -> list[tuple[int, int]]:
+    """The bytes [low, high) that fixed buffers bar for another one; ascending, those that touch are one."""
+    barred: list[tuple[int, int]] = []
+    for low, size in sorted(
+        (b.offset, b.size) for b in buffers if b.offset is not None and b.overlaps(buffer)
+    ):
+        if barred and low <= barred[-1][1]:
+            barred[-1] = (barred[-1][0], max(barred[-1][1], low + size))
+        else:
+            barred.append((low, low + size))
+    return [] if buffer.offset is not None else barred
+
+
 class Search:
     """A search over one problem; `run` may be called repeatedly with other orders, capacities and limits."""
 
@@ -82,11 +95,7 @@ class Search:
         self._fixed = [buffer.offset for buffer in buffers]
         self._timeline = timeline
         self._first, self._stop, self._padded = timeline.first, timeline.stop, timeline.padded
-        fixed = sorted((b.offset, b.offset + b.size, b.name, b) for b in buffers if b.offset is not None)
-        self._obstacles = [
-            [(low, high) for low, high, _, other in fixed if other is not buffer and buffer.overlaps(other)]
-            for buffer in buffers
-        ]
+        self._obstacles = [_obstacles(buffer, buffers) for buffer in buffers]
         self._capacity = 0
         self._work = 0
 
