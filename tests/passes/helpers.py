@@ -21,6 +21,9 @@ from tvm_tinytrain.passes.fold_batch_norm import FoldBatchNorm
 from tvm_tinytrain.passes.lower_layers import LowerLayers
 from tvm_tinytrain.passes.state import get_values, with_values
 
+TARGET = tvm.target.Target({"kind": "llvm", "opt-level": 0})
+"""This machine, compiled quickly: the tensors of tests are small."""
+
 
 class Kernels:
     """Kernels that an expected function calls: ``k = Kernels(conv2d=...)``, in TVMScript ``R.call_tir(k.conv2d, ...)``."""
@@ -73,7 +76,7 @@ class Machine:
     def __init__(self, mod: tvm.IRModule) -> None:
         self.mod = mod
         self.tensors = {k: tvm.runtime.tensor(v) for k, v in get_values(mod).items()}
-        self._vm = relax.VirtualMachine(relax.build(relax.transform.LegalizeOps()(mod), "llvm"), tvm.cpu())
+        self._vm = relax.VirtualMachine(relax.build(relax.transform.LegalizeOps()(mod), TARGET), tvm.cpu())
 
     def run(self, entry: str, *inputs: Any) -> list[np.ndarray]:
         """Runs ``entry`` on ``inputs``, followed by the parameters; returns its results."""
