@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         CrossEntropy,
         FullTrain,
         LastLayer,
+        MemoryOptions,
     )
     from tvm_tinytrain.errors import TinyTrainError
     from tvm_tinytrain.pipeline import Instruments
@@ -47,6 +48,7 @@ _HOME = {
             "CrossEntropy",
             "FullTrain",
             "LastLayer",
+            "MemoryOptions",
         ),
         "config",
     ),
@@ -65,6 +67,7 @@ __all__ = [
     "Instruments",
     "LastLayer",
     "LayerUpdate",
+    "MemoryOptions",
     "TinyTrainError",
     "TrainModule",
     "UpdatePlan",

@@ -146,6 +146,23 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class MemoryOptions:
+    """What the compiler does so that less has to be kept; none of it changes results beyond rounding.
+
+    ``masks``: one bit per element of a clamp's output where only its gradient needs it. ``reuse``: elementwise kernels and depthwise
+    convolutions overwrite an operand that dies.
+    """
+
+    masks: bool = True
+    reuse: bool = True
+
+    @staticmethod
+    def plain() -> MemoryOptions:
+        """Nothing of it: what to compare with."""
+        return MemoryOptions(masks=False, reuse=False)
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Everything that decides what is built, besides the model and the target.
 
@@ -154,10 +171,11 @@ class TrainConfig:
 
     loss: Loss = field(default_factory=CrossEntropy)
     optimizer: Optimizer = field(default_factory=SGD)
-    update: Update = field(default_factory=FullTrain)
+    update: object = field(default_factory=FullTrain)
     budget: Budget = field(default_factory=Budget)
     accumulate: bool = False
     name: str = "model"
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", self.name):
