@@ -188,6 +188,18 @@ def test_clashing_fixed_buffers_are_named() -> None:
         plan_memory(problem)
 
 
+def test_many_fixed_buffers_cost_no_search() -> None:
+    """200 parameters at the bottom, some with 4 bytes of padding behind them, and the hard problem above."""
+    fixed = [Buffer(f"w{i}", 8 - 4 * (i % 2), 0, 9, offset=8 * i) for i in range(200)]
+    above = [replace(b, size=8 * b.size, align=8) for b in MemoryProblem.from_csv(GAP).buffers]
+    problem = MemoryProblem((*above[:5], *fixed, *above[5:]))
+    plan = plan_memory(problem)
+    validate_plan(problem, plan)
+    assert plan.peak == 1600 + 88
+    with pytest.raises(BudgetError, match=r"8 over \(proved by search"):
+        plan_memory(replace(problem, capacity=1600 + 80))
+
+
 def test_effort_is_checked() -> None:
     with pytest.raises(PlanError, match="fields >= 0"):
         Effort(improve=-1)

@@ -14,11 +14,10 @@ def align_up(value: int, align: int) -> int:
     return (value + align - 1) & -align
 
 
-def first_fit(buffers: Sequence[Buffer], order: Sequence[int]) -> list[int] | None:
+def first_fit(buffers: Sequence[Buffer], order: Sequence[int]) -> list[int]:
     """Place one buffer after the other at the lowest offset that is free throughout its lifetime.
 
-    Buffers with a fixed offset are placed first. Returns the offsets in the order of `buffers`, or None when
-    two fixed buffers clash.
+    Buffers with a fixed offset are placed first. Returns the offsets in the order of `buffers`.
     """
     offsets = [-1] * len(buffers)
     placed: list[tuple[int, int, int, int]] = []  # offset, end, lower, upper; kept sorted
@@ -26,13 +25,11 @@ def first_fit(buffers: Sequence[Buffer], order: Sequence[int]) -> list[int] | No
     for index in fixed + [index for index in order if buffers[index].offset is None]:
         buffer = buffers[index]
         offset = buffer.offset or 0
-        for start, end, lower, upper in placed:
+        for start, end, lower, upper in placed if buffer.offset is None else ():
             if lower < buffer.upper and buffer.lower < upper:
                 if start >= offset + buffer.size:
                     break
                 if end > offset:
-                    if buffer.offset is not None:
-                        return None
                     offset = align_up(end, buffer.align)
         offsets[index] = offset
         insort(placed, (offset, offset + buffer.size, buffer.lower, buffer.upper))

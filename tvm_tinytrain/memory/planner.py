@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from math import gcd
 
 from tvm_tinytrain.errors import BudgetError, PlanError
-from tvm_tinytrain.memory.greedy import first_fit, orders
+from tvm_tinytrain.memory.greedy import align_up, first_fit, orders
 from tvm_tinytrain.memory.lower_bound import Peak, lower_bound_peak
 from tvm_tinytrain.memory.search import Search
 from tvm_tinytrain.memory.timeline import Timeline
@@ -20,14 +20,14 @@ from tvm_tinytrain.plan import Buffer, MemoryPlan, MemoryProblem
 class Effort:
     """How much the planner may search, in *dives*: the work of placing every buffer of the problem once.
 
-    A dive takes 10 ms for 200 buffers of which 20 are live at a time, 150 ms where it is 80; it is counted in
+    A dive takes some 10 ms where 20 of 200 buffers are live at a time, 150 ms where 70 are; it is counted in
     inspected buffers and not in seconds, so that the plan is the same on every machine.
     fit: dives to get under the problem's capacity, where first fit does not.
     improve: dives to come from there closer to the lower bound.
     gap: the search for less ends when peak <= lower_bound * (1 + gap).
     """
 
-    fit: int = 1000
+    fit: int = 400
     improve: int = 100
     gap: float = 1e-5
 
@@ -54,17 +54,22 @@ class _Attempt:
     timeline: Timeline
     orders: list[list[int]]
     offsets: list[int]
-    peak: int
     impossible: int  # no placement has a peak of this or less
+    peak: int = field(init=False)
     search: Search = field(init=False)
     dive: int = field(init=False)  # work of placing every buffer once
 
     def __post_init__(self) -> None:
+        self.peak = self._peak(self.offsets)
         self.search = Search(self.buffers, self.timeline)
         self.dive = max(2000, sum(len(cover) ** 2 for cover in self.timeline.cover))
 
+    def _peak(self, offsets: list[int]) -> int:
+        return max((at + b.size for at, b in zip(offsets, self.buffers, strict=True)), default=0)
+
     def take(self, offsets: list[int]) -> None:
-        peak = max((at + b.size for at, b in zip(offsets, self.buffers, strict=True)), default=0)
+        """Keep the offsets if they are better than the best so far."""
+        peak = self._peak(offsets)
         if peak < self.peak:
             self.offsets, self.peak = offsets, peak
 
@@ -107,8 +112,8 @@ def plan_memory(problem: MemoryProblem, *, effort: Effort = NORMAL) -> MemoryPla
     bound = lower_bound_peak(problem)
     if capacity is not None and bound.bytes > capacity:
         raise _over_budget(bound, capacity, bound.bytes, "no placement can need less")
-    timeline = Timeline.of(buffers)
-    attempt = _first_attempt(buffers, timeline, bound.bytes)
+    _check_fixed(buffers)
+    attempt = _first_attempt(_merge_fixed(buffers), bound.bytes)
     if capacity is not None and attempt.peak > capacity:
         attempt.reach(capacity, effort.fit * attempt.dive)
         if attempt.peak > capacity:
@@ -116,21 +121,36 @@ def plan_memory(problem: MemoryProblem, *, effort: Effort = NORMAL) -> MemoryPla
             proof = "proved by search" if attempt.impossible >= capacity else "the best plan found"
             raise _over_budget(bound, capacity, attempt.peak, proof)
     _improve(attempt, bound.bytes, effort)
-    offsets = tuple((buffer.name, at) for buffer, at in zip(buffers, attempt.offsets, strict=True))
+    places = {buffer.name: at for buffer, at in zip(attempt.buffers, attempt.offsets, strict=True)}
+    offsets = tuple((b.name, places[b.name] if b.offset is None else b.offset) for b in buffers)
     return MemoryPlan(offsets, attempt.peak, bound.bytes)
 
 
-def _first_attempt(buffers: Sequence[Buffer], timeline: Timeline, bound: int) -> _Attempt:
+def _merge_fixed(buffers: Sequence[Buffer]) -> list[Buffer]:
+    """Make one of fixed buffers that touch and live equally long, so that many of them cost no search.
+
+    Bytes between two of them that are too few for any buffer's alignment count as theirs.
+    """
+    align = min((buffer.align for buffer in buffers), default=1)
+    fixed = sorted((b.lower, b.upper, b.offset, b.name, b) for b in buffers if b.offset is not None)
+    merged: list[tuple[int, Buffer]] = []
+    for lower, upper, at, _, buffer in fixed:
+        start, last = merged[-1] if merged else (at, buffer)
+        same_life = bool(merged) and (last.lower, last.upper) == (lower, upper)
+        if same_life and at <= align_up(start + last.size, align):
+            merged[-1] = start, replace(last, size=at + buffer.size - start)
+        else:
+            merged.append((at, buffer))
+    return [buffer for buffer in buffers if buffer.offset is None] + [buffer for _, buffer in merged]
+
+
+def _first_attempt(buffers: Sequence[Buffer], bound: int) -> _Attempt:
+    timeline = Timeline.of(buffers)
     candidates = list(orders(timeline))
-    offsets = first_fit(buffers, candidates[0])
-    if offsets is None:
-        _raise_clash(buffers)
-        raise AssertionError("first fit fails only where fixed buffers clash")
-    peak = max((at + b.size for at, b in zip(offsets, buffers, strict=True)), default=0)
-    attempt = _Attempt(buffers, timeline, candidates, offsets, peak, bound - 1)
+    attempt = _Attempt(buffers, timeline, candidates, first_fit(buffers, candidates[0]), bound - 1)
     for order in candidates[1:]:
         if attempt.peak > bound:
-            attempt.take(first_fit(buffers, order) or offsets)
+            attempt.take(first_fit(buffers, order))
     return attempt
 
 
@@ -154,11 +174,11 @@ def _granule(buffers: Sequence[Buffer], timeline: Timeline) -> int:
     return max(1, gcd(sizes, *(b.align for b in buffers if sizes % b.align)))
 
 
-def _raise_clash(buffers: Sequence[Buffer]) -> None:
+def _check_fixed(buffers: Sequence[Buffer]) -> None:
     fixed = [(b.offset, b) for b in buffers if b.offset is not None]
     for index, (at, one) in enumerate(fixed):
         for where, other in fixed[:index]:
-            if one.overlaps(other) and at < where + other.size and where < at + one.size:
+            if at < where + other.size and where < at + one.size and one.overlaps(other):
                 raise PlanError(
                     "plan memory",
                     f"fixed buffers {other.name!r} and {one.name!r}",
