@@ -193,9 +193,11 @@ def convolutions() -> Iterator[OperatorCase]:
     for name, (args, options) in rows.items():
         yield case(f"conv1d {name}", lambda a=args, o=options: nn.Conv1d(*a, **o), SERIES)
     yield case("conv1d + relu", lambda: nn.Sequential(nn.Conv1d(4, 6, 3), nn.ReLU()), SERIES)
-    shared = nn.Conv2d(4, 4, 3, 1, 1)
-    yield case("conv2d used twice", fn(lambda x, weight: F.conv2d(torch.tanh(F.conv2d(x, weight)), weight), weight=(4, 4, 1, 1)), IMAGE)
-    del shared
+    yield case(
+        "conv2d used twice",
+        fn(lambda x, weight: F.conv2d(torch.tanh(F.conv2d(x, weight)), weight), weight=(4, 4, 1, 1)),
+        IMAGE,
+    )
 
 
 def transposed_convolutions() -> Iterator[OperatorCase]:
@@ -240,7 +242,9 @@ def products() -> Iterator[OperatorCase]:
     yield case("matmul, crosswise broadcast", fn(torch.matmul), (2, 1, 3, 4), (1, 3, 4, 2))
     yield case("matrix times vector", fn(lambda a, v: a @ v.reshape(-1)), (5, 8), (1, 8))
     yield case("bmm", fn(lambda a, b: torch.bmm(a, b)), (3, 2, 4), (3, 4, 5))
-    yield case("einsum of heads", fn(lambda a, b: torch.einsum("bqhd,bkhd->bhqk", a, b)), (1, 3, 2, 4), (1, 5, 2, 4))
+    yield case(
+        "einsum of heads", fn(lambda a, b: torch.einsum("bqhd,bkhd->bhqk", a, b)), (1, 3, 2, 4), (1, 5, 2, 4)
+    )
     yield case("bias of channels", fn(lambda x, bias: x + bias.reshape(1, -1, 1, 1), bias=(4,)), IMAGE)
     yield case("bias of features", fn(lambda x, bias: x + bias, bias=(12,)), VECTOR)
 
@@ -255,6 +259,9 @@ def activations() -> Iterator[OperatorCase]:
     }  # fmt: skip
     for name, make in modules.items():
         yield case(name, make, IMAGE, domain=(-5.0, 8.0))
+    yield case("elu, alpha 0.7", lambda: nn.ELU(0.7), IMAGE, domain=(-5.0, 8.0))
+    yield case("celu, alpha 0.5", lambda: nn.CELU(0.5), IMAGE, domain=(-5.0, 8.0))
+    yield case("elu of large values", nn.ELU, IMAGE, domain=(-200.0, 200.0))
     yield case("gelu tanh", lambda: nn.GELU("tanh"), IMAGE, domain=(-4.0, 4.0))
     yield case("leaky relu", lambda: nn.LeakyReLU(0.1), IMAGE)
     yield case("leaky relu, negative slope", lambda: nn.LeakyReLU(-0.3), IMAGE)
@@ -263,7 +270,9 @@ def activations() -> Iterator[OperatorCase]:
     yield case("clamp from above", fn(lambda x: x.clamp(max=0.3)), IMAGE)
     yield case("clamp", fn(lambda x: x.clamp(-0.7, 0.4)), IMAGE)
     yield case("clamp of a line", fn(lambda x: (x * 0.5 - 0.1).clamp(-0.3, 0.4) * 2.0), IMAGE)
-    yield case("hardswish by hand", fn(lambda x: x * F.relu6(x + 3.0) * (1.0 / 6.0)), IMAGE, domain=(-5.0, 5.0))
+    yield case(
+        "hardswish by hand", fn(lambda x: x * F.relu6(x + 3.0) * (1.0 / 6.0)), IMAGE, domain=(-5.0, 5.0)
+    )
     yield case("quick gelu", fn(lambda x: x * torch.sigmoid(1.702 * x)), IMAGE)
     yield case("exp", fn(torch.exp), IMAGE)
     yield case("log", fn(torch.log), IMAGE, domain=(0.2, 3.0))
@@ -285,7 +294,9 @@ def activations() -> Iterator[OperatorCase]:
 
 def normalisations() -> Iterator[OperatorCase]:
     """Batch norm in evaluation mode, layer, group and instance norm, each with its affine parameters trained."""
-    yield case("conv + batch norm", lambda: nn.Sequential(nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6)), IMAGE)
+    yield case(
+        "conv + batch norm", lambda: nn.Sequential(nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6)), IMAGE
+    )
     yield case(
         "conv with bias + batch norm + relu",
         lambda: nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU()),
@@ -299,7 +310,7 @@ def normalisations() -> Iterator[OperatorCase]:
     yield case("conv1d + batch norm", lambda: nn.Sequential(nn.Conv1d(4, 6, 3), nn.BatchNorm1d(6)), SERIES)
     yield case("linear + batch norm", lambda: nn.Sequential(nn.Linear(12, 5), nn.BatchNorm1d(5)), VECTOR)
     yield case("batch norm alone", lambda: nn.BatchNorm2d(4), IMAGE)
-    yield case("batch norm of a vector", lambda: nn.BatchNorm1d(12), VECTOR)
+    yield case("batch norm of a vector", lambda: nn.Sequential(nn.Tanh(), nn.BatchNorm1d(12)), VECTOR)
     yield case("batch norm without affine", lambda: nn.BatchNorm2d(4, affine=False), IMAGE)
     yield case("relu + batch norm", lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4)), IMAGE)
     yield case("layer norm", lambda: nn.LayerNorm(8), TOKENS)
@@ -356,6 +367,9 @@ def reductions() -> Iterator[OperatorCase]:
         "variance of pixels": lambda x: x.var((2, 3), unbiased=False),
         "variance, unbiased": lambda x: x.var(1, keepdim=True),
         "standard deviation": lambda x: x.std((2, 3)),
+        "largest of pixels": lambda x: x.amax((2, 3)),
+        "smallest of channels": lambda x: x.amin(1, keepdim=True),
+        "logsumexp": lambda x: x.logsumexp(1),
         "euclidean length": lambda x: x.square().sum(1).sqrt(),
     }
     for name, function in functions.items():
@@ -401,8 +415,13 @@ def shapes_and_slices() -> Iterator[OperatorCase]:
         "upsample nearest": lambda x: F.interpolate(x, scale_factor=2),
         "upsample nearest by 3": lambda x: F.interpolate(x, scale_factor=3),
         "upsample nearest (2, 1)": lambda x: F.interpolate(x, size=(12, 5)),
+        "upsample nearest to (9, 11)": lambda x: F.interpolate(x, size=(9, 11)),
+        "upsample nearest by 1.5": lambda x: F.interpolate(x, scale_factor=1.5),
+        "downsample nearest": lambda x: F.interpolate(x, size=(4, 2)),
         "upsample bilinear": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
-        "upsample bilinear, corners": lambda x: F.interpolate(x, size=(9, 8), mode="bilinear", align_corners=True),
+        "upsample bilinear, corners": lambda x: F.interpolate(
+            x, size=(9, 8), mode="bilinear", align_corners=True
+        ),
         "upsample bilinear to (7, 11)": lambda x: F.interpolate(x, size=(7, 11), mode="bilinear"),
         "pixel shuffle": lambda x: F.pixel_shuffle(x, 2),
         "pixel unshuffle": lambda x: F.pixel_unshuffle(x[:, :, :, :4], 2),
@@ -427,7 +446,9 @@ def arithmetic() -> Iterator[OperatorCase]:
         yield case(f"{name}, outer", fn(function), (1, 4, 6, 1), (1, 1, 1, 5), domain=domain)
     yield case("times a trained scale", fn(lambda x, scale: x * scale, scale=(1, 4, 1, 1)), IMAGE)
     yield case("trained scale from the left", fn(lambda x, scale: scale * x, scale=IMAGE), IMAGE)
-    yield case("divided by a trained scale", fn(lambda x, scale: x / (scale * scale + 0.5), scale=(4, 1, 1)), IMAGE)
+    yield case(
+        "divided by a trained scale", fn(lambda x, scale: x / (scale * scale + 0.5), scale=(4, 1, 1)), IMAGE
+    )
     yield case("scalar arithmetic", fn(lambda x: 2.0 - 3.0 * x / 4.0 + (-x)), IMAGE)
     yield case("reciprocal of a sum", fn(lambda x: 1.0 / (x * x + 1.0)), IMAGE)
     yield case("add with a factor", fn(lambda a, b: torch.add(a, b, alpha=-0.5)), IMAGE, IMAGE)
@@ -499,7 +520,9 @@ def blocks() -> Iterator[OperatorCase]:
     """Fan-out and the blocks of real networks."""
     yield case("skip used three times", fn(lambda x: (y := torch.tanh(x)) * y + y.exp() + y), IMAGE)
     yield case(
-        "three branches", fn(lambda x, weight: F.conv2d(x, weight) + F.conv2d(torch.relu(x), weight) * x, weight=(4, 4, 1, 1)), IMAGE
+        "three branches",
+        fn(lambda x, weight: F.conv2d(x, weight) + F.conv2d(torch.relu(x), weight) * x, weight=(4, 4, 1, 1)),
+        IMAGE,
     )
     yield case("squeeze and excite, hardsigmoid", lambda: SqueezeExcite(4, nn.Hardsigmoid), IMAGE)
     yield case("squeeze and excite, sigmoid", lambda: SqueezeExcite(4, nn.Sigmoid), IMAGE)

@@ -24,8 +24,8 @@ class Canonicalize:
     def transform_module(self, mod: tvm.IRModule, ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Rewrites ``main``."""
         func = mod["main"]
-        uses = use_counts(func)
-        params = {p.name for p in func.params[int(func.attrs["num_input"]) :]}
+        uses, values = use_counts(func), get_values(mod)
+        params = {p.name: values[p.name] for p in func.params[int(func.attrs["num_input"]) :]}
         facts: dict[relax.Var, object] = {}
 
         def body(r: Rebuilder) -> relax.Expr:
@@ -42,11 +42,11 @@ class Canonicalize:
             return r.look(r.func.body.body)
 
         mod = rebuild(mod, "main", body, attrs=dict(func.attrs))
-        return lift_constants(relax.transform.DeadCodeElimination(["main"])(mod))
+        return _replace_tables(relax.transform.DeadCodeElimination(["main"])(mod), set(uses))
 
 
-def lift_constants(mod: tvm.IRModule) -> tvm.IRModule:
-    """Constant tensors that rules left in ``main`` (lists of indices) become parameters ``table_<n>``, values in ``tt.values``."""
+def _replace_tables(mod: tvm.IRModule, read_before: set[relax.Var]) -> tvm.IRModule:
+    """Parameters that nothing reads any more go; constant tensors that rules left become parameters ``table_<n>``."""
     func, values = mod["main"], get_values(mod)
     tables: dict[bytes, relax.Var] = {}
 
@@ -66,7 +66,9 @@ def lift_constants(mod: tvm.IRModule) -> tvm.IRModule:
         return tables[key]
 
     lifted = {b.var: lift(b.value) for b in bindings(func)}
-    if not tables:
+    uses, names = use_counts(func), {p.name for p in read_before}
+    unread = [p for p in func.params[int(func.attrs["num_input"]) :] if p not in uses and p.name in names]
+    if not tables and not unread:
         return mod
 
     def body(r: Rebuilder) -> relax.Expr:
@@ -74,5 +76,6 @@ def lift_constants(mod: tvm.IRModule) -> tvm.IRModule:
             r.env[b.var] = r.emit(r.look(lifted[b.var]), b.var.name)
         return r.look(func.body.body)
 
-    mod = rebuild(mod, "main", body, params=[*func.params, *tables.values()], attrs=dict(func.attrs))
-    return with_values(mod, values)
+    params = [p for p in func.params if p not in unread] + list(tables.values())
+    mod = rebuild(mod, "main", body, params=params, attrs=dict(func.attrs))
+    return with_values(mod, {n: v for n, v in values.items() if n not in {p.name for p in unread}})

@@ -1,22 +1,47 @@
-"""FoldBatchNorm: inference-mode batch norm becomes part of the convolution before it."""
+"""FoldBatchNorm: inference-mode batch norm becomes part of the layer before it."""
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
 
 import numpy as np
 import tvm
 from tvm import relax
 
+from tvm_tinytrain.passes.kernels.frozen_norm import frozen_norm
+from tvm_tinytrain.passes.lower_layers import adds_per_channel
 from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, op_name, rebuild, shape_of, use_counts
 from tvm_tinytrain.passes.state import get_values, with_values
 
 
+@dataclass(frozen=True)
+class _Layer:
+    """The layer that a batch norm's input comes from, with what its channels' scale multiplies."""
+
+    weight: relax.Var
+    bias: relax.Var | None
+    kind: str
+    groups: int = 1
+
+    def scaled(self, weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """The weight with output channel o multiplied by scale[o]."""
+        if self.kind == "relax.matmul":  # [in, out]
+            return weight * scale
+        if "transpose" in self.kind:  # [in, out of one group, …]
+            per_group = weight.reshape(self.groups, -1, *weight.shape[1:])
+            factors = scale.reshape(self.groups, 1, -1, *[1] * (weight.ndim - 2))
+            return (per_group * factors).reshape(weight.shape)
+        return weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+
+
 @tvm.transform.module_pass(opt_level=0, name="FoldBatchNorm")
 class FoldBatchNorm:
-    """Scales the weight of a convolution by γ/σ and gives it the bias β − μγ/σ, so that the folded weight is what is trained.
+    """Scales the weight of a layer by γ/σ and its bias likewise, so that the folded weight is what is trained.
 
-    ``conv(x, w) → batch_norm(γ, β, μ, σ²)[0]``  becomes  ``conv(x, w·γ/σ) + (β − μγ/σ)``; a bias b in between becomes β + (b − μ)γ/σ.
-    Where no convolution can take it, the frozen statistics stay as constants and γ and β as trainable vectors:
-    ``(x·1/σ − μ/σ)·γ + β``.
+    ``batch_norm(conv(x, w) + b, γ, β, μ, σ²)[0]``  becomes  ``conv(x, w·γ/σ) + ((b − μ)γ/σ + β)``; the same for linear layers and
+    transposed convolutions. Where no layer can take it, the frozen statistics stay as constants, γ and β as trainable vectors of
+    one kernel: ``(x·1/σ − μ/σ)·γ + β``.
     """
 
     def transform_module(self, mod: tvm.IRModule, ctx: tvm.transform.PassContext) -> tvm.IRModule:
@@ -26,9 +51,8 @@ class FoldBatchNorm:
         if not norms:
             return mod
         values = get_values(mod)
-        uses = use_counts(func)
-        defs = {b.var: b.value for b in bindings(func)}
-        replaced: dict[relax.Var, tuple[str, relax.Var, relax.Var]] = {}
+        folded: dict[relax.Var, relax.Var | None] = {}
+        frozen: dict[relax.Var, tuple[relax.Var, relax.Var]] = {}
         new_params: list[relax.Var] = []
 
         def parameter(name: str, value: np.ndarray) -> relax.Var:
@@ -46,75 +70,93 @@ class FoldBatchNorm:
             mu = values[mean.name].astype(np.float64)
             g = values[gamma.name].astype(np.float64) if attrs.scale else np.ones_like(mu)
             b = values[beta.name].astype(np.float64) if attrs.center else np.zeros_like(mu)
-            weight, own_bias = _convolution(x, defs, uses, set(values))
-            if weight is not None:
-                scale = (g * rstd).reshape(-1, *[1] * (len(shape_of(weight)) - 1))
-                values[weight.name] = (values[weight.name] * scale).astype(np.float32)
-                if own_bias is not None:
-                    values[own_bias.name] = (b + (values[own_bias.name] - mu) * g * rstd).astype(np.float32)
-                    replaced[norm.var] = ("taken in", own_bias, own_bias)
-                    continue
-                bias = parameter(weight.name.removesuffix("_weight") + "_bias", b - mu * g * rstd)
-                replaced[norm.var] = ("folded", bias, bias)
-            else:
+            layer = _layer_before(func, x, values)
+            if layer is None:
                 stem = gamma.name.removesuffix("_weight")
-                replaced[norm.var] = (
-                    "affine",
-                    parameter(f"{stem}_rstd", rstd),
-                    parameter(f"{stem}_shift", -mu * rstd),
-                )
+                frozen[norm.var] = (parameter(f"{stem}_rstd", rstd), parameter(f"{stem}_shift", -mu * rstd))
+                continue
+            scale = g * rstd
+            values[layer.weight.name] = layer.scaled(values[layer.weight.name], scale).astype(np.float32)
+            if layer.bias is None:
+                name = layer.weight.name.removesuffix("_weight") + "_bias"
+                folded[norm.var] = parameter(name, b - mu * scale)
+            else:
+                folded[norm.var] = None
+                old = values[layer.bias.name]
+                values[layer.bias.name] = ((old - mu) * scale + b).astype(np.float32).reshape(old.shape)
 
         def body(r: Rebuilder) -> relax.Expr:
+            calls = {n.var: n.value for n in norms}
             for binding in bindings(func):
                 source = binding.value.tuple_value if isinstance(binding.value, relax.TupleGetItem) else None
-                if binding.var in replaced:
+                if binding.var in calls:
                     continue
-                if source not in replaced:
+                if source not in calls:
                     r.keep(binding)
                     continue
-                call = next(n.value for n in norms if n.var == source)
-                x = r.look(call.args[0])
-                shape = [1, -1, *[1] * (len(shape_of(x)) - 2)]
-                column = [shape_of(call.args[1])[0] if d == -1 else d for d in shape]
-
-                def across(v: relax.Expr, column: list[int] = column) -> relax.Expr:
-                    return r.emit(relax.op.reshape(v, column))
-
-                kind, first, second = replaced[source]
-                if kind == "taken in":
-                    r.env[binding.var] = x
+                args = [r.look(a) for a in calls[source].args]
+                if source in frozen:
+                    r.env[binding.var] = _freeze(r, args, frozen[source], binding.var.name)
                     continue
-                if kind == "folded":
-                    r.env[binding.var] = r.emit(relax.op.add(x, across(first)))
-                    continue
-                normed = r.emit(relax.op.add(r.emit(relax.op.multiply(x, across(first))), across(second)))
-                scaled = r.emit(relax.op.multiply(normed, across(r.look(call.args[1]))))
-                r.env[binding.var] = r.emit(relax.op.add(scaled, across(r.look(call.args[2]))))
+                bias = folded[source]
+                x = args[0]
+                if bias is not None:
+                    column = [1, shape_of(bias)[0], *[1] * (len(shape_of(x)) - 2)]
+                    x = r.emit(relax.op.add(x, r.emit(relax.op.reshape(bias, column))))
+                r.env[binding.var] = x
             return r.look(r.func.body.body)
 
         mod = rebuild(mod, "main", body, params=[*func.params, *new_params], attrs=dict(func.attrs))
-        return with_values(mod, values)
+        return with_values(relax.transform.DeadCodeElimination(["main"])(mod), values)
 
 
-def _convolution(
-    x: relax.Expr, defs: dict[relax.Var, relax.Expr], uses: dict[relax.Var, int], params: set[str]
-) -> tuple[relax.Var | None, relax.Var | None]:
-    """Weight and bias of the convolution whose result is ``x`` and nothing else's; (None, None) where it is something else."""
-    bias, value = None, defs.get(x)
-    if uses.get(x) != 1 or value is None:
-        return None, None
-    if op_name(value) == "relax.add":
-        conv, column = value.args
-        reshape = defs.get(column)
-        if reshape is None or op_name(reshape) != "relax.reshape" or uses.get(conv) != 1 or uses[column] != 1:
-            return None, None
-        bias, value = reshape.args[0], defs.get(conv)
-        per_channel = shape_of(bias) == (shape_of(x)[1],) and shape_of(column)[1:2] == shape_of(bias)
-        if bias in defs or bias.name not in params or uses[bias] != 1 or not per_channel:
-            return None, None
-    if value is None or op_name(value) not in ("relax.nn.conv2d", "relax.nn.conv1d"):
-        return None, None
-    weight = value.args[1]
-    return (
-        (weight, bias) if weight.name in params and weight not in defs and uses[weight] == 1 else (None, None)
-    )
+def _layer_before(func: relax.Function, x: relax.Expr, values: dict[str, np.ndarray]) -> _Layer | None:
+    """The layer whose output (with or without bias) is ``x`` and is read by nothing else, parameters included."""
+    uses = use_counts(func)
+    defs = {b.var: b.value for b in bindings(func)}
+
+    def own_param(expr: relax.Expr) -> relax.Var | None:
+        """The parameter behind ``expr``, or behind a view of it, if this is its only use."""
+        inner = defs.get(expr)
+        if (
+            inner is not None
+            and op_name(inner) in ("relax.reshape", "relax.permute_dims")
+            and uses[expr] == 1
+        ):
+            expr = inner.args[0]
+        is_param = isinstance(expr, relax.Var) and expr not in defs and expr.name in values
+        return expr if is_param and uses[expr] == 1 else None
+
+    call, bias = defs.get(x), None
+    if call is None or uses[x] != 1:
+        return None
+    if op_name(call) == "relax.add":
+        before, addend = call.args if call.args[0] in defs and own_param(call.args[0]) is None else call.args[::-1]
+        bias = own_param(addend)
+        if bias is None or not adds_per_channel(shape_of(addend), shape_of(x), 1):
+            return None
+        call = defs.get(before)
+        if call is None or uses[before] != 1 or shape_of(before) != shape_of(x):
+            return None
+    kind = op_name(call)
+    if kind == "relax.matmul":
+        weight = own_param(call.args[1])
+        if weight is None or len(shape_of(x)) != 2 or len(shape_of(weight)) != 2:
+            return None
+        direct = weight == call.args[1]
+        return _Layer(weight, bias, kind if direct else "linear")
+    if kind not in {f"relax.nn.conv{n}d{t}" for n in (1, 2) for t in ("", "_transpose")}:
+        return None
+    weight = own_param(call.args[1])
+    return None if weight is None else _Layer(weight, bias, kind, int(call.attrs.groups))
+
+
+def _freeze(
+    r: Rebuilder, args: list[relax.Expr], stats: tuple[relax.Var, relax.Var], hint: str
+) -> relax.Expr:
+    x, gamma, beta = args[:3]
+    shape = shape_of(x)
+    flat = (shape[1], math.prod(shape[2:]))
+    view = r.emit(relax.op.reshape(x, flat))
+    y = r.kernel(frozen_norm(*flat), [view, *stats, gamma, beta], flat, hint)
+    return r.emit(relax.op.reshape(y, shape))

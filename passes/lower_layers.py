@@ -11,6 +11,7 @@ from tvm import relax
 
 from tvm_tinytrain.errors import UnsupportedOperatorError
 from tvm_tinytrain.passes.kernels.conv2d import conv2d
+from tvm_tinytrain.passes.kernels.conv2d_transpose import conv2d_transpose
 from tvm_tinytrain.passes.kernels.conv_spec import Conv2DSpec
 from tvm_tinytrain.passes.kernels.linear import LinearSpec, linear
 from tvm_tinytrain.passes.rewriting import (
@@ -23,6 +24,14 @@ from tvm_tinytrain.passes.rewriting import (
     use_counts,
 )
 from tvm_tinytrain.passes.state import Layer, get_values, with_layers, with_values
+
+
+CONVOLUTIONS = (
+    "relax.nn.conv2d",
+    "relax.nn.conv1d",
+    "relax.nn.conv2d_transpose",
+    "relax.nn.conv1d_transpose",
+)
 
 
 @dataclass
@@ -88,19 +97,18 @@ def _find_chains(func: relax.Function, params: set[str]) -> tuple[dict[relax.Var
     def is_param(expr: relax.Expr) -> bool:
         return isinstance(expr, relax.Var) and expr not in defs and expr.name in params
 
-    def as_bias(expr: relax.Expr, channels: int) -> relax.Var | None:
-        """The parameter vector behind ``expr`` if adding it adds one value per channel."""
+    def as_bias(expr: relax.Expr, out: tuple[int, ...], axis: int) -> relax.Var | None:
+        """The parameter vector behind ``expr`` if adding it adds one value per channel, ``axis`` of the ``out`` shape."""
         source = defs[expr].value if expr in defs else None
-        if source is not None and op_name(source) == "relax.reshape" and is_param(source.args[0]):
-            shape, vector = shape_of(expr), source.args[0]
-            if shape_of(vector) == (channels,) and [d for d in shape if d != 1] in ([channels], []):
-                return vector
-        return expr if is_param(expr) and shape_of(expr) == (channels,) else None
+        is_view = source is not None and op_name(source) == "relax.reshape"
+        vector = source.args[0] if is_view else expr
+        per_channel = adds_per_channel(shape_of(expr), out, axis)
+        return vector if per_channel and is_param(vector) and shape_of(vector) == (out[axis],) else None
 
     for b in bindings(func):
         name = op_name(b.value)
         weight = None
-        if name in ("relax.nn.conv2d", "relax.nn.conv1d"):
+        if name in CONVOLUTIONS:
             weight = b.value.args[1]
         elif name == "relax.matmul":
             right = b.value.args[1]
@@ -115,13 +123,14 @@ def _find_chains(func: relax.Function, params: set[str]) -> tuple[dict[relax.Var
         if turned and any(op_name(u.value) != name or u.value.args[1] != weight for u in users[weight]):
             continue  # the kernel wants it in another form, but something else reads it as it is
         chain, end = _Chain(b, weight), b
-        channels = shape_of(b.var)[1 if "conv" in name else -1]
+        out = shape_of(b.var)
+        axis = 1 if name in CONVOLUTIONS else len(out) - 1
         while uses.get(end.var, 0) == 1 and users.get(end.var):
             after = users[end.var][0]
             kind = op_name(after.value)
             if kind == "relax.add" and chain.bias is None and chain.low is None and chain.high is None:
                 other = [a for a in after.value.args if a != end.var]
-                bias = as_bias(other[0], channels) if len(other) == 1 else None
+                bias = as_bias(other[0], out, axis) if len(other) == 1 else None
                 if bias is None or shape_of(after.var) != shape_of(end.var):
                     break
                 chain.bias = bias
@@ -139,14 +148,23 @@ def _find_chains(func: relax.Function, params: set[str]) -> tuple[dict[relax.Var
     return chains, absorbed
 
 
+def adds_per_channel(shape: tuple[int, ...], out: tuple[int, ...], axis: int) -> bool:
+    """Whether adding a tensor of ``shape`` to one of shape ``out`` adds one value per index of ``axis``."""
+    return (1,) * (len(out) - len(shape)) + shape == tuple(d if i == axis else 1 for i, d in enumerate(out))
+
+
 def _as_kernel_weight(chain: _Chain, weight: relax.Var, values: dict[str, np.ndarray]) -> relax.Var:
-    """The parameter in the shape that the kernels want: [out, in, 1, k] for conv1d, [out, in] for linear."""
+    """The parameter in the shape that the kernels want: [out, in of one group, (kh, kw)]; 1-D kernels have one row."""
     name, value = weight.name, values[weight.name]
     kind = op_name(chain.root.value)
-    if kind == "relax.nn.conv1d" and value.ndim == 3:
-        values[name] = value[:, :, None, :]
-    elif kind == "relax.matmul" and chain.root.value.args[1] == weight:
+    if kind == "relax.matmul" and chain.root.value.args[1] == weight:
         values[name] = np.ascontiguousarray(value.T)
+    elif kind in CONVOLUTIONS[1:]:
+        value = value[:, :, None, :] if value.ndim == 3 else value
+        if kind != "relax.nn.conv1d":  # [in, out of one group, …]
+            grouped = value.reshape(int(chain.root.value.attrs.groups), -1, *value.shape[1:]).swapaxes(1, 2)
+            value = np.ascontiguousarray(grouped.reshape(-1, *grouped.shape[2:]))
+        values[name] = value
     else:
         return weight
     return relax.Var(name, relax.TensorType(values[name].shape, "float32"))
@@ -164,6 +182,11 @@ def _emit(r: Rebuilder, chain: _Chain, layers: list[Layer], hint: str) -> relax.
         spec = LinearSpec(int(np.prod(shape_of(x)[:-1])), features, shape_of(weight)[0])
         flat, y_shape = (spec.rows, features), (spec.rows, spec.out_features)
         kernel, kind = linear(spec, **options), "linear"
+    elif op_name(call) in CONVOLUTIONS[2:]:
+        spec = _transposed_spec(call, shape_of(x), out_shape, shape_of(weight))
+        flat = (1, spec.out_channels, spec.out_height, spec.out_width)
+        y_shape = (1, spec.in_channels, spec.height, spec.width)
+        kernel, kind = conv2d_transpose(spec, **options), "conv2d_transpose"
     else:
         spec = _conv_spec(call, shape_of(x), shape_of(weight))
         flat = (1, spec.in_channels, spec.height, spec.width)
@@ -177,31 +200,13 @@ def _emit(r: Rebuilder, chain: _Chain, layers: list[Layer], hint: str) -> relax.
     if not any(layer.weight == weight.name for layer in layers):
         bias = chain.bias.name if chain.bias is not None else None
         depthwise = isinstance(spec, Conv2DSpec) and spec.depthwise
-        layers.append(
-            Layer(len(layers), kind, weight.name, bias, tuple(spec.weight_shape), spec.macs, depthwise)
-        )
+        layers.append(Layer(len(layers), kind, weight.name, bias, shape_of(weight), spec.macs, depthwise))
     return y
 
 
 def _conv_spec(call: relax.Call, x: tuple[int, ...], weight: tuple[int, ...]) -> Conv2DSpec:
+    _check_layout(call, x)
     attrs = call.attrs
-    layouts = (str(attrs.data_layout), str(attrs.kernel_layout))
-    if layouts not in (("NCHW", "OIHW"), ("NCW", "OIW")):
-        raise UnsupportedOperatorError(
-            "lower layers",
-            op_name(call),
-            f"layouts {layouts}",
-            "NCHW data with OIHW weights",
-            "convert the network to NCHW",
-        )
-    if x[0] != 1:
-        raise UnsupportedOperatorError(
-            "lower layers",
-            op_name(call),
-            f"batch of {x[0]}",
-            "1: the device holds one sample",
-            "export with batch size 1",
-        )
     pads, strides, dilation = (
         tuple(int(v) for v in getattr(attrs, n)) for n in ("padding", "strides", "dilation")
     )
@@ -218,3 +223,40 @@ def _conv_spec(call: relax.Call, x: tuple[int, ...], weight: tuple[int, ...]) ->
             int(attrs.groups),
         )
     return Conv2DSpec(x[1], x[2], x[3], weight[0], weight[2:], strides, pads, dilation, int(attrs.groups))
+
+
+def _transposed_spec(
+    call: relax.Call, x: tuple[int, ...], out: tuple[int, ...], weight: tuple[int, ...]
+) -> Conv2DSpec:
+    """The convolution whose input gradient the transposed convolution is: it reads the layer's output shape."""
+    _check_layout(call, x)
+    pads, strides, dilation = (
+        tuple(int(v) for v in getattr(call.attrs, n)) for n in ("padding", "strides", "dilation")
+    )
+    if len(x) == 3:
+        out = (*out[:2], 1, out[2])
+        pads, strides, dilation = (0, pads[0], 0, pads[1]), (1, *strides), (1, *dilation)
+    return Conv2DSpec(
+        out[1], out[2], out[3], x[1], weight[2:], strides, pads, dilation, int(call.attrs.groups)
+    )  # type: ignore[arg-type]
+
+
+def _check_layout(call: relax.Call, x: tuple[int, ...]) -> None:
+    attrs = call.attrs
+    layouts = (str(attrs.data_layout), str(attrs.kernel_layout))
+    if layouts not in (("NCHW", "OIHW"), ("NCW", "OIW"), ("NCHW", "IOHW"), ("NCW", "IOW")):
+        raise UnsupportedOperatorError(
+            "lower layers",
+            op_name(call),
+            f"layouts {layouts}",
+            "NCHW data with OIHW weights",
+            "convert the network to NCHW",
+        )
+    if x[0] != 1:
+        raise UnsupportedOperatorError(
+            "lower layers",
+            op_name(call),
+            f"batch of {x[0]}",
+            "1: the device holds one sample",
+            "export with batch size 1",
+        )

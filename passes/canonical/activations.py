@@ -199,7 +199,9 @@ def scale(ctx: Rewrite) -> relax.Expr | None:
         return None
     if factor == 1.0:
         return x
-    return _line(ctx, ramp_of(ctx, x).scaled(factor if op_name(ctx.call) == "relax.multiply" else 1.0 / factor))
+    return _line(
+        ctx, ramp_of(ctx, x).scaled(factor if op_name(ctx.call) == "relax.multiply" else 1.0 / factor)
+    )
 
 
 def _with_constant(ctx: Rewrite, *, commutes: bool) -> tuple[relax.Expr, float | None]:
@@ -217,6 +219,22 @@ def _line(ctx: Rewrite, ramp: Ramp) -> relax.Expr:
     var = ctx.emit(ctx.call)
     ctx.facts[var] = ramp
     return var
+
+
+@rule("relax.add")
+def elu(ctx: Rewrite) -> relax.Expr | None:
+    """max(x, 0) + α (exp(min(x, 0)) − 1)."""
+    for positive, tail in (ctx.args, ctx.args[::-1]):
+        line = ctx.facts.get(tail)
+        if not isinstance(line, Ramp) or line.bounded or line.a != -line.b or line.a <= 0.0:
+            continue
+        function = ctx.facts.get(line.x)
+        if not isinstance(function, tuple) or function[0] != "exp":
+            continue
+        below, above = ctx.facts.get(function[1]), ctx.facts.get(positive)
+        if isinstance(below, Ramp) and above == Ramp(below.x, low=0.0) and below == Ramp(below.x, high=0.0):
+            return emit_activation(ctx, below.x, Activation("elu", (line.a, 1.0)))
+    return None
 
 
 @rule("relax.multiply")

@@ -8,7 +8,9 @@ from tvm_tinytrain.passes.canonical.registry import Rewrite, rule
 from tvm_tinytrain.passes.rewriting import dtype_of, op_name, shape_of
 
 
-@rule("relax.reshape", "relax.broadcast_to", "relax.tile", "relax.squeeze", "relax.flatten", "relax.expand_dims")
+@rule(
+    "relax.reshape", "relax.broadcast_to", "relax.tile", "relax.squeeze", "relax.flatten", "relax.expand_dims"
+)
 def same_shape(ctx: Rewrite) -> relax.Expr | None:
     """A change to the shape that it already has."""
     return ctx.args[0] if ctx.shape() == ctx.out_shape else None
@@ -29,9 +31,17 @@ def reshape_of_reshape(ctx: Rewrite) -> relax.Expr | None:
 def identity_permutation(ctx: Rewrite) -> relax.Expr | None:
     """A permutation that moves no axis longer than one is a view."""
     shape = ctx.shape()
-    axes = list(range(len(shape)))[::-1] if ctx.attrs.axes is None else [int(a) % len(shape) for a in ctx.attrs.axes]
+    axes = (
+        list(range(len(shape)))[::-1]
+        if ctx.attrs.axes is None
+        else [int(a) % len(shape) for a in ctx.attrs.axes]
+    )
     moved = [a for a in axes if shape[a] != 1]
-    return ctx.view(ctx.args[0], ctx.out_shape) if moved == sorted(moved) else None
+    if ctx.is_param(ctx.args[0]) or moved != sorted(
+        moved
+    ):  # of a weight it is how a linear layer is recognised
+        return None
+    return ctx.view(ctx.args[0], ctx.out_shape)
 
 
 @rule("relax.astype")

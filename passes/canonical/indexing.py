@@ -76,7 +76,8 @@ def resize(ctx: Rewrite) -> relax.Expr | None:
     if str(a.method) != "nearest_neighbor":
         return None
     down, across = (
-        nearest_index(size, count, mode, str(a.rounding_method)) for size, count in ((height, rows), (width, columns))
+        nearest_index(size, count, mode, str(a.rounding_method))
+        for size, count in ((height, rows), (width, columns))
     )
     if down is None or across is None:
         return None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 
 from tvm import relax
 
 from tvm_tinytrain.passes.canonical.registry import Rewrite, rule
-from tvm_tinytrain.passes.kernels.matmul import MatmulSpec, matmul
+from tvm_tinytrain.passes.kernels.matmul import matmul, product_spec
 from tvm_tinytrain.passes.rewriting import op_name, shape_of
 
 
@@ -27,7 +27,11 @@ def _matrices(ctx: Rewrite, expr: relax.Expr) -> tuple[relax.Expr, bool]:
     if source is not None:
         return source, True
     call = ctx.definition(expr)
-    if call is not None and op_name(call) == "relax.reshape" and shape_of(expr)[-2:] == shape_of(call.args[0])[-2:]:
+    if (
+        call is not None
+        and op_name(call) == "relax.reshape"
+        and shape_of(expr)[-2:] == shape_of(call.args[0])[-2:]
+    ):
         source = _swaps_last_axes(ctx, call.args[0])
         if source is not None:
             return source, True
@@ -46,20 +50,17 @@ def matmul_of_activations(ctx: Rewrite) -> relax.Expr | None:
     b_shape = (*b_shape, 1) if len(b_shape) == 1 else b_shape
     a, a_transposed = _matrices(ctx, left) if len(shape_of(left)) > 1 else (left, False)
     b, b_transposed = _matrices(ctx, right) if len(shape_of(right)) > 1 else (right, False)
-    a_batch, b_batch = math.prod(a_shape[:-2]), math.prod(b_shape[:-2])
-    batch = math.prod(ctx.out_shape) // (a_shape[-2] * b_shape[-1])
-    if a_batch not in (1, batch) or b_batch not in (1, batch):
-        # broadcast in different axes: written out, as TVM's front end does for torch
+    spec = product_spec(a_shape, b_shape, ctx.out_shape)
+    if spec is None:  # broadcast in different axes: written out, as TVM's front end does for torch
         common = ctx.out_shape[:-2]
         a, b = (
             ctx.emit(relax.op.broadcast_to(v, (*common, *s[-2:])))
             for v, s in ((left, a_shape), (right, b_shape))
         )
-        a_transposed = b_transposed = False
-        a_batch = b_batch = batch
-    spec = MatmulSpec(
-        batch, a_shape[-2], b_shape[-1], a_shape[-1], a_transposed, b_transposed, a_batch == batch, b_batch == batch
-    )
+        spec = product_spec(shape_of(a), shape_of(b), ctx.out_shape)
+        assert spec is not None
+    else:
+        spec = replace(spec, a_transposed=a_transposed, b_transposed=b_transposed)
     c = ctx.kernel(matmul(spec), [ctx.view(a, spec.a_shape), ctx.view(b, spec.b_shape)], spec.c_shape)
     return ctx.view(c, ctx.out_shape)
 

@@ -7,7 +7,7 @@ the facts that earlier rules noted about them; what a rewriting makes superfluou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ class Rewrite:
     """One call of ``main`` under rewriting.
 
     ``call`` has the new operands. ``facts`` is the rules' common notebook on new variables. ``reads`` counts how often the old
-    function reads each operand.
+    function reads each operand. ``params`` are the network's parameters by name with their initial values.
     """
 
     r: Rebuilder
@@ -35,7 +35,7 @@ class Rewrite:
     call: relax.Call
     facts: dict[relax.Var, Any]
     reads: dict[relax.Var, int]
-    params: set[str]
+    params: Mapping[str, np.ndarray]
 
     @property
     def args(self) -> list[relax.Expr]:
@@ -82,8 +82,11 @@ class Rewrite:
         return isinstance(expr, relax.Var) and expr.name in self.params and self.definition(expr) is None
 
     def known(self, expr: relax.Expr) -> np.ndarray | None:
-        """The value of an expression where it is known at compile time."""
-        return np.asarray(expr.value.numpy()) if isinstance(expr, tvm.ir.GenericConst) else None
+        """The value of an expression where it is known at compile time: a constant, or an integer parameter."""
+        if isinstance(expr, tvm.ir.GenericConst):
+            return np.asarray(expr.value.numpy())
+        is_index = self.is_param(expr) and np.issubdtype(self.params[expr.name].dtype, np.integer)
+        return self.params[expr.name] if is_index else None
 
     def scalar(self, expr: relax.Expr) -> float | None:
         """The value of a scalar known at compile time."""

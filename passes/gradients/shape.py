@@ -114,7 +114,9 @@ def pad_gradient(ctx: GradientContext) -> list[Adjoint]:
     shape = shape_of(ctx.args[0])
     before = [int(w) for w in list(ctx.attrs.pad_width)[::2]]
     after = [b + d for b, d in zip(before, shape, strict=True)]
-    axes = [i for i, (b, e) in enumerate(zip(before, after, strict=True)) if (b, e) != (0, shape_of(ctx.out)[i])]
+    axes = [
+        i for i, (b, e) in enumerate(zip(before, after, strict=True)) if (b, e) != (0, shape_of(ctx.out)[i])
+    ]
     cut = relax.op.strided_slice(ctx.dy, axes, [before[i] for i in axes], [after[i] for i in axes])
     return [ctx.emit(cut)] + [None] * (len(ctx.args) - 1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,6 +112,15 @@ class MatmulSpec:
             self.b_batched,
         )
         return spec, ("a", "dc")
+
+
+def product_spec(a: tuple[int, ...], b: tuple[int, ...], out: tuple[int, ...]) -> MatmulSpec | None:
+    """The product of a[…, m, k] and b[…, k, n] with result ``out``; None where their batch axes broadcast crosswise."""
+    batch = math.prod(out) // (a[-2] * b[-1])
+    a_batch, b_batch = math.prod(a[:-2]), math.prod(b[:-2])
+    if a_batch not in (1, batch) or b_batch not in (1, batch):
+        return None
+    return MatmulSpec(batch, a[-2], b[-1], a[-1], a_batched=a_batch == batch, b_batched=b_batch == batch)
 
 
 def matmul(spec: MatmulSpec) -> tirx.PrimFunc:

@@ -13,6 +13,7 @@ from tvm.relax.frontend.torch import from_exported_program as tvm_from_exported_
 
 from tvm_tinytrain.errors import ImportModelError, UnsupportedOperatorError
 from tvm_tinytrain.frontend.relax import from_relax
+from tvm_tinytrain.frontend.torch_converters import CONVERTERS
 
 
 def from_torch(module: torch.nn.Module, example_inputs: Sequence[Any] | None) -> tvm.IRModule:
@@ -40,7 +41,12 @@ def from_exported_program(program: torch.export.ExportedProgram) -> tvm.IRModule
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            mod = tvm_from_exported_program(program, keep_params_as_input=True, unwrap_unit_return_tuple=True)
+            mod = tvm_from_exported_program(
+                program,
+                keep_params_as_input=True,
+                unwrap_unit_return_tuple=True,
+                custom_convert_map=CONVERTERS,
+            )
     except (AssertionError, NotImplementedError, ValueError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnsupportedOperatorError(
