@@ -94,4 +94,16 @@ def _check(model: onnx.ModelProto) -> int:
             "float inference operators of the default domain",
             "export the float network in inference mode (model.eval())",
         )
+    known = {value.name for value in (*model.graph.input, *model.graph.initializer)} | {""}
+    for node in model.graph.node:
+        unknown = [name for name in node.input if name not in known]
+        if unknown:
+            raise ImportModelError(
+                "onnx",
+                f"{node.op_type} ({node.name or node.output[0]})",
+                f"input {unknown[0]!r}",
+                "outputs of nodes above, inputs and initialisers",
+                "export it again",
+            )
+        known.update(node.output)
     return opset

@@ -35,21 +35,21 @@ def _fold(mod: tvm.IRModule) -> tvm.IRModule:
     func, values = mod["main"], get_values(mod)
     params = set(func.params[int(func.attrs["num_input"]) :])
     known: dict[relax.Var, relax.Expr] = {}
-    read: list[relax.Expr] = []
+    read: set[relax.Var] = set()
     for b in bindings(func):
         inner = operands(b.value)
         pure = isinstance(b.value, (relax.Call, relax.TupleGetItem)) and callee(b.value) is None
         if pure and all(_is_known(o, params, known) for o in inner):
             known[b.var] = b.value
         else:
-            read += inner
-    read.append(func.body.body)
+            read.update(o for o in inner if isinstance(o, relax.Var))
+    read.add(func.body.body)
     wanted = [v for v in known if v in read and isinstance(v.ty, relax.TensorType)]
     wanted = [v for v in wanted if not _is_view(known[v], params)]
     if not wanted:
         return mod
     arrays = _evaluate(func, known, wanted, values)
-    fresh, replaced = _new_parameters(func, known, wanted, set(read))
+    fresh, replaced = _new_parameters(func, known, wanted, read)
     values = {n: a for n, a in values.items() if n not in replaced}
     values |= {fresh[v].name: a for v, a in zip(wanted, arrays, strict=True)}
 
@@ -66,14 +66,14 @@ def _fold(mod: tvm.IRModule) -> tvm.IRModule:
 
 
 def _new_parameters(
-    func: relax.Function, known: dict[relax.Var, relax.Expr], wanted: list[relax.Var], read: set[relax.Expr]
+    func: relax.Function, known: dict[relax.Var, relax.Expr], wanted: list[relax.Var], read: set[relax.Var]
 ) -> tuple[dict[relax.Var, relax.Var], set[str]]:
     """A parameter for each folded value, and the names of those that they replace.
 
     A value of as many elements as the parameter that it is computed from takes its place and its name, if nothing else reads
     that one.
     """
-    views = {o for v in read if v in known for o in operands(known[v])}
+    views = {o for v in known if v in read and v not in wanted for o in operands(known[v])}
     names = NameSupply()
     for p in func.params:
         names.unique(p.name)

@@ -64,6 +64,7 @@ class _Lowering:
         self.params: list[relax.Var] = []
         self.values: dict[str, np.ndarray] = {}
         self.meta_vars: dict[int, relax.Var] = {}
+        self.items: dict[tuple[relax.Var, int], relax.Var] = {}
         self.calls = 0
 
     def run(self) -> tuple[tvm.IRModule, dict[str, np.ndarray]]:
@@ -195,7 +196,11 @@ class _Lowering:
             raise syntax_error(at, "tuple index", describe(source), "a tuple", "take a field of a tuple only")
         if index >= count:
             raise syntax_error(at, "tuple index", index, f"0 to {count - 1}", "check the index")
-        value = self.bb.emit(relax.TupleGetItem(source, index)) if fields is None else fields[index]
+        if fields is None:  # printed as %1.0 wherever it is read, and one value nevertheless
+            if (source, index) not in self.items:
+                self.items[source, index] = self.bb.emit(relax.TupleGetItem(source, index))
+            return self.items[source, index]
+        value = fields[index]
         if value is None:
             hint = "print the network in inference mode"
             raise syntax_error(
