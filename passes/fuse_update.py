@@ -74,8 +74,7 @@ class FuseUpdate:
             name = entry["param"]
             roles[name] = "param"
             zeros = np.zeros(shape_of(grad), dtype=np.float32)
-            names = [f"g_{name}"] if self.accumulate else []
-            names += [f"{s}_{name}" for s in _state_names(self.optimizer)]
+            names = kept_tensor_names(self.optimizer, name, accumulate=self.accumulate)
             kept = tuple(tensor(n, zeros, "grad" if n.startswith("g_") else "state") for n in names)
             lists = tuple(by_name[entry[k]] for k in ("channels", "inputs") if entry[k])
             targets[grad] = _Target(
@@ -161,6 +160,11 @@ class FuseUpdate:
             return relax.Tuple(outs)
 
         return rebuild(mod, "apply", body, params=unique, source="accumulate", attrs={"num_input": 0})
+
+
+def kept_tensor_names(optimizer: Optimizer, param: str, *, accumulate: bool) -> list[str]:
+    """Names of the tensors that training keeps for a parameter: its accumulated gradient, then the optimizer's state."""
+    return ([f"g_{param}"] if accumulate else []) + [f"{s}_{param}" for s in _state_names(optimizer)]
 
 
 def _state_names(optimizer: Optimizer) -> list[str]:

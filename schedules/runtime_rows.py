@@ -34,17 +34,13 @@ def runtime_rows(func: tirx.PrimFunc, target: tvm.target.Target) -> Schedule | N
     main = schedule.get_sblock(kind)
     row_is_summed = kind.endswith("input_grad_rows")
     outer, inner = tile(schedule, consumer, _factors(kind, sizes, row_is_summed))
-    if not row_is_summed:
-        _mark(schedule, outer[0])
-    if "pad" in names and kind == "conv2d_weight_grad" and _depthwise(func):
-        schedule.compute_at(schedule.get_sblock("pad"), outer[0])
-    elif "pad" in names and kind == "conv2d_rows" and _depthwise(func):
-        schedule.compute_at(schedule.get_sblock("pad"), outer[0])
     sum_in_registers(schedule, main, outer[-1], tile_loops=len(sizes))
-    if row_is_summed:
-        _mark(schedule, _row_sum(schedule, main, len(outer)))
+    if "pad" in names and _depthwise(func):  # one padded plane at a time
+        schedule.compute_at(schedule.get_sblock("pad"), outer[0])
     for loop in inner:
         schedule.unroll(loop)
+    # last, because compute_at makes the loops anew without their annotations
+    _mark(schedule, _row_sum(schedule, main, len(outer)) if row_is_summed else outer[0])
     return schedule
 
 

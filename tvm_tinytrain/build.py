@@ -10,8 +10,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import tvm
+
 from tvm_tinytrain._version import __version__
-from tvm_tinytrain.config import SGD, Budget, CrossEntropy, FullTrain, Loss, Optimizer, TrainConfig, Update
+from tvm_tinytrain.adaptive_library import make_adaptive, merge_arena
+from tvm_tinytrain.config import (
+    SGD,
+    Budget,
+    CrossEntropy,
+    FullTrain,
+    Loss,
+    MemoryOptions,
+    Optimizer,
+    TrainConfig,
+    Update,
+)
 from tvm_tinytrain.emit import Library, emit_c, print_kernels
 from tvm_tinytrain.emit.metadata import describe_options, make_metadata, report_text
 from tvm_tinytrain.emit.model_library import pack, unpack
@@ -21,8 +34,9 @@ from tvm_tinytrain.passes.kernels.builder import kernel_kind, kernel_spec
 from tvm_tinytrain.passes.plan_memory import ArenaPlan, plan_arena
 from tvm_tinytrain.passes.program import Program, analyse_program
 from tvm_tinytrain.passes.state import Layer, get_layers, get_values
-from tvm_tinytrain.pipeline import Instruments, compile_module
+from tvm_tinytrain.pipeline import Instruments, compile_adaptive, compile_module
 from tvm_tinytrain.plan import UpdatePlan
+from tvm_tinytrain.selection import TaskAdaptive
 from tvm_tinytrain.targets.target import Target, parse_target
 
 
@@ -112,10 +126,11 @@ def build(
     params: Mapping[str, Any] | None = None,
     loss: Loss | None = None,
     optimizer: Optimizer | None = None,
-    update: Update | None = None,
+    update: Update | TaskAdaptive | None = None,
     budget: Budget | None = None,
     accumulate: bool = False,
     name: str = "model",
+    memory: MemoryOptions | None = None,
     instruments: Instruments | None = None,
 ) -> TrainModule:
     """Compiles a network into a library that trains it on a device.
@@ -133,6 +148,8 @@ def build(
         Two entries instead of ``step``: ``accumulate`` adds one sample's gradients, ``apply`` updates the weights.
     name
         C identifier that all public names carry: ``tt_<name>_step``.
+    memory
+        What the compiler does so that less has to be kept.
 
     Returns
     -------
@@ -152,41 +169,83 @@ def build(
         budget or Budget(),
         accumulate,
         name,
+        memory or MemoryOptions(),
     )
     imported = import_model(mod, example_inputs=example_inputs, params=params)
-    lowered, plan, times = compile_module(
-        imported, config, resolved_target.to_tvm(), instruments or Instruments()
+    compiled = _compile(imported, config, resolved_target, instruments or Instruments())
+    library, macs = _library(compiled, config, resolved_target)
+    layers = get_layers(compiled.module)
+    metadata = make_metadata(
+        library, resolved_target, compiled.plan, layers, _options(config, resolved_target), macs
     )
-    kernels = print_kernels(name, lowered)
+    files = emit_c(library)
+    files["metadata.json"] = (json.dumps(metadata, indent=1, sort_keys=True) + "\n").encode()
+    return TrainModule(
+        name, resolved_target, dict(sorted(files.items())), metadata, compiled.plan, layers, library.program, library.arena,
+        compiled.times,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """What the pipeline made of a network."""
+
+    module: tvm.IRModule
+    plan: UpdatePlan
+    times: dict[str, float]
+    full_macs: int = 0
+
+
+def _compile(
+    imported: tvm.IRModule, config: TrainConfig, target: Target, instruments: Instruments
+) -> _Compiled:
+    if not isinstance(config.update, TaskAdaptive):
+        return _Compiled(*compile_module(imported, config, target.to_tvm(), instruments))
+    update = config.update
+
+    def choose(layers: tuple[Layer, ...]) -> tuple[int, ...]:
+        wanted = update.candidates
+        return tuple(layer.id for layer in layers[-wanted:]) if isinstance(wanted, int) else tuple(wanted)
+
+    return _Compiled(*compile_adaptive(imported, config, target.to_tvm(), instruments, choose))
+
+
+def _options(config: TrainConfig, target: Target) -> dict[str, Any]:
+    return {"target": str(target), **describe_options(config)}
+
+
+def _library(compiled: _Compiled, config: TrainConfig, target: Target) -> tuple[Library, dict[str, int]]:
+    """The library to emit, and the multiply-accumulates of each of its entries."""
+    lowered, plan = compiled.module, compiled.plan
+    kernels = print_kernels(config.name, lowered)
     program = analyse_program(lowered)
-    workspaces = {k: c.workspace_bytes for k, c in kernels.items()}
-    arena = plan_arena(program, workspaces, capacity=config.budget.memory_bytes)
-    layers, values = get_layers(lowered), get_values(lowered)
+    values = get_values(lowered)
+    adaptive = None
+    if isinstance(config.update, TaskAdaptive):
+        adaptive, program, own = make_adaptive(lowered, program, kernels, plan, config, config.update)
+        values |= own
+        arena = merge_arena(adaptive, config)
+    else:
+        workspaces = {k: c.workspace_bytes for k, c in kernels.items()}
+        arena = plan_arena(program, workspaces, capacity=config.budget.memory_bytes)
     specs = {gv.name_hint: f for gv, f in lowered.functions.items() if kernel_kind(f) is not None}
-    limit = next(
-        (kernel_spec(f)["classes"] for f in specs.values() if kernel_kind(f) == "softmax_cross_entropy"), None
-    )
-    options = {"target": str(resolved_target), **describe_options(config)}
-    digest = hashlib.sha256(json.dumps([options, plan.to_json()], sort_keys=True).encode()).hexdigest()[:16]
+    losses = [f for f in specs.values() if kernel_kind(f) == "softmax_cross_entropy"]
+    text = json.dumps([_options(config, target), plan.to_json()], sort_keys=True)
     used = {s.name for s in program.storages}
     library = Library(
-        name,
+        config.name,
         __version__,
-        digest,
+        hashlib.sha256(text.encode()).hexdigest()[:16],
         program,
         arena,
         kernels,
         {k: v for k, v in values.items() if k in used},
-        limit,
-        minmax="minmax" in resolved_target.core.features,
+        kernel_spec(losses[0])["classes"] if losses else None,
+        minmax="minmax" in target.core.features,
+        adaptive=adaptive,
     )
     macs = {
         e.name: sum(kernel_spec(specs[c.kernel]).get("macs", 0) for c in e.calls if c.kernel in specs)
         for e in program.entries
     }
-    metadata = make_metadata(library, resolved_target, plan, layers, options, macs)
-    files = emit_c(library)
-    files["metadata.json"] = (json.dumps(metadata, indent=1, sort_keys=True) + "\n").encode()
-    return TrainModule(
-        name, resolved_target, dict(sorted(files.items())), metadata, plan, layers, program, arena, times
-    )
+    return library, macs

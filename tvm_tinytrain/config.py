@@ -42,7 +42,9 @@ class Prototypical:
 
     def __post_init__(self) -> None:
         if self.distance not in ("cosine", "euclidean"):
-            raise PlanError("config", "distance", repr(self.distance), "cosine, euclidean", "choose one of these")
+            raise PlanError(
+                "config", "distance", repr(self.distance), "cosine, euclidean", "choose one of these"
+            )
         if not self.scale > 0.0:
             raise PlanError("config", "scale", self.scale, "a positive number", "P>M>F starts at 10")
 

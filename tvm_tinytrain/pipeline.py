@@ -10,16 +10,20 @@ from pathlib import Path
 import tvm
 from tvm import relax
 
-from tvm_tinytrain.config import FullTrain, LastLayer, TrainConfig, Update
+from tvm_tinytrain.config import FullTrain, LastLayer, MemoryOptions, TrainConfig, Update
 from tvm_tinytrain.errors import KernelError, PlanError
 from tvm_tinytrain.passes.append_loss import AppendLoss
+from tvm_tinytrain.passes.compress_masks import CompressMasks
 from tvm_tinytrain.passes.derive_backward import DeriveBackward
+from tvm_tinytrain.passes.derive_fisher import DeriveFisher
 from tvm_tinytrain.passes.fold_batch_norm import FoldBatchNorm
 from tvm_tinytrain.passes.fuse_update import FuseUpdate
 from tvm_tinytrain.passes.lower_graph import lower_graph
 from tvm_tinytrain.passes.lower_kernels import LowerKernels
 from tvm_tinytrain.passes.lower_layers import LowerLayers
+from tvm_tinytrain.passes.make_runtime_rows import MakeRuntimeRows
 from tvm_tinytrain.passes.prune_backward import PruneBackward, full_update
+from tvm_tinytrain.passes.reuse_dead_operands import ReuseDeadOperands
 from tvm_tinytrain.passes.split_weights import SplitWeights
 from tvm_tinytrain.passes.state import Layer, get_layers
 from tvm_tinytrain.plan import UpdatePlan
@@ -57,9 +61,15 @@ def prune_and_fuse(config: TrainConfig, plan: UpdatePlan) -> Passes:
     return [PruneBackward(plan), SplitWeights(), FuseUpdate(config.optimizer, accumulate=config.accumulate)]
 
 
-def lower(target: tvm.target.Target) -> Passes:
+def keep_less(options: MemoryOptions) -> Passes:
+    """Less to keep between the forward and the backward pass."""
+    return [CompressMasks()] if options.masks else []
+
+
+def lower(target: tvm.target.Target, options: MemoryOptions) -> Passes:
     """Kernels only, scheduled, as flat loops."""
-    return [*lower_graph(), ScheduleKernels(target, RULES), LowerKernels(target)]
+    in_place: Passes = [ReuseDeadOperands()] if options.reuse else []
+    return [*lower_graph(), ScheduleKernels(target, RULES), *in_place, LowerKernels(target)]
 
 
 def resolve_plan(update: Update, layers: tuple[Layer, ...]) -> UpdatePlan:
@@ -94,7 +104,47 @@ def compile_module(
     runner = _Runner(instruments, times)
     mod = runner(mod, [*canonicalise(), *derive(config)])
     plan = resolve_plan(config.update, get_layers(mod))
-    mod = runner(mod, [*prune_and_fuse(config, plan), *lower(target)])
+    mod = runner(
+        mod, [*prune_and_fuse(config, plan), *keep_less(config.memory), *lower(target, config.memory)]
+    )
+    return mod, plan, times
+
+
+def compile_adaptive(
+    mod: tvm.IRModule,
+    config: TrainConfig,
+    target: tvm.target.Target,
+    instruments: Instruments,
+    choose: Callable[[tuple[Layer, ...]], tuple[int, ...]],
+) -> tuple[tvm.IRModule, UpdatePlan, dict[str, float]]:
+    """The pipeline of a task-adaptive library: everything for all candidate layers, over channel lists that are known at run time.
+
+    ``choose`` names the candidates among the network's layers. Returns the lowered module, the plan of all candidates' channels, and
+    seconds per pass.
+    """
+    times: dict[str, float] = {}
+    runner = _Runner(instruments, times)
+    mod = runner(mod, [*canonicalise(), AppendLoss(config.loss)])
+    layers = get_layers(mod)
+    chosen = choose(layers)
+    by_id = {layer.id: layer for layer in layers}
+    trained = [n for i in chosen if i in by_id for n in (by_id[i].weight, by_id[i].bias) if n is not None]
+    plan = UpdatePlan(tuple(full_update(by_id[i]) for i in chosen if i in by_id))
+    mod = runner(
+        mod,
+        [
+            DeriveFisher(chosen),
+            DeriveBackward(trained),
+            PruneBackward(plan, always_lists=True),
+            SplitWeights(),
+            FuseUpdate(config.optimizer, accumulate=True),
+            *keep_less(config.memory),
+            *lower_graph(),
+            MakeRuntimeRows(),
+            ScheduleKernels(target, RULES),
+            LowerKernels(target),
+        ],
+    )
     return mod, plan, times
 
 

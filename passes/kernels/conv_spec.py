@@ -96,3 +96,10 @@ class Conv2DSpec:
         """Multiply-accumulates of the forward pass, padding included (as the kernels execute them)."""
         taps = self.group_inputs * self.kernel[0] * self.kernel[1]
         return self.out_channels * self.out_height * self.out_width * taps
+
+    @property
+    def input_grad_macs(self) -> int:
+        """Multiply-accumulates of the input's gradient: gathered for stride 1, scattered (as many as forward) for larger strides."""
+        if self.stride != (1, 1):
+            return self.macs
+        return self.in_channels * self.height * self.width * self.group_outputs * self.kernel[0] * self.kernel[1]

@@ -150,7 +150,8 @@ def _offset_table(
     if not tensors and not columns:
         return ""
     rows = []
-    for depth in range(len(adaptive.plan.depths)):
+    none = len(adaptive.layers)
+    for depth in range(none, none + 1) if entry.name == "fisher" else range(none + 1):
         plan = adaptive.arena(entry.name, depth)
         if plan is None:
             rows.append([0] * (len(tensors) + len(columns)))
@@ -213,7 +214,8 @@ def adaptive_entry(
             "  const uint64_t selected = (uint64_t)plan[TT_PLAN_SELECTED + 1] << 32 | plan[TT_PLAN_SELECTED];"
         )
     if table:
-        lines.append(f"  const uint32_t *const at = {entry.name}_at[plan[TT_PLAN_DEPTH]];")
+        depth = "0" if entry.name == "fisher" else "plan[TT_PLAN_DEPTH]"
+        lines.append(f"  const uint32_t *const at = {entry.name}_at[{depth}];")
     if entry.name in ("accumulate", "apply", "step"):
         lines += [
             f"  if (plan[TT_PLAN_DEPTH] == {none}) /* nothing is selected */",

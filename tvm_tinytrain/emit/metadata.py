@@ -23,9 +23,16 @@ def describe_options(config: TrainConfig) -> dict[str, Any]:
     described: dict[str, Any] = {"accumulate": config.accumulate, "name": config.name}
     for key in ("loss", "optimizer", "update", "budget", "memory"):
         value = getattr(config, key)
-        fields = json.loads(value.to_json()) if isinstance(value, UpdatePlan) else asdict(value)
+        fields = json.loads(value.to_json()) if isinstance(value, UpdatePlan) else _plain(asdict(value))
         described[key] = {"kind": type(value).__name__, "fields": fields}
     return described
+
+
+def _plain(value: Any) -> Any:
+    """Values that JSON knows: a fraction as text, whatever it lies in."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return value if isinstance(value, (int, float, str, list, tuple, type(None))) else str(value)
 
 
 def make_metadata(
@@ -48,7 +55,9 @@ def make_metadata(
         for u in plan.layers
         if u.weight
     )  # fmt: skip
+    block = {} if library.adaptive is None else {"adaptive": library.adaptive.metadata()}
     return {
+        **block,
         "format": FORMAT,
         "name": library.name,
         "digest": library.digest,
@@ -60,7 +69,7 @@ def make_metadata(
         "trained_weights": trained,
         "layers": [asdict(layer) for layer in layers],
         "macs": macs,
-        "entries": ["init", *(e.name for e in library.program.entries)],
+        "entries": ["init", *library.entry_names()],
         "tensors": [
             {"name": t.name, "role": t.role, "dtype": t.storage.dtype, "shape": list(t.storage.shape), "bytes": t.storage.bytes,
              "offset": t.offset}

@@ -1,0 +1,196 @@
+"""From the lowered module of a task-adaptive library to what the emitter needs: row tensors, guards, costs, budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import tvm
+
+from tvm_tinytrain.config import TrainConfig
+from tvm_tinytrain.emit.c_adaptive import (
+    CRITERIA,
+    OPTION_WORDS,
+    OPTIONS_TENSOR,
+    PLAN_TENSOR,
+    REQUEST_TENSOR,
+    AdaptiveLibrary,
+)
+from tvm_tinytrain.emit.c_kernel import CKernel
+from tvm_tinytrain.errors import BudgetError, PlanError
+from tvm_tinytrain.passes.adaptive import ALWAYS, AdaptivePlan, plan_adaptive
+from tvm_tinytrain.passes.fuse_update import kept_tensor_names
+from tvm_tinytrain.passes.kernels.builder import kernel_kind, kernel_spec
+from tvm_tinytrain.passes.kernels.conv_spec import Conv2DSpec
+from tvm_tinytrain.passes.plan_memory import ArenaPlan
+from tvm_tinytrain.passes.program import Program, Storage
+from tvm_tinytrain.passes.rewriting import bindings, callee
+from tvm_tinytrain.passes.split_weights import ROWS_SUFFIX
+from tvm_tinytrain.passes.state import Layer, get_layers, get_values
+from tvm_tinytrain.plan import UpdatePlan
+from tvm_tinytrain.selection import TaskAdaptive
+
+NO_LIMIT = 0xFFFFFFFF
+
+
+def row_tensors(
+    layers: tuple[Layer, ...], plan: UpdatePlan, config: TrainConfig
+) -> dict[str, tuple[int, str]]:
+    """{tensor of trained rows: (layer id, what it begins as)}; "zero", "channels", or the flash tensor that it copies."""
+    found: dict[str, tuple[int, str]] = {}
+    for layer in layers:
+        if layer.id not in plan:
+            continue
+        found[f"channels_{layer.id}"] = (layer.id, "channels")
+        for source in (layer.weight, layer.bias):
+            if source is None:
+                continue
+            found[source + ROWS_SUFFIX] = (layer.id, source)
+            for kept in kept_tensor_names(config.optimizer, source + ROWS_SUFFIX, accumulate=True):
+                found[kept] = (layer.id, "zero")
+    return found
+
+
+def make_adaptive(
+    lowered: tvm.IRModule,
+    program: Program,
+    kernels: Mapping[str, CKernel],
+    plan: UpdatePlan,
+    config: TrainConfig,
+    update: TaskAdaptive,
+) -> tuple[AdaptiveLibrary, Program, dict[str, np.ndarray]]:
+    """The adaptive part of a library, the program with the plan's own tensors, and those tensors' initial values.
+
+    Raises PlanError for a candidate that has no kernels over rows, BudgetError where the memory budget is below the frozen network's
+    need.
+    """
+    layers = get_layers(lowered)
+    rows = row_tensors(layers, plan, config)
+    missing = [n for n in rows if not any(s.name == n for s in program.storages)]
+    if missing:
+        layer = rows[missing[0]][0]
+        raise PlanError(
+            "task-adaptive", f"candidate layer {layer}", "no kernels over single channels",
+            "convolutions (plain or depthwise) and linear layers", "leave the layer out of TaskAdaptive(candidates=...)",
+        )  # fmt: skip
+    candidates = tuple(plan)
+    by_id = {layer.id: layer for layer in layers}
+    total = sum(by_id[i].channels for i in candidates)
+    scratch = select_scratch_bytes(len(candidates), total)
+    tensors = sum(1 for _ in rows)
+    own = (
+        Storage(PLAN_TENSOR, (3 + len(candidates) + tensors,), "int32", "plan"),
+        Storage(REQUEST_TENSOR, ((total + 7) // 8,), "uint8", "plan"),
+        Storage(OPTIONS_TENSOR, (OPTION_WORDS,), "int32", "plan"),
+    )
+    program = replace(program, storages=(*program.storages, *own))
+    workspaces = {k: c.workspace_bytes for k, c in kernels.items()}
+    owners = {name: layer for name, (layer, _) in rows.items()}
+    capacity = config.budget.memory_bytes
+    planned = plan_adaptive(program, workspaces, candidates, owners, capacity, scratch)
+    full_macs = full_backward_macs(lowered, layers)
+    links, row_macs = _costs(lowered, program, planned)
+    described = tuple((i, by_id[i].channels, by_id[i].weights, by_id[i].macs) for i in candidates)
+    sources = {name: source for name, (_, source) in rows.items()}
+    library = AdaptiveLibrary(planned, sources, described, links, row_macs, full_macs)
+    largest = planned.activation_bytes[0] + sum(
+        planned.channel_bytes(i) * c for i, (_, c, _, _) in enumerate(described)
+    )
+    limit = largest if capacity is None else capacity
+    values = {
+        PLAN_TENSOR: np.zeros(own[0].shape, np.int32),
+        REQUEST_TENSOR: np.zeros(own[1].shape, np.uint8),
+        OPTIONS_TENSOR: _options(update, config, full_macs, limit),
+    }
+    return library, program, values
+
+
+def full_backward_macs(lowered: tvm.IRModule, layers: tuple[Layer, ...]) -> int:
+    """Multiply-accumulates of FullTrain's backward pass: dW of every layer, dX of every layer but the first."""
+    total = 0
+    forward = _forward_kernels(lowered)
+    for layer in layers:
+        total += layer.macs
+        if layer.id == 0:
+            continue
+        spec = forward.get(layer.weight)
+        total += layer.macs if spec is None else spec.input_grad_macs
+    return total
+
+
+def _forward_kernels(lowered: tvm.IRModule) -> dict[str, Conv2DSpec]:
+    """{weight: spec} of the convolutions in ``predict``."""
+    found = {}
+    for b in bindings(lowered["predict"]):
+        gv = callee(b.value)
+        if gv is None or kernel_kind(lowered[gv]) != "conv2d":
+            continue
+        weight = b.value.args[1].fields[1]
+        found[str(weight.name)] = Conv2DSpec.from_dict(kernel_spec(lowered[gv]))
+    return found
+
+
+def merge_arena(library: AdaptiveLibrary, config: TrainConfig) -> ArenaPlan:
+    """One view of all plans: training at the greatest depth, the Fisher pass, prediction; the arena is the whole budget."""
+    deepest, frozen = library.plan.depths[0], library.plan.depths[-1]
+    return ArenaPlan(
+        deepest.fixed,
+        {**frozen.problems, **deepest.problems},
+        {**frozen.plans, **deepest.plans},
+        {**frozen.workspaces, **deepest.workspaces},
+        arena_bytes(library, config),
+        deepest.lower_bound,
+    )
+
+
+def arena_bytes(library: AdaptiveLibrary, config: TrainConfig) -> int:
+    """The arena of a task-adaptive library: the memory budget, or what training everything would need."""
+    if config.budget.memory_bytes is not None:
+        return config.budget.memory_bytes // 8 * 8
+    rows = sum(
+        library.plan.channel_bytes(i) * channels for i, (_, channels, _, _) in enumerate(library.layers)
+    )
+    return (library.plan.activation_bytes[0] + rows + 7) // 8 * 8
+
+
+def select_scratch_bytes(candidates: int, channels: int) -> int:
+    """Bytes that the selection on the device works in: the gathered potentials and tt_select's own scratch."""
+    return 4 * channels + 20 * channels + 512 * candidates + 2048
+
+
+def _costs(
+    lowered: tvm.IRModule, program: Program, planned: AdaptivePlan
+) -> tuple[tuple[tuple[int, int], ...], tuple[int, ...]]:
+    """Multiply-accumulates of the backward pass: (mask, MACs) of calls without rows, and per channel of each candidate."""
+    links = []
+    per_channel = [0] * len(planned.candidates)
+    entry = next(e for e in program.entries if e.name == "accumulate")
+    capacity = {
+        r.candidate: next(s.shape[0] for s in program.storages if s.name == r.name) for r in planned.rows
+    }
+    for call, guard in zip(entry.calls, planned.guards["accumulate"], strict=True):
+        func = lowered[call.kernel]
+        macs = int(kernel_spec(func).get("macs", 0)) if "tt.spec" in func.attrs else 0
+        if not macs or guard.needed == ALWAYS:
+            continue
+        if guard.rows is None:
+            links.append((guard.needed, macs))
+        else:
+            per_channel[guard.rows] += macs // capacity[guard.rows]
+    return tuple(links), tuple(per_channel)
+
+
+def _options(update: TaskAdaptive, config: TrainConfig, full_macs: int, memory: int) -> np.ndarray:
+    fraction = config.budget.compute
+    macs = (1 << 64) - 1 if fraction is None else int(full_macs * round(fraction * 10**6)) // 10**6
+    if memory > NO_LIMIT:
+        raise BudgetError(
+            "task-adaptive", "memory budget", memory, f"at most {NO_LIMIT} bytes", "give a smaller budget"
+        )
+    ratio = update.channel_ratio
+    words = [
+        memory, macs & NO_LIMIT, macs >> 32, CRITERIA.index(update.criterion), ratio.numerator << 16 | ratio.denominator,
+        {"skip": 0, "stop": 1}[update.overflow], update.seed & NO_LIMIT, update.seed >> 32 & NO_LIMIT,
+    ]  # fmt: skip
+    return np.array(words, np.uint32).view(np.int32)
