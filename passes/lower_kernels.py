@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import tvm
-import tvm_ffi
 from tvm import s_tir, tirx
+
+from tvm_tinytrain.passes.bound_loops import BoundLoops
+from tvm_tinytrain.passes.split_loops import SplitLoops
 
 TX, ST = tirx.transform, s_tir.transform
 
@@ -25,7 +25,10 @@ def lowering_passes(target: tvm.target.Target) -> list[tvm.ir.transform.Pass]:
         ST.LowerOpaqueBlock(),
         TX.FlattenBuffer(),
         TX.NarrowDataType(32),
-        SplitRemainders(),
+        BoundLoops(),
+        SplitLoops(),
+        TX.ConvertSSA(),
+        ST.StmtSimplify(),
         TX.VectorizeLoop(True),
         TX.StorageRewrite(),
         ST.HoistIfThenElse(),
@@ -56,31 +59,3 @@ class LowerKernels:
         for gv, func in lowered.functions.items():
             out[named[gv.name_hint]] = func.without_attr("target")
         return tvm.IRModule(out, attrs=mod.attrs)
-
-
-@tvm.transform.module_pass(opt_level=0, name="SplitRemainders")
-class SplitRemainders:
-    """A loop over tiles whose last tile is smaller becomes a loop over whole tiles and a smaller tile behind it.
-
-    ``for o in 3: for i in 6: if o * 6 + i < 16: …``  →  ``for o in 2: for i in 6: …``, then ``for i in 4: …`` for o = 2.
-    """
-
-    def transform_module(self, mod: tvm.IRModule, ctx: tvm.transform.PassContext) -> tvm.IRModule:
-        """Marks all conditions of statements as likely, which is what TVM's LoopPartition looks for, and runs it."""
-        out = {}
-        for gv, func in mod.functions.items():
-            body = tvm_ffi.structural_map(func.body, [(tirx.IfThenElse, _mark)])
-            out[gv] = func.with_body(body)
-        config = {"s_tir.LoopPartition": {"partition_const_loop": True}}
-        with tvm.transform.PassContext(config=config):
-            return ST.StmtSimplify()(ST.LoopPartition()(tvm.IRModule(out, attrs=mod.attrs)))
-
-
-def _mark(stmt: tirx.IfThenElse) -> tirx.IfThenElse:
-    return tirx.IfThenElse(_likely(stmt.condition), stmt.then_case, stmt.else_case)
-
-
-def _likely(condition: Any) -> Any:
-    if isinstance(condition, tirx.And):
-        return tirx.And(_likely(condition.a), _likely(condition.b))
-    return condition if isinstance(condition, tirx.IntImm) else tirx.likely(condition)

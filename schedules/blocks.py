@@ -11,6 +11,10 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 
+PIECES = "tt.pieces"
+"""Annotation of loops over tiles: the first and last tiles may become statements of their own (passes.split_loops)."""
+
+
 def kind_of(func: tirx.PrimFunc) -> str | None:
     """The kernel's kind from its attribute ``tt.kernel``, None for a kernel that TVM made."""
     return str(func.attrs["tt.kernel"]) if "tt.kernel" in func.attrs else None
@@ -41,6 +45,7 @@ def tile(schedule: Schedule, block: SBlockRV, factors: Sequence[Any]) -> tuple[l
     outer, inner = [], []
     for loop, factor in zip(schedule.get_loops(block), factors, strict=True):
         first, second = schedule.split(loop, [None, factor])
+        schedule.annotate(first, PIECES, 1)
         outer.append(first)
         inner.append(second)
     schedule.reorder(*outer, *inner)
@@ -48,32 +53,41 @@ def tile(schedule: Schedule, block: SBlockRV, factors: Sequence[Any]) -> tuple[l
 
 
 def sum_in_registers(
-    schedule: Schedule, main: SBlockRV, at: LoopRV, *, tile_loops: int, unrolled_sums: Sequence[Any] = ()
+    schedule: Schedule,
+    main: SBlockRV,
+    at: LoopRV,
+    *,
+    tile_loops: int,
+    unrolled_sums: Sequence[Any] = (),
+    rows_first: bool = False,
 ) -> None:
     """Computes the sums of one tile at loop ``at`` in local variables: sums outside, the tile inside, unrolled.
 
     ``unrolled_sums`` gives for each reduction loop, from the last one backwards, how many of its iterations stand in the loop's body;
-    None: all.
+    None: all. With ``rows_first`` the body of the last of these goes through the tile row by row, for the tile's last axis only.
     """
     schedule.compute_at(main, at, preserve_unit_loops=True)
     schedule.set_scope(main, 0, "local")
-    depth = len(schedule.get_loops(main)) - len(_own_loops(schedule, main, at))
-    own = schedule.get_loops(main)[depth:]
+    own = _own_loops(schedule, main, at)
+    depth = len(schedule.get_loops(main)) - len(own)
     inside, sums = own[:tile_loops], own[tile_loops:]
-    bodies = []
-    for index, factor in enumerate(unrolled_sums):
-        loop = sums[-1 - index]
-        if factor is None:
-            bodies.insert(0, loop)
-            sums[-1 - index] = None
-        else:
-            outer, body = schedule.split(loop, [None, factor])
-            bodies.insert(0, body)
-            sums[-1 - index] = outer
-    sums = [s for s in sums if s is not None]
-    schedule.reorder(*sums, *bodies, *inside)
-    init = schedule.decompose_reduction(main, (sums + bodies)[0])
-    for loop in [*schedule.get_loops(init)[depth:], *bodies, *inside]:
+    bodies: list[LoopRV] = []
+    parts: list[LoopRV] = []
+    for factor in unrolled_sums:
+        loop = sums.pop()
+        if factor is not None:
+            part, loop = schedule.split(loop, [None, factor])
+            schedule.annotate(part, PIECES, 1)
+            parts.insert(0, part)
+        bodies.insert(0, loop)
+    sums += parts
+    if rows_first and bodies:
+        order = [*bodies[:-1], *inside[:-1], bodies[-1], inside[-1]]
+    else:
+        order = [*bodies, *inside]
+    schedule.reorder(*sums, *order)
+    init = schedule.decompose_reduction(main, [*sums, *order][0])
+    for loop in [*schedule.get_loops(init)[depth:], *order]:
         schedule.unroll(loop)
 
 

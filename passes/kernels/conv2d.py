@@ -8,8 +8,9 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from tvm_tinytrain.passes.kernels import pointwise
-from tvm_tinytrain.passes.kernels.builder import Arg, all_of, f32, intermediate, make_kernel
+from tvm_tinytrain.passes.kernels.builder import Arg, all_of, axes, f32, intermediate, loops, make_kernel
 from tvm_tinytrain.passes.kernels.conv_spec import Conv2DSpec
+from tvm_tinytrain.passes.kernels.windows import axes_of, only_if, or_zero
 
 
 def pad_block(x: Any, spec: Conv2DSpec) -> Any:
@@ -30,6 +31,21 @@ def pad_block(x: Any, spec: Conv2DSpec) -> Any:
         value = tirx.if_then_else(inside, x[vn, vc, vy - top, vz - left], f32(0.0))
         T.buffer_store(padded, value, [vn, vc, vy, vz])
     return padded
+
+
+def copies_planes(spec: Conv2DSpec) -> bool:
+    """Whether a kernel works on a padded copy of one plane at a time, so that its result may overwrite its operand."""
+    return spec.depthwise and spec.stride == (1, 1)
+
+
+def input_channel(spec: Conv2DSpec, out: Any, inner: Any) -> Any:
+    """The input channel that output channel ``out`` meets as the ``inner``-th one of its group."""
+    if spec.groups == 1:
+        return inner
+    if spec.depthwise:
+        return out
+    group = out if spec.group_outputs == 1 else tirx.floordiv(out, spec.group_outputs)
+    return group if spec.group_inputs == 1 else group * spec.group_inputs + inner
 
 
 def clamp(value: Any, low: float | None, high: float | None) -> Any:
@@ -58,28 +74,26 @@ def conv2d(
         return rest[0][channel] if bias else f32(0.0)
 
     def body(x: Any, w: Any, *rest: Any) -> None:
-        y = rest[-1]
-        padded = pad_block(x, spec)
-        acc = intermediate("acc", out_shape)
-        (sh, sw), (dh, dw) = spec.stride, spec.dilation
-        with (
-            T.grid(*out_shape, spec.group_inputs, *spec.kernel) as (n, o, i, j, c, kh, kw),
-            T.sblock("conv2d"),
-        ):
-            vn, vo, vi, vj, vc, vh, vw = T.axis.remap("SSSSRRR", [n, o, i, j, c, kh, kw])
-            if spec.groups == 1:
-                channel = vc
-            elif spec.group_inputs == 1:
-                channel = vo if spec.group_outputs == 1 else tirx.floordiv(vo, spec.group_outputs)
-            else:
-                channel = tirx.floordiv(vo, spec.group_outputs) * spec.group_inputs + vc
+        rows, columns = axes_of(spec)
+        padded = pad_block(x, spec) if copies_planes(spec) else None
+        shape = (spec.out_channels, spec.out_height, spec.out_width)
+        acc = intermediate("acc", shape)
+        with loops("o i j c kh kw", *shape, *spec.weight_shape[1:]) as found, T.sblock("conv2d"):
+            o, i, j, c, kh, kw = axes("SSSRRR", found)
+            channel = input_channel(spec, o, c)
             with T.init():
-                T.buffer_store(acc, start(rest, vo), [vn, vo, vi, vj])
-            product = padded[vn, channel, vi * sh + vh * dh, vj * sw + vw * dw] * w[vo, vc, vh, vw]
-            T.buffer_store(acc, acc[vn, vo, vi, vj] + product, [vn, vo, vi, vj])
-        with T.grid(*out_shape) as (n, o, i, j), T.sblock("epilogue"):
-            vn, vo, vi, vj = T.axis.remap("SSSS", [n, o, i, j])
-            T.buffer_store(y, clamp(acc[vn, vo, vi, vj], low, high), [vn, vo, vi, vj])
+                T.buffer_store(acc, start(rest, o), [o, i, j])
+            if padded is not None:
+                value = padded[0, channel, i + kh * spec.dilation[0], j + kw * spec.dilation[1]] * w[o, c, kh, kw]
+                T.buffer_store(acc, acc[o, i, j] + value, [o, i, j])
+            else:
+                value = x[0, channel, rows.input(i, kh), columns.input(j, kw)] * w[o, c, kh, kw]
+                with only_if(rows.reads_inside(i, kh)):
+                    value = or_zero(columns.reads_inside(j, kw), value)
+                    T.buffer_store(acc, acc[o, i, j] + value, [o, i, j])
+        with loops("o i j", *shape) as found, T.sblock("epilogue"):
+            o, i, j = axes("SSS", found)
+            T.buffer_store(rest[-1], clamp(acc[o, i, j], low, high), [0, o, i, j])
 
     if spec.pointwise:
         body = pointwise.forward(spec, start, lambda value: clamp(value, low, high))

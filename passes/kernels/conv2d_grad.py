@@ -9,65 +9,82 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from tvm_tinytrain.passes.kernels import pointwise
-from tvm_tinytrain.passes.kernels.builder import Arg, all_of, f32, make_kernel
+from tvm_tinytrain.passes.kernels.builder import Arg, all_of, axes, f32, intermediate, loops, make_kernel
+from tvm_tinytrain.passes.kernels.conv2d import copies_planes
 from tvm_tinytrain.passes.kernels.conv_spec import Conv2DSpec
 from tvm_tinytrain.passes.kernels.sinks import Sink, Write
+from tvm_tinytrain.passes.kernels.windows import axes_of, only_if, or_zero
 
 
 def conv2d_input_grad(spec: Conv2DSpec) -> tirx.PrimFunc:
     """dx = convᵀ(dy, w). Arguments: dy[1, co, oh, ow], w[co, ci/g, kh, kw], dx[1, ci, h, w].
 
-    Stride 1 gathers (each dx element sums over its taps, dy padded); larger strides scatter into a padded dx, which executes
-    exactly the multiply-accumulates of the forward pass instead of stride² times as many.
+    Each dx element gathers the taps that reach it: with a stride, every stride-th one. Stride and dilation together scatter into a
+    padded dx instead. ``macs`` counts taps in the padding as if they were computed, as everywhere.
     """
     args = [
         Arg("dy", (1, spec.out_channels, spec.out_height, spec.out_width)),
         Arg("w", spec.weight_shape),
         Arg("dx", (1, spec.in_channels, spec.height, spec.width), role="out"),
     ]
-    gather = spec.stride == (1, 1)
+    gather = all(axis.gathers for axis in axes_of(spec))
     taps = spec.group_outputs * spec.kernel[0] * spec.kernel[1]
-    macs = spec.in_channels * spec.height * spec.width * taps if gather else spec.macs
+    macs = spec.in_channels * spec.height * spec.width * taps if spec.stride == (1, 1) else spec.macs
     body = pointwise.input_grad(spec) if spec.pointwise else _gather(spec) if gather else _scatter(spec)
     return make_kernel("conv2d_input_grad", spec, args, body, gather=gather, macs=macs)
 
 
 def _gather(spec: Conv2DSpec) -> Any:
-    reach_h = spec.dilation[0] * (spec.kernel[0] - 1)
-    reach_w = spec.dilation[1] * (spec.kernel[1] - 1)
-    top, left = reach_h - spec.padding[0], reach_w - spec.padding[1]
-    padded_shape = (1, spec.out_channels, spec.height + reach_h, spec.width + reach_w)
+    rows, columns = axes_of(spec)
+    shape = (spec.in_channels, spec.height, spec.width)
 
     def body(dy: Any, w: Any, dx: Any) -> None:
-        padded = dy
-        if padded_shape[2:] != (spec.out_height, spec.out_width) or top or left:
-            padded = T.sblock_alloc_buffer(padded_shape, "float32")
-            with T.grid(*padded_shape) as (n, o, i, j), T.sblock("pad"):
-                vn, vo, vi, vj = T.axis.remap("SSSS", [n, o, i, j])
-                inside = all_of(vi >= top, vi < top + spec.out_height, vj >= left, vj < left + spec.out_width)
-                value = tirx.if_then_else(inside, dy[vn, vo, vi - top, vj - left], f32(0.0))
-                T.buffer_store(padded, value, [vn, vo, vi, vj])
-        acc = T.sblock_alloc_buffer((1, spec.in_channels, spec.height, spec.width), "float32")
-        (dh, dw), per_group, inputs = spec.dilation, spec.group_outputs, spec.group_inputs
-        ranges = (1, spec.in_channels, spec.height, spec.width, per_group, *spec.kernel)
-        with T.grid(*ranges) as (n, c, i, j, o, kh, kw), T.sblock("conv2d_input_grad"):
-            vn, vc, vi, vj, vo, vh, vw = T.axis.remap("SSSSRRR", [n, c, i, j, o, kh, kw])
-            if spec.groups == 1:
-                out, inner = vo, vc
-            elif spec.depthwise:
-                out, inner = vc, 0
-            else:
-                out = tirx.floordiv(vc, inputs) * per_group + vo
-                inner = tirx.floormod(vc, inputs)
+        padded = _padded_output_grad(dy, spec) if copies_planes(spec) else None
+        acc = intermediate("acc", shape)
+        ranges = (*shape, spec.group_outputs, rows.steps, columns.steps)
+        with loops("c i j o kh kw", *ranges) as found, T.sblock("conv2d_input_grad"):
+            c, i, j, o, sh, sw = axes("SSSRRR", found)
+            out, inner = _output_channel(spec, c, o)
+            kh, kw = rows.tap(i, sh), columns.tap(j, sw)
             with T.init():
-                T.buffer_store(acc, f32(0.0), [vn, vc, vi, vj])
-            tap = padded[vn, out, vi + reach_h - vh * dh, vj + reach_w - vw * dw] * w[out, inner, vh, vw]
-            T.buffer_store(acc, acc[vn, vc, vi, vj] + tap, [vn, vc, vi, vj])
-        with T.grid(1, spec.in_channels, spec.height, spec.width) as (n, c, i, j), T.sblock("epilogue"):
-            at = T.axis.remap("SSSS", [n, c, i, j])
-            T.buffer_store(dx, acc[tuple(at)], list(at))
+                T.buffer_store(acc, f32(0.0), [c, i, j])
+            if padded is not None:
+                reach = [d * (k - 1) for d, k in zip(spec.dilation, spec.kernel, strict=True)]
+                at = [i + reach[0] - kh * spec.dilation[0], j + reach[1] - kw * spec.dilation[1]]
+                T.buffer_store(acc, acc[c, i, j] + padded[0, out, *at] * w[out, inner, kh, kw], [c, i, j])
+            else:
+                value = dy[0, out, rows.output(i, sh), columns.output(j, sw)] * w[out, inner, kh, kw]
+                with only_if(rows.writes_inside(i, sh)):
+                    value = or_zero(columns.writes_inside(j, sw), value)
+                    T.buffer_store(acc, acc[c, i, j] + value, [c, i, j])
+        with loops("c i j", *shape) as found, T.sblock("epilogue"):
+            c, i, j = axes("SSS", found)
+            T.buffer_store(dx, acc[c, i, j], [0, c, i, j])
 
     return body
+
+
+def _padded_output_grad(dy: Any, spec: Conv2DSpec) -> Any:
+    """Emits block ``pad``: a copy of dy with zeros around it, so that every tap of every dx element of stride one is in it."""
+    reach = [d * (k - 1) for d, k in zip(spec.dilation, spec.kernel, strict=True)]
+    top, left = reach[0] - spec.padding[0], reach[1] - spec.padding[1]
+    shape = (1, spec.out_channels, spec.height + reach[0], spec.width + reach[1])
+    padded = intermediate("padded", shape)
+    with loops("n o i j", *shape) as found, T.sblock("pad"):
+        n, o, i, j = axes("SSSS", found)
+        inside = all_of(i >= top, i < top + spec.out_height, j >= left, j < left + spec.out_width)
+        T.buffer_store(padded, or_zero(inside, dy[n, o, i - top, j - left]), [n, o, i, j])
+    return padded
+
+
+def _output_channel(spec: Conv2DSpec, channel: Any, inner: Any) -> tuple[Any, Any]:
+    """The ``inner``-th output channel that reads input channel ``channel``, and the place of ``channel`` among its inputs."""
+    if spec.groups == 1:
+        return inner, channel
+    if spec.depthwise:
+        return channel, 0
+    group = tirx.floordiv(channel, spec.group_inputs)
+    return group * spec.group_outputs + inner, tirx.floormod(channel, spec.group_inputs)
 
 
 def _scatter(spec: Conv2DSpec) -> Any:
@@ -83,11 +100,7 @@ def _scatter(spec: Conv2DSpec) -> Any:
             ranges = (spec.group_outputs, *spec.kernel, spec.out_height, spec.out_width)
             with T.grid(*ranges) as (o, kh, kw, i, j), T.sblock("conv2d_input_grad"):
                 vc, vo, vh, vw, vi, vj = T.axis.remap("SRRRRR", [c, o, kh, kw, i, j])
-                if spec.groups == 1:
-                    out, inner = vo, vc
-                else:
-                    out = tirx.floordiv(vc, spec.group_inputs) * spec.group_outputs + vo
-                    inner = tirx.floormod(vc, spec.group_inputs)
+                out, inner = _output_channel(spec, vc, vo)
                 at = [vc, vi * sh + vh * dh, vj * sw + vw * dw]
                 T.buffer_store(padded, padded[tuple(at)] + dy[0, out, vi, vj] * w[out, inner, vh, vw], at)
             with T.grid(spec.height, spec.width) as (i, j), T.sblock("crop"):
@@ -155,7 +168,6 @@ def conv2d_weight_grad(
         args.append(Arg("inputs", (columns,), "int32"))
     own = len(args)
     args += sink.args(compact, compact if compact_weight else spec.weight_shape)
-    (sh, sw), (dh, dw) = spec.stride, spec.dilation
 
     def body(*bufs: Any) -> None:
         x, dy = bufs[0], bufs[1]
@@ -176,18 +188,22 @@ def conv2d_weight_grad(
         if spec.pointwise and not plain:
             pointwise.weight_grad(spec, compact, x, dy, row, column, lambda r, c, g: hand_over([r, c, 0, 0], g))
             return
-        padded = selected_planes(x, spec, outs, ins, compact)
-        grad = T.sblock_alloc_buffer(compact, "float32")
+        rows, columns = axes_of(spec)
+        acc = intermediate("acc", compact)
         ranges = (*compact, spec.out_height, spec.out_width)
-        with T.grid(*ranges) as (r, c, kh, kw, i, j), T.sblock("conv2d_weight_grad"):
-            vr, vc, vh, vw, vi, vj = T.axis.remap("SSSSRR", [r, c, kh, kw, i, j])
+        with loops("r c kh kw i j", *ranges) as found, T.sblock("conv2d_weight_grad"):
+            r, c, kh, kw, i, j = axes("SSSSRR", found)
+            at = [r, c, kh, kw]
             with T.init():
-                T.buffer_store(grad, f32(0.0), [vr, vc, vh, vw])
-            tap = dy[0, row(vr), vi, vj] * padded(vr, vc, vi * sh + vh * dh, vj * sw + vw * dw)
-            T.buffer_store(grad, grad[vr, vc, vh, vw] + tap, [vr, vc, vh, vw])
-        with T.grid(*compact) as (r, c, kh, kw), T.sblock("sink"):
-            at = T.axis.remap("SSSS", [r, c, kh, kw])
-            hand_over(list(at), grad[tuple(at)])
+                T.buffer_store(acc, f32(0.0), at)
+            channel = _input_channel(spec, outs, ins, r, c)
+            value = dy[0, row(r), i, j] * x[0, channel, rows.input(i, kh), columns.input(j, kw)]
+            with only_if(rows.reads_inside(i, kh)):
+                value = or_zero(columns.reads_inside(j, kw), value)
+                T.buffer_store(acc, acc[tuple(at)] + value, at)
+        with loops("r c kh kw", *compact) as found, T.sblock("sink"):
+            at = axes("SSSS", found)
+            hand_over(at, acc[tuple(at)])
 
     macs = rows * columns * spec.kernel[0] * spec.kernel[1] * spec.out_height * spec.out_width
     described = asdict(spec)

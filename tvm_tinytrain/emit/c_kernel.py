@@ -7,6 +7,7 @@ plan gives the kernel; nothing over 64 bytes is ever an array on the stack.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +76,9 @@ class _KernelPrinter:
         if self.workspace:
             args.append("unsigned char *restrict workspace")
         prototype = f"void {self.name}({', '.join(args)})"
-        text = prototype + " {\n" + "\n".join(self.lines) + "\n}\n"
+        words = set(re.findall(r"\w+", "\n".join(self.lines)))
+        unread = [f"  (void){n};" for _, n in params if n not in words]
+        text = prototype + " {\n" + "\n".join([*unread, *self.lines]) + "\n}\n"
         return CKernel(self.name, prototype, text, self.workspace, writes, self.runtime_rows)
 
     # names
