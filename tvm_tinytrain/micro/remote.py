@@ -28,6 +28,10 @@ _STATUS_NAMES = {
     -8: "the tensor is in flash",
     -9: "the arena's guard words were overwritten",
     -10: "the call is not allowed before another one",
+    -11: "not even the frozen network keeps the memory budget",
+    -12: "the checkpoint is cut short or damaged",
+    -13: "the checkpoint has another format, or is none",
+    -14: "the checkpoint is another library's",
 }
 
 

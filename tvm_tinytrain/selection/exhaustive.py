@@ -21,18 +21,16 @@ def search_all(problem: Problem, incumbent: Counts) -> Counts:
     counts = [0] * len(candidates)
 
     # One entry of `counts` changes at a time; the loop below is the recursion with its stack written out.
+    # Whoever leaves a candidate, for whatever reason, puts it back to where it began.
     tried = [c.usable + 1 for c in candidates]
     value, i = 0, 0
     while i >= 0:
-        if i == len(candidates) or value + rest[i] <= best_value:
-            if value > best_value:
-                best, best_value = tuple(counts), value
-            i -= 1
-            if i >= 0:
-                value -= int(candidates[i].prefix[counts[i]])
-            continue
-        if tried[i] == 0:
-            tried[i], counts[i] = candidates[i].usable + 1, 0
+        bounded = value + rest[i] <= best_value
+        if i == len(candidates) and not bounded:
+            best, best_value = tuple(counts), value
+        if i == len(candidates) or bounded or tried[i] == 0:
+            if i < len(candidates):
+                tried[i], counts[i] = candidates[i].usable + 1, 0
             i -= 1
             if i >= 0:
                 value -= int(candidates[i].prefix[counts[i]])

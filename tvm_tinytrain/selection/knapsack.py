@@ -40,8 +40,9 @@ class Room:
         return Room(self.bytes - count * candidate.bytes, self.macs - count * candidate.macs)
 
     def fits(self, candidate: Candidate) -> int:
-        """How many channels of this layer alone there is room for."""
-        return max(0, min(self.bytes // max(1, candidate.bytes), self.macs // max(1, candidate.macs)))
+        """How many channels of this layer alone there is room for; all of them where they cost nothing."""
+        pairs = ((self.bytes, candidate.bytes), (self.macs, candidate.macs))
+        return max(0, min((room // cost for room, cost in pairs if cost), default=len(candidate.order)))
 
     @property
     def overdrawn(self) -> bool:

@@ -25,7 +25,11 @@ typedef enum {
   TT_ERR_RANGE = -7,       /* bytes outside of a tensor */
   TT_ERR_READ_ONLY = -8,   /* the tensor is in flash */
   TT_ERR_GUARD = -9,       /* the arena's guard words were overwritten */
-  TT_ERR_STATE = -10       /* the call is not allowed before another one */
+  TT_ERR_STATE = -10,      /* the call is not allowed before another one */
+  TT_ERR_BUDGET = -11,     /* not even the frozen network keeps the memory budget */
+  TT_ERR_TORN = -12,       /* a checkpoint is cut short or damaged */
+  TT_ERR_VERSION = -13,    /* a checkpoint of another format, or no checkpoint */
+  TT_ERR_FOREIGN = -14     /* a checkpoint of another library */
 } tt_status;
 
 typedef enum {
