@@ -45,6 +45,14 @@ def unsupported(node: onnx.NodeProto) -> str | None:
 class Importer(ONNXGraphImporter):  # type: ignore[misc, unused-ignore]
     """TVM's importer with the converters below in front of its own, and our errors."""
 
+    def from_onnx(self, graph: onnx.GraphProto, opset: int) -> tvm.IRModule:
+        """The graph as a module; an UnsupportedOperatorError names the node."""
+        try:
+            return super().from_onnx(graph, opset)
+        except UnsupportedOperatorError:
+            self.bb._end_block()  # TVM would print a warning about it
+            raise
+
     def _construct_nodes(self, graph: onnx.GraphProto) -> None:
         for node in graph.node:
             single = onnx.GraphProto(node=[node])

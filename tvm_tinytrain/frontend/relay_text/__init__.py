@@ -12,7 +12,7 @@ from typing import Any
 import tvm
 
 from tvm_tinytrain.frontend.relax import from_relax
-from tvm_tinytrain.frontend.relay_text.lower import lower
+from tvm_tinytrain.frontend.relay_text.lower import lower_module
 from tvm_tinytrain.frontend.relay_text.params import read_params
 from tvm_tinytrain.frontend.relay_text.parser import parse
 from tvm_tinytrain.frontend.relay_text.registry import supported_operators
@@ -42,5 +42,5 @@ def from_relay_text(text: str, params: Mapping[str, Any] | bytes = b"") -> tvm.I
         A parameter has a dynamic shape, a value of another shape, or is not float32.
     """
     given = (read_params(params) if params else {}) if isinstance(params, bytes) else params
-    mod, values = lower(parse(text), given)
+    mod, values = lower_module(parse(text), given)
     return tidy_parameters(from_relax(mod, values))

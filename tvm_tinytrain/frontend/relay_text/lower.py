@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ MAX_CALLS = 64  # of functions within functions
 Scope = dict[str | int, Value]
 
 
-def lower(module: Module, given: Mapping[str, Any]) -> tuple[tvm.IRModule, dict[str, np.ndarray]]:
+def lower_module(module: Module, given: Mapping[str, Any]) -> tuple[tvm.IRModule, dict[str, np.ndarray]]:
     """A Relax module with ``main(inputs…, parameters…)`` and the parameters' values by their new names.
 
     A parameter of ``@main`` without a value in ``given`` is an input of the network. Tensors of the metadata section become
@@ -72,10 +73,14 @@ class _Lowering:
         scope: Scope = {param.name: self.parameter(param) for param in main.params}
         for meta in _metas(list(self.module.functions.values())):
             self.constant(meta)
-        with self.bb.function("main", [*self.inputs, *self.params]):
-            with self.bb.dataflow():
-                result = self.bb.emit_output(self.as_expr(self.block(main.body, scope), main.body.at))
-            self.bb.emit_func_output(result)
+        try:
+            with self.bb.function("main", [*self.inputs, *self.params]):
+                with self.bb.dataflow():
+                    result = self.bb.emit_output(self.as_expr(self.block(main.body, scope), main.body.at))
+                self.bb.emit_func_output(result)
+        except TinyTrainError:
+            self.bb._end_block()  # TVM would print a warning about it
+            raise
         mod = self.bb.get()
         mod["main"] = mod["main"].with_attr("num_input", len(self.inputs))
         return mod, self.values
@@ -220,11 +225,13 @@ class _Lowering:
         except TinyTrainError:
             raise
         except Exception as error:  # TVM's type inference raises what it likes
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            reason = lines[-1] if lines else type(error).__name__
-            shapes = ", ".join(str(a.ty) if isinstance(a, relax.Expr) else describe(a) for a in args)
+            shapes = ", ".join(describe(arg) for arg in args)
             raise syntax_error(
-                call.at, call.callee.name, f"({shapes}): {reason}", "operands that fit", "check their shapes"
+                call.at,
+                call.callee.name,
+                f"({shapes}): {_reason(error)}",
+                "operands that fit",
+                "check their shapes",
             ) from error
 
     def bind(self, value: Value) -> Value:
@@ -261,6 +268,14 @@ class _Lowering:
         if value is None or isinstance(value, Closure):
             raise syntax_error(at, "result of @main", describe(value), "a tensor", "return a tensor")
         return value
+
+
+def _reason(error: Exception) -> str:
+    """The last line of TVM's message, without its dumps of operator objects."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[-1] if lines else type(error).__name__
+    reason = re.sub(r'(In )?ir\.Op\(.*?name="([^"]+)".*?support_level=\d+\)', r"\2", reason)
+    return re.sub(r"T\.int64\((-?\d+)\)", r"\1", reason).rstrip(".")
 
 
 def _metas(functions: Sequence[Expr]) -> list[Meta]:

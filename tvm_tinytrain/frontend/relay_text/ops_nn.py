@@ -77,7 +77,7 @@ def matmul(call: OpCall) -> Value:
 def bias_add(call: OpCall) -> Value:
     """x + bias along ``axis``."""
     x, bias, rank = call.tensor(0), call.parameter(1), len(call.shape(0))
-    axis = call.integer("axis", 1) % rank
+    axis = call.axis("axis", call.integer("axis", 1), rank)
     if axis < rank - 1:
         bias = relax.op.reshape(bias, [1] * axis + [call.shape(1)[0]] + [1] * (rank - 1 - axis))
     return relax.op.add(x, bias)
@@ -136,14 +136,21 @@ def batch_norm(call: OpCall) -> Value:
 @operator("nn.layer_norm")
 def layer_norm(call: OpCall) -> Value:
     """Over ``axis``."""
-    return _R.layer_norm(**_normalization(call, 3), axes=[call.integer("axis", -1)])
+    axis = call.axis("axis", call.integer("axis", -1), len(call.shape(0)))
+    return _R.layer_norm(**_normalization(call, 3), axes=[axis])
+
+
+def _channel_and_rest(call: OpCall) -> tuple[int, list[int]]:
+    """The channel axis, and all others but the batch's."""
+    rank = len(call.shape(0))
+    axis = call.axis("axis", call.integer("axis", 1), rank)
+    return axis, [a for a in range(1, rank) if a != axis]
 
 
 @operator("nn.group_norm")
 def group_norm(call: OpCall) -> Value:
     """Over the channels of a group and all axes behind them."""
-    axis, rank = call.integer("axis", 1), len(call.shape(0))
-    axes = [a for a in range(1, rank) if a != axis % rank]
+    axis, axes = _channel_and_rest(call)
     options = {"num_groups": call.integer("num_groups"), "channel_axis": axis, "axes": axes}
     return _R.group_norm(**_normalization(call, 3), **options)
 
@@ -151,8 +158,7 @@ def group_norm(call: OpCall) -> Value:
 @operator("nn.instance_norm")
 def instance_norm(call: OpCall) -> Value:
     """Over all axes behind the channels."""
-    axis, rank = call.integer("axis", 1), len(call.shape(0))
-    axes = [a for a in range(1, rank) if a != axis % rank]
+    axis, axes = _channel_and_rest(call)
     return _R.instance_norm(**_normalization(call, 3), channel_axis=axis, axes=axes)
 
 

@@ -60,7 +60,7 @@ def _axes(call: OpCall) -> list[int]:
     """The axes that a reduction runs over: ``axis``, or all others with ``exclude``."""
     rank = len(call.shape(0))
     axes = call.ints("axis")
-    chosen = range(rank) if axes is None else [a % rank for a in axes]
+    chosen = range(rank) if axes is None else [call.axis("axis", a, rank) for a in axes]
     if call.flag("exclude"):
         return [a for a in range(rank) if a not in chosen]
     return list(chosen)
@@ -101,7 +101,11 @@ def split(call: OpCall) -> Value:
     listed = isinstance(parts, tuple) and all(type(p) is int for p in parts)
     if type(parts) is not int and not listed:
         raise call.attribute_error("indices_or_sections", "an integer or a list of integers")
-    return _R.split(call.tensor(0), list(parts) if listed else parts, call.integer("axis", 0))
+    shape = call.shape(0)
+    axis = call.axis("axis", call.integer("axis", 0), len(shape))
+    if not listed and (parts < 1 or shape[axis] % parts):
+        raise call.attribute_error("indices_or_sections", f"a divisor of {shape[axis]}")
+    return _R.split(call.tensor(0), list(parts) if listed else parts, axis)
 
 
 @operator("strided_slice")
@@ -114,7 +118,7 @@ def strided_slice(call: OpCall) -> Value:
     if len(end) < len(begin):
         end = (*end, *shape[len(end) : len(begin)])
     axes = call.ints("axes")
-    axes = tuple(range(len(begin))) if axes is None else tuple(a % len(shape) for a in axes)
+    axes = tuple(range(len(begin))) if axes is None else tuple(call.axis("axes", a, len(shape)) for a in axes)
     strides = call.ints("strides") or (1,)
     strides = (*strides, *(1,) * (len(begin) - len(strides)))
     if call.text("slice_mode", "end", ("end", "size")) == "size":
@@ -168,16 +172,18 @@ def _new_shape(call: OpCall, target: tuple[int, ...], keep_zero: bool) -> list[i
 @operator("squeeze")
 def squeeze(call: OpCall) -> Value:
     """Without the axes ``axis``, or without all of extent 1."""
-    axes = call.ints("axis")
-    return _R.squeeze(call.tensor(0), None if axes is None else list(axes))
+    shape, axes = call.shape(0), call.ints("axis")
+    chosen = None if axes is None else [call.axis("axis", a, len(shape)) for a in axes]
+    if chosen is not None and any(shape[a] != 1 for a in chosen):
+        raise call.attribute_error("axis", f"axes of extent 1 of {shape}")
+    return _R.squeeze(call.tensor(0), chosen)
 
 
 @operator("expand_dims")
 def expand_dims(call: OpCall) -> Value:
     """``num_newaxis`` new axes before ``axis``."""
     count, rank = call.integer("num_newaxis", 1), len(call.shape(0))
-    axis = call.integer("axis")
-    first = axis if axis >= 0 else axis + rank + 1
+    first = call.axis("axis", call.integer("axis"), rank + 1)
     return _R.expand_dims(call.tensor(0), list(range(first, first + count))) if count else call.tensor(0)
 
 
@@ -186,7 +192,8 @@ def transpose(call: OpCall) -> Value:
     """Axes permuted, or in reverse order without ``axes``."""
     axes = call.ints("axes")
     rank = len(call.shape(0))
-    return _R.permute_dims(call.tensor(0), [a % rank for a in axes] if axes else list(range(rank))[::-1])
+    order = [call.axis("axes", a, rank) for a in axes] if axes else list(range(rank))[::-1]
+    return _R.permute_dims(call.tensor(0), order)
 
 
 @operator("broadcast_to")

@@ -150,6 +150,12 @@ class OpCall:
             raise self.attribute_error(name, "a number")
         return float(value)
 
+    def axis(self, name: str, value: int, rank: int) -> int:
+        """``value`` of attribute ``name`` counted from the front; it must be one of ``rank`` axes."""
+        if not -rank <= value < rank:
+            raise self.attribute_error(name, f"{-rank} to {rank - 1}", "check the operand's shape")
+        return value % rank
+
     def flag(self, name: str, default: bool = False) -> bool:
         """True or False; 0 and 1 too."""
         value = self.attribute(name, default)
@@ -195,4 +201,6 @@ def describe(value: Value) -> str:
         return f"a tuple of {len(value)}"
     if isinstance(value, Closure):
         return "a function"
+    if isinstance(value, relax.Expr) and isinstance(value.ty, relax.TensorType):
+        return f"{value.ty.dtype}{[int(d) for d in value.ty.shape]}"
     return "without value" if value is None else f"of type {value.ty}"
