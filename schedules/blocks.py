@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tvm import tirx
-from tvm.s_tir import Schedule
+from tvm.s_tir import Schedule, ScheduleError
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 
@@ -27,8 +27,11 @@ def spec_of(func: tirx.PrimFunc) -> dict[str, Any]:
 
 
 def block_names(schedule: Schedule) -> list[str]:
-    """Names of all blocks below the root."""
-    root = schedule.get_sblock("root")
+    """Names of all blocks below the root; none where the kernel is one block without loops."""
+    try:
+        root = schedule.get_sblock("root")
+    except ScheduleError:
+        return []
     return [schedule.get(b).name_hint for b in schedule.get_child_blocks(root)]
 
 
