@@ -18,16 +18,20 @@ if TYPE_CHECKING:
         SGD,
         Adam,
         AdamW,
+        BiasOnly,
         BinaryCrossEntropy,
         Budget,
         CrossEntropy,
         FullTrain,
         LastLayer,
         MemoryOptions,
+        Prototypical,
+        SparseUpdate,
     )
     from tvm_tinytrain.errors import TinyTrainError
     from tvm_tinytrain.pipeline import Instruments
     from tvm_tinytrain.plan import LayerUpdate, UpdatePlan
+    from tvm_tinytrain.selection import TaskAdaptive
 
 _HOME = {
     "build": "build",
@@ -49,9 +53,13 @@ _HOME = {
             "FullTrain",
             "LastLayer",
             "MemoryOptions",
+            "BiasOnly",
+            "Prototypical",
+            "SparseUpdate",
         ),
         "config",
     ),
+    "TaskAdaptive": "selection",
 }
 _SUBPACKAGES = ("micro", "models")
 
@@ -60,6 +68,7 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "BiasOnly",
     "BinaryCrossEntropy",
     "Budget",
     "CrossEntropy",
@@ -68,6 +77,9 @@ __all__ = [
     "LastLayer",
     "LayerUpdate",
     "MemoryOptions",
+    "Prototypical",
+    "SparseUpdate",
+    "TaskAdaptive",
     "TinyTrainError",
     "TrainModule",
     "UpdatePlan",

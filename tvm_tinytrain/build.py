@@ -38,6 +38,7 @@ from tvm_tinytrain.pipeline import Instruments, compile_adaptive, compile_module
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.selection import TaskAdaptive
 from tvm_tinytrain.targets.target import Target, parse_target
+from tvm_tinytrain.update_schemes import resolve_plan
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,11 @@ def _compile(
     imported: tvm.IRModule, config: TrainConfig, target: Target, instruments: Instruments
 ) -> _Compiled:
     if not isinstance(config.update, TaskAdaptive):
-        return _Compiled(*compile_module(imported, config, target.to_tvm(), instruments))
+
+        def resolve(mod: tvm.IRModule) -> UpdatePlan:
+            return resolve_plan(config.update, mod)
+
+        return _Compiled(*compile_module(imported, config, target.to_tvm(), instruments, resolve))
     update = config.update
 
     def choose(layers: tuple[Layer, ...]) -> tuple[int, ...]:

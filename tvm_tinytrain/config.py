@@ -95,7 +95,26 @@ class LastLayer:
     """Weight and bias of the last layer."""
 
 
-Update = FullTrain | LastLayer | UpdatePlan
+@dataclass(frozen=True)
+class BiasOnly:
+    """The biases of the last ``last`` layers (default: of all), no weight."""
+
+    last: int | None = None
+
+
+@dataclass(frozen=True)
+class SparseUpdate:
+    """One of MIT's static schemes for the three backbones, by name, e.g. "mcunet-99kb" (see selection.SCHEMES).
+
+    The scheme's share of input channels of largest norm is trained. ``biases`` also trains the biases of the last convolutions, as
+    MIT does.
+    """
+
+    scheme: str
+    biases: bool = True
+
+
+Update = FullTrain | LastLayer | BiasOnly | SparseUpdate | UpdatePlan
 
 _UNITS = {"": 1, "B": 1, "KB": 1024, "KIB": 1024, "MB": 1024**2, "MIB": 1024**2}
 
@@ -152,16 +171,25 @@ class MemoryOptions:
     """What the compiler does so that less has to be kept; none of it changes results beyond rounding.
 
     ``masks``: one bit per element of a clamp's output where only its gradient needs it. ``reuse``: elementwise kernels and depthwise
-    convolutions overwrite an operand that dies.
+    convolutions overwrite an operand that dies. ``stream``: inverted bottlenecks and the stem run row by row where that lowers the peak.
+    ``input_dtype``: "uint8" takes bytes, from which the first kernel makes x · ``input_scale`` + ``input_offset``; default: [-1, 1].
     """
 
     masks: bool = True
     reuse: bool = True
+    stream: bool = True
+    input_dtype: str = "float32"
+    input_scale: float = 1.0 / 127.5
+    input_offset: float = -1.0
+
+    def __post_init__(self) -> None:
+        if self.input_dtype not in ("float32", "uint8"):
+            raise PlanError("config", "input dtype", repr(self.input_dtype), "float32, uint8", "choose one")
 
     @staticmethod
     def plain() -> MemoryOptions:
         """Nothing of it: what to compare with."""
-        return MemoryOptions(masks=False, reuse=False)
+        return MemoryOptions(masks=False, reuse=False, stream=False)
 
 
 @dataclass(frozen=True)

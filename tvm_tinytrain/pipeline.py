@@ -10,8 +10,8 @@ from pathlib import Path
 import tvm
 from tvm import relax
 
-from tvm_tinytrain.config import FullTrain, LastLayer, MemoryOptions, TrainConfig, Update
-from tvm_tinytrain.errors import KernelError, PlanError
+from tvm_tinytrain.config import MemoryOptions, TrainConfig
+from tvm_tinytrain.errors import KernelError
 from tvm_tinytrain.passes.append_loss import AppendLoss
 from tvm_tinytrain.passes.compress_masks import CompressMasks
 from tvm_tinytrain.passes.derive_backward import DeriveBackward
@@ -22,10 +22,12 @@ from tvm_tinytrain.passes.lower_graph import lower_graph
 from tvm_tinytrain.passes.lower_kernels import LowerKernels
 from tvm_tinytrain.passes.lower_layers import LowerLayers
 from tvm_tinytrain.passes.make_runtime_rows import MakeRuntimeRows
+from tvm_tinytrain.passes.normalise_input import NormaliseInput
 from tvm_tinytrain.passes.prune_backward import PruneBackward, full_update
 from tvm_tinytrain.passes.reuse_dead_operands import ReuseDeadOperands
 from tvm_tinytrain.passes.split_weights import SplitWeights
 from tvm_tinytrain.passes.state import Layer, get_layers
+from tvm_tinytrain.passes.stream_blocks import StreamBlocks
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.schedules import RULES, ScheduleKernels
 
@@ -62,8 +64,13 @@ def prune_and_fuse(config: TrainConfig, plan: UpdatePlan) -> Passes:
 
 
 def keep_less(options: MemoryOptions) -> Passes:
-    """Less to keep between the forward and the backward pass."""
-    return [CompressMasks()] if options.masks else []
+    """Less to keep: the input as bytes, blocks that stream, masks of one bit."""
+    passes: Passes = []
+    if options.input_dtype == "uint8":
+        passes.append(NormaliseInput(options.input_scale, options.input_offset))
+    if options.stream:
+        passes.append(StreamBlocks())
+    return [*passes, CompressMasks()] if options.masks else passes
 
 
 def lower(target: tvm.target.Target, options: MemoryOptions) -> Passes:
@@ -72,38 +79,21 @@ def lower(target: tvm.target.Target, options: MemoryOptions) -> Passes:
     return [*lower_graph(), ScheduleKernels(target, RULES), *in_place, LowerKernels(target)]
 
 
-def resolve_plan(update: Update, layers: tuple[Layer, ...]) -> UpdatePlan:
-    """The plan that an update scheme means for a network with these layers."""
-    if not layers:
-        raise PlanError(
-            "update",
-            "network",
-            "no convolution or linear layer",
-            "at least one",
-            "train a network with layers",
-        )
-    if isinstance(update, UpdatePlan):
-        return update
-    chosen = layers if isinstance(update, FullTrain) else layers[-1:]
-    if not isinstance(update, (FullTrain, LastLayer)):
-        raise PlanError(
-            "update",
-            "update",
-            type(update).__name__,
-            "FullTrain, LastLayer or an UpdatePlan",
-            "choose one of these",
-        )
-    return UpdatePlan(tuple(full_update(layer) for layer in chosen))
-
-
 def compile_module(
-    mod: tvm.IRModule, config: TrainConfig, target: tvm.target.Target, instruments: Instruments
+    mod: tvm.IRModule,
+    config: TrainConfig,
+    target: tvm.target.Target,
+    instruments: Instruments,
+    choose: Callable[[tvm.IRModule], UpdatePlan],
 ) -> tuple[tvm.IRModule, UpdatePlan, dict[str, float]]:
-    """Runs the whole pipeline; returns the lowered module, the resolved plan, and seconds per pass."""
+    """Runs the whole pipeline; returns the lowered module, the plan, and seconds per pass.
+
+    ``choose`` resolves the update scheme once the network's layers are known.
+    """
     times: dict[str, float] = {}
     runner = _Runner(instruments, times)
     mod = runner(mod, [*canonicalise(), *derive(config)])
-    plan = resolve_plan(config.update, get_layers(mod))
+    plan = choose(mod)
     mod = runner(
         mod, [*prune_and_fuse(config, plan), *keep_less(config.memory), *lower(target, config.memory)]
     )

@@ -100,8 +100,9 @@ def advance(sink: AdamUpdate) -> tirx.PrimFunc:
     """Advances the running powers β₁^t and β₂^t in ``hyper`` by one optimizer step (Adam only)."""
 
     def body(hyper: Any) -> None:
-        with T.sblock("advance"):
-            T.buffer_store(hyper, hyper[1] * f32(sink.beta1), [1])
-            T.buffer_store(hyper, hyper[2] * f32(sink.beta2), [2])
+        with T.serial(1) as i, T.sblock("advance"):  # a block below the root, as schedules expect
+            vi = T.axis.remap("S", [i])
+            T.buffer_store(hyper, hyper[vi + 1] * f32(sink.beta1), [vi + 1])
+            T.buffer_store(hyper, hyper[vi + 2] * f32(sink.beta2), [vi + 2])
 
     return make_kernel("advance", {}, [Arg("hyper", (HYPER_SIZE,), role="inout")], body, macs=0)

@@ -261,7 +261,7 @@ def _init(library: Library) -> str:
         else:
             lines.append(f"  memset(base + {t.offset}, 0, {t.storage.bytes}); /* {t.name} */")
     if library.adaptive is not None:
-        lines.append(f"  tt_rows_clear(&rows_table, TT_PLAN(base));")
+        lines.append("  tt_rows_clear(&rows_table, TT_PLAN(base));")
     return "\n".join([*lines, "  return TT_OK;", "}", ""])
 
 
