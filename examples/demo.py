@@ -133,7 +133,7 @@ def gradient_error(
     saved = {name: session.read(name) for name in kept}
     session.write("hyper", np.array([GRADIENT_LR, *saved["hyper"][1:]], dtype=np.float32))
     session.step(image, label)
-    gradients = {name: saved[name] - session.read(name) for name in trained}
+    gradients = {name: np.subtract(saved[name], session.read(name)) for name in trained}
     for name, value in saved.items():
         session.write(name, value)
     loss = torch.nn.functional.cross_entropy(network(torch.from_numpy(image)), torch.tensor([label]))

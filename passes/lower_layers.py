@@ -25,7 +25,6 @@ from tvm_tinytrain.passes.rewriting import (
 )
 from tvm_tinytrain.passes.state import Layer, get_values, with_layers, with_values
 
-
 CONVOLUTIONS = (
     "relax.nn.conv2d",
     "relax.nn.conv1d",
@@ -177,6 +176,8 @@ def _emit(r: Rebuilder, chain: _Chain, layers: list[Layer], hint: str) -> relax.
     options: dict[str, Any] = {"bias": chain.bias is not None, "low": chain.low, "high": chain.high}
     out_shape = shape_of(chain.root.var)
     spec: Conv2DSpec | LinearSpec
+    flat: tuple[int, ...]
+    y_shape: tuple[int, ...]
     if op_name(call) == "relax.matmul":
         features = shape_of(x)[-1]
         spec = LinearSpec(int(np.prod(shape_of(x)[:-1])), features, shape_of(weight)[0])
@@ -204,12 +205,10 @@ def _emit(r: Rebuilder, chain: _Chain, layers: list[Layer], hint: str) -> relax.
     return y
 
 
-def _conv_spec(call: relax.Call, x: tuple[int, ...], weight: tuple[int, ...]) -> Conv2DSpec:
+def _conv_spec(call: relax.Call, x: tuple[int, ...], weight: Any) -> Conv2DSpec:
     _check_layout(call, x)
     attrs = call.attrs
-    pads, strides, dilation = (
-        tuple(int(v) for v in getattr(attrs, n)) for n in ("padding", "strides", "dilation")
-    )
+    pads, strides, dilation = _numbers(attrs)
     if op_name(call) == "relax.nn.conv1d":
         return Conv2DSpec(
             x[1],
@@ -225,20 +224,21 @@ def _conv_spec(call: relax.Call, x: tuple[int, ...], weight: tuple[int, ...]) ->
     return Conv2DSpec(x[1], x[2], x[3], weight[0], weight[2:], strides, pads, dilation, int(attrs.groups))
 
 
-def _transposed_spec(
-    call: relax.Call, x: tuple[int, ...], out: tuple[int, ...], weight: tuple[int, ...]
-) -> Conv2DSpec:
+def _transposed_spec(call: relax.Call, x: tuple[int, ...], out: tuple[int, ...], weight: Any) -> Conv2DSpec:
     """The convolution whose input gradient the transposed convolution is: it reads the layer's output shape."""
     _check_layout(call, x)
-    pads, strides, dilation = (
-        tuple(int(v) for v in getattr(call.attrs, n)) for n in ("padding", "strides", "dilation")
-    )
+    pads, strides, dilation = _numbers(call.attrs)
     if len(x) == 3:
         out = (*out[:2], 1, out[2])
         pads, strides, dilation = (0, pads[0], 0, pads[1]), (1, *strides), (1, *dilation)
     return Conv2DSpec(
         out[1], out[2], out[3], x[1], weight[2:], strides, pads, dilation, int(call.attrs.groups)
-    )  # type: ignore[arg-type]
+    )
+
+
+def _numbers(attrs: Any) -> Any:
+    """Padding, strides and dilation as tuples of int; their lengths follow from the operator."""
+    return tuple(tuple(int(v) for v in getattr(attrs, n)) for n in ("padding", "strides", "dilation"))
 
 
 def _check_layout(call: relax.Call, x: tuple[int, ...]) -> None:

@@ -7,7 +7,7 @@ run at the same time. The arena is as large as the largest entry's plan.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from tvm_tinytrain.errors import BudgetError
@@ -38,13 +38,20 @@ class ArenaPlan:
         return self.fixed[name] if name in self.fixed else self.plans[entry][name]
 
 
-def plan_arena(program: Program, workspaces: Mapping[str, int], *, capacity: int | None = None) -> ArenaPlan:
+def plan_arena(
+    program: Program,
+    workspaces: Mapping[str, int],
+    *,
+    capacity: int | None = None,
+    scratch: Mapping[str, int] | None = None,
+    fixed_results: Collection[str] | None = None,
+) -> ArenaPlan:
     """Plans and validates the arena of a program.
 
     ``workspaces`` are bytes by kernel name; ``scratch`` bytes by entry that something needs after the entry's last call, beside its
     Fisher potentials (planned as the buffer ``<entry>.scratch``). ``fixed_results`` are the results that keep one place for good
-    (default: the losses; the output of ``predict`` is planned). Raises BudgetError where ``capacity`` bytes do not suffice, naming the tensors that are
-    alive at the peak.
+    (default: the losses; the output of ``predict`` is planned). Raises BudgetError where ``capacity`` bytes do not suffice, naming the
+    tensors that are alive at the peak.
     """
     fixed: dict[str, int] = {}
     top = 0

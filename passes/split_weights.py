@@ -58,7 +58,7 @@ class SplitWeights:
             channels = values[entry["channels"]]
             weight = _new(values, roles, layer.weight, values[layer.weight][channels])
             bias = None
-            if layer.bias in trained:
+            if layer.bias is not None and layer.bias in trained:
                 bias = _new(values, roles, layer.bias, values[layer.bias][channels])
             splits[layer.weight] = _Split(layer, weight, bias, by_name[entry["channels"]])
         if not splits:
@@ -138,11 +138,11 @@ def _by_rows(
     operands = [r.look(a) for a in b.value.args[1].fields]
     result = r.env[b.var]
     if kind in ("conv2d_input_grad", "linear_input_grad"):
-        make = row_kernels.conv2d_input_grad_rows if "conv" in kind else row_kernels.linear_input_grad_rows
-        described = Conv2DSpec.from_dict(spec) if "conv" in kind else LinearSpec.from_dict(spec)
-        return r.kernel_inplace(
-            make(described, count), [operands[0], operands[1], rows, channels, result], [4]
-        )  # type: ignore[arg-type]
+        if kind == "linear_input_grad":
+            correction = row_kernels.linear_input_grad_rows(LinearSpec.from_dict(spec), count)
+        else:
+            correction = row_kernels.conv2d_input_grad_rows(Conv2DSpec.from_dict(spec), count)
+        return r.kernel_inplace(correction, [operands[0], operands[1], rows, channels, result], [4])
     bias = None if not spec["bias"] else ("rows" if split.bias is not None else "full")
     vector = [] if bias is None else [params[split.bias.name] if split.bias is not None else operands[2]]
     clamp = {"bias": bias, "low": spec["low"], "high": spec["high"]}

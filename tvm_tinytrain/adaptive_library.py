@@ -27,7 +27,7 @@ from tvm_tinytrain.passes.plan_memory import ArenaPlan
 from tvm_tinytrain.passes.program import Program, Storage
 from tvm_tinytrain.passes.rewriting import bindings, callee
 from tvm_tinytrain.passes.split_weights import ROWS_SUFFIX
-from tvm_tinytrain.passes.state import Layer, get_layers, get_values
+from tvm_tinytrain.passes.state import Layer, get_layers
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.selection import TaskAdaptive
 
@@ -98,7 +98,7 @@ def make_adaptive(
         planned.channel_bytes(i) * c for i, (_, c, _, _) in enumerate(described)
     )
     limit = largest if capacity is None else capacity
-    values = {
+    values: dict[str, np.ndarray] = {
         PLAN_TENSOR: np.zeros(own[0].shape, np.int32),
         REQUEST_TENSOR: np.zeros(own[1].shape, np.uint8),
         OPTIONS_TENSOR: _options(update, config, full_macs, limit),

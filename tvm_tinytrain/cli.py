@@ -71,11 +71,11 @@ def _compile(a: argparse.Namespace) -> int:
     from tvm_tinytrain.build import build
     from tvm_tinytrain.pipeline import Instruments
 
-    optimizer: config.Optimizer = {
+    optimizers: dict[str, config.Optimizer] = {
         "sgd": config.SGD(a.lr, a.momentum),
         "adam": config.Adam(a.lr),
         "adamw": config.AdamW(a.lr),
-    }[a.optimizer]
+    }
     losses: dict[str, config.Loss] = {
         "cross-entropy": config.CrossEntropy(),
         "mse": config.MSE(),
@@ -94,7 +94,7 @@ def _compile(a: argparse.Namespace) -> int:
             a.model,
             a.target,
             loss=losses[a.loss],
-            optimizer=optimizer,
+            optimizer=optimizers[a.optimizer],
             update=_update(a.update),
             budget=config.Budget(memory=a.memory),
             accumulate=a.accumulate,
@@ -157,7 +157,7 @@ def _boards(a: argparse.Namespace) -> int:
     from tvm_tinytrain.targets.boards import BOARDS
     from tvm_tinytrain.targets.tools import how_to_get, missing_tools
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for board in BOARDS.values():
         missing = [how_to_get(tool).split()[-1] for tool in missing_tools(board.all_tools)]
         rows.append({"name": board.name, "target": str(board.target), "missing": missing})
@@ -166,6 +166,6 @@ def _boards(a: argparse.Namespace) -> int:
         return 0
     table = Table("board", "target", "missing here")
     for row in rows:
-        table.add_row(str(row["name"]), str(row["target"]), ", ".join(row["missing"]) or "nothing")  # type: ignore[arg-type]
+        table.add_row(str(row["name"]), str(row["target"]), ", ".join(row["missing"]) or "nothing")
     Console().print(table)
     return 0

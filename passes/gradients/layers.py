@@ -7,7 +7,7 @@ from tvm import relax
 from tvm_tinytrain.passes.gradients.registry import Adjoint, GradientContext, gradient
 from tvm_tinytrain.passes.kernels import losses
 from tvm_tinytrain.passes.kernels.bias_grad import bias_grad
-from tvm_tinytrain.passes.kernels.builder import kernel_spec
+from tvm_tinytrain.passes.kernels.builder import kernel_kind, kernel_spec
 from tvm_tinytrain.passes.kernels.conv2d_grad import conv2d_input_grad, conv2d_weight_grad
 from tvm_tinytrain.passes.kernels.conv_spec import Conv2DSpec
 from tvm_tinytrain.passes.kernels.elementwise import clip_grad
@@ -76,7 +76,7 @@ def cross_entropy_gradient(ctx: GradientContext) -> list[Adjoint]:
 @gradient("kernel.mse_loss", "kernel.bce_loss", "kernel.dot_loss")
 def elementwise_loss_gradient(ctx: GradientContext) -> list[Adjoint]:
     """The loss is the root, its adjoint is one."""
-    kind = str(ctx.kernel.attrs["tt.kernel"]).removesuffix("_loss")
+    kind = str(kernel_kind(ctx.kernel)).removesuffix("_loss")
     if kind == "dot":
         return [ctx.args[1], None]
     kernel = losses.elementwise_loss_grad(kind, kernel_spec(ctx.kernel)["size"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from tvm_tinytrain.passes.kernels.builder import Arg, f32, make_kernel, remap_all

@@ -28,7 +28,8 @@ class AdaptiveLibrary:
     """What the emitter knows beyond a fixed library.
 
     ``sources`` says for each row tensor what it begins as: "zero", "channels", or the name of the flash tensor it is copied from.
-    ``layers`` are (id, channels, weights, forward MACs) of each candidate; ``links`` (guard mask, MACs) of the calls that a budget counts.
+    ``layers`` are (id, channels, weights, forward MACs) of each candidate; ``links`` are (guard mask, MACs) of the calls that a
+    budget counts.
     """
 
     plan: AdaptivePlan
@@ -114,7 +115,7 @@ def entry_body(
     ]
     tensors = [n for n in names if not _is_workspace(n)]
     index = {n: i for i, n in enumerate([*tensors, *columns])}
-    lines = []
+    lines: list[str] = []
     for i, (call, guard) in enumerate(zip(entry.calls, adaptive.plan.guards[entry.name], strict=True)):
         args = [_argument(adaptive, program, entry, name, index, constant) for name in call.args]
         kernel = kernels[call.kernel]
@@ -158,14 +159,15 @@ def _offset_table(
             continue
         offsets = plan.plans[entry.name]
         spaces = workspace_names(adaptive, program, entry, depth)
-        row = [offsets[n] if n in offsets else 0 for n in tensors]
+        row = [offsets[n] if n in offsets else 0 for n in tensors]  # noqa: SIM401 (a plan is no dict)
         for column in columns:
             space = spaces.get(int(column.rsplit("_", 1)[1]))
             row.append(offsets[space] if space is not None else 0)
         rows.append(row)
     body = ",\n".join("    {" + ", ".join(str(v) for v in row) + "}" for row in rows)
     width = len(tensors) + len(columns)
-    return f"/* Offsets of what {entry.name} uses, by the earliest selected candidate. */\nstatic const uint32_t {entry.name}_at[{len(rows)}][{width}] = {{\n{body}}};\n"
+    note = f"/* Offsets of what {entry.name} uses, by the earliest selected candidate. */"
+    return f"{note}\nstatic const uint32_t {entry.name}_at[{len(rows)}][{width}] = {{\n{body}}};\n"
 
 
 def _argument(

@@ -226,7 +226,9 @@ def _entries(library: Library) -> str:
     p = library.prefix
     parts = [f'{BANNER}#include "{p}.h"\n\n#include <string.h>\n\n#include "{p}_internal.h"\n']
     parts.append(
-        "#define TT_F32(offset) ((float *)(void *)(base + (offset)))\n#define TT_I32(offset) ((int32_t *)(void *)(base + (offset)))\n#define TT_U8(offset) (base + (offset))\n"
+        "#define TT_F32(offset) ((float *)(void *)(base + (offset)))\n"
+        "#define TT_I32(offset) ((int32_t *)(void *)(base + (offset)))\n"
+        "#define TT_U8(offset) (base + (offset))\n"
     )
     if library.adaptive is None:
         parts.append(_init(library))
