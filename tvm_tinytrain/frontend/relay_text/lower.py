@@ -89,7 +89,9 @@ class _Lowering:
 
     def parameter(self, param: Parameter) -> relax.Var:
         what = f"{param.at} %{param.name}"
-        value = self.given.get(param.name, self.given.get(param.name.removeprefix("v")))
+        value = self.given.get(param.name)
+        if value is None and param.name[0] == "v" and not param.name[1:2].isalpha():
+            value = self.given.get(param.name[1:])  # the printer writes %v0.weight for a parameter 0.weight
         array = None if value is None else to_numpy(value)
         if isinstance(param.type, TensorType):
             shape, dtype = param.type.shape, param.type.dtype
