@@ -76,7 +76,7 @@ lint-types: $(READY) tree
 
 .PHONY: lint-imports
 lint-imports: $(READY) tree
-	@cd build/tree && $(BIN)/lint-imports --config ../../pyproject.toml --cache-dir ../../.import_linter_cache
+	@cd build/tree && $(BIN)/lint-imports --config ../../pyproject.toml --no-cache
 
 C_FILES = $(shell find targets -name '*.c' -o -name '*.h' | sort)
 
