@@ -24,12 +24,14 @@ from tvm_tinytrain.selection.problem import Budgets, Problem
 from tvm_tinytrain.selection.resample import resample
 from tvm_tinytrain.selection.schemes import SCHEMES
 from tvm_tinytrain.selection.selector import Selection, TaskAdaptive, captured_share, select
+from tvm_tinytrain.selection.table_accounting import ChainLink, TableAccounting, TableCandidate
 
 __all__ = [
     "SCHEMES",
     "Accounting",
     "Adapter",
     "Budgets",
+    "ChainLink",
     "Exact",
     "ExactAccounting",
     "FisherMap",
@@ -42,6 +44,8 @@ __all__ = [
     "PlanCost",
     "Problem",
     "Selection",
+    "TableAccounting",
+    "TableCandidate",
     "TaskAdaptive",
     "bias_only",
     "captured_share",
