@@ -70,7 +70,9 @@ def _without(body: Any, used: list[Any]) -> Any:
     """The body with the comparisons ``used`` left out of its conditions."""
     if isinstance(body, tirx.For):
         inner = _without(body.body, used)
-        return tirx.For(body.loop_var, body.min, body.extent, body.kind, inner, body.thread_binding, body.annotations)
+        return tirx.For(
+            body.loop_var, body.min, body.extent, body.kind, inner, body.thread_binding, body.annotations
+        )
     if isinstance(body, tirx.IfThenElse) and body.else_case is None:
         inner = _without(body.then_case, used)
         rest = [p for p in _parts(body.condition) if not any(p.same_as(u) for u in used)]

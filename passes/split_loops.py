@@ -36,7 +36,12 @@ def _split(loop: tirx.For) -> Any:
         return loop
     others = {k: v for k, v in loop.annotations.items() if k != PIECES}
     plain = tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, loop.body, annotations=others)
-    if others or not isinstance(loop.extent, tirx.IntImm) or not isinstance(loop.min, tirx.IntImm) or int(loop.min) != 0:
+    if (
+        others
+        or not isinstance(loop.extent, tirx.IntImm)
+        or not isinstance(loop.min, tirx.IntImm)
+        or int(loop.min) != 0
+    ):
         return plain
     conditions = _conditions(loop)
     if not conditions:
@@ -73,14 +78,18 @@ def _conditions(loop: tirx.For) -> list[Any]:
         if isinstance(condition, (tirx.And, tirx.Or)):
             add(condition.a)
             add(condition.b)
-        elif loop.loop_var in variables(condition) and not any(tvm_ffi.structural_equal(condition, f) for f in found):
+        elif loop.loop_var in variables(condition) and not any(
+            tvm_ffi.structural_equal(condition, f) for f in found
+        ):
             found.append(condition)
 
     def on_call(call: Any) -> None:
         if str(getattr(call.op, "name", "")).endswith("if_then_else"):
             add(call.args[0])
 
-    tvm_ffi.structural_walk(loop.body, [(tirx.IfThenElse, lambda s: add(s.condition)), (tvm.ir.Call, on_call)])
+    tvm_ffi.structural_walk(
+        loop.body, [(tirx.IfThenElse, lambda s: add(s.condition)), (tvm.ir.Call, on_call)]
+    )
     return found
 
 

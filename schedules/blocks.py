@@ -10,7 +10,6 @@ from tvm import tirx
 from tvm.s_tir import Schedule, ScheduleError
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
-
 PIECES = "tt.pieces"
 """Annotation of loops over tiles: the first and last tiles may become statements of their own (passes.split_loops)."""
 

@@ -6,7 +6,7 @@ import tvm
 from tvm import tirx
 from tvm.s_tir import Schedule
 
-from tvm_tinytrain.schedules.blocks import block_names, extents, kind_of, spec_of, sum_in_registers, tile
+from tvm_tinytrain.schedules.blocks import block_names, extents, kind_of, sum_in_registers, tile
 from tvm_tinytrain.schedules.tiles import best_tile
 
 _CONSUMER = {

@@ -84,7 +84,9 @@ def conv2d(
             with T.init():
                 T.buffer_store(acc, start(rest, o), [o, i, j])
             if padded is not None:
-                value = padded[0, channel, i + kh * spec.dilation[0], j + kw * spec.dilation[1]] * w[o, c, kh, kw]
+                value = (
+                    padded[0, channel, i + kh * spec.dilation[0], j + kw * spec.dilation[1]] * w[o, c, kh, kw]
+                )
                 T.buffer_store(acc, acc[o, i, j] + value, [o, i, j])
             else:
                 value = x[0, channel, rows.input(i, kh), columns.input(j, kw)] * w[o, c, kh, kw]

@@ -74,7 +74,9 @@ class Axis:
         least = min(self.output(p, self.steps - 1) for p in range(min(self.size, self.stride)))
         most = self.output(self.size - 1, 0)
         return all_of(
-            True if min(taps) == self.steps else step < (self.kernel + self.stride - 1 - phase) // self.stride,
+            True
+            if min(taps) == self.steps
+            else step < (self.kernel + self.stride - 1 - phase) // self.stride,
             True if least >= 0 else out >= 0,
             True if most < self.out_size else out < self.out_size,
         )
