@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,18 +35,19 @@ class PruneBackward:
     """Keeps the gradients of the plan's layers, computed for the plan's channels only; what then is dead disappears.
 
     ``dw[co, …] = weight_grad(x, dy)``  →  ``dw[k, …] = weight_grad(x, dy, channels)`` with the constant list ``channels_<layer>``;
-    ``always_lists`` gives even a layer that is trained whole its list. The chain of input gradients ends by itself at the earliest
+    ``also`` names parameters that belong to no layer and are trained whole. ``always_lists`` gives even a layer that is trained whole its list. The chain of input gradients ends by itself at the earliest
     selected layer, because nothing reads what is in front of it.
     """
 
-    def __init__(self, plan: UpdatePlan, *, always_lists: bool = False) -> None:
+    def __init__(self, plan: UpdatePlan, *, also: Sequence[str] = (), always_lists: bool = False) -> None:
         self.plan = plan
+        self.also = tuple(also)
         self.always_lists = always_lists
 
     def transform_module(self, mod: tvm.IRModule, ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Rewrites ``step`` and its attribute ``tt.gradients``: per gradient the parameter and the names of its lists."""
         layers = {layer.id: layer for layer in get_layers(mod)}
-        check_plan(self.plan, layers)
+        check_plan(self.plan, layers, self.also)
         values, roles = get_values(mod), get_roles(mod)
         lists: list[relax.Var] = []
         wanted: dict[str, Selection] = {}
@@ -67,6 +69,8 @@ class PruneBackward:
             if update.bias and layer.bias is not None:
                 wanted[layer.bias] = Selection(channels, None)
 
+        for name in self.also:
+            wanted[name] = Selection(None, None)
         func = mod["step"]
         names: list[str] = json.loads(str(func.attrs[GRADIENTS]))
         result = _resolve(func, func.body.body)
@@ -76,7 +80,7 @@ class PruneBackward:
             defs = {b.var: b.value for b in bindings(func)}
             sliced = {}
             for name, grad in zip(names, result.fields[1:], strict=True):
-                if name in wanted:
+                if name in wanted and wanted[name] != Selection(None, None):
                     sliced.update(_producers(mod, defs, grad, wanted[name]))
             for b in bindings(func):
                 if b.var in sliced:
@@ -96,9 +100,9 @@ class PruneBackward:
         return with_roles(with_values(mod, values), roles)
 
 
-def check_plan(plan: UpdatePlan, layers: dict[int, Layer]) -> None:
+def check_plan(plan: UpdatePlan, layers: dict[int, Layer], also: Sequence[str] = ()) -> None:
     """Raises PlanError where the plan names a layer or channel that the network does not have."""
-    if not plan.layers:
+    if not plan.layers and not also:
         raise PlanError(
             "prune backward", "update plan", "no layers", "at least one layer", "select a layer to train"
         )

@@ -132,6 +132,7 @@ def build(
     accumulate: bool = False,
     name: str = "model",
     memory: MemoryOptions | None = None,
+    also_train: Sequence[str] = (),
     instruments: Instruments | None = None,
 ) -> TrainModule:
     """Compiles a network into a library that trains it on a device.
@@ -151,6 +152,8 @@ def build(
         C identifier that all public names carry: ``tt_<name>_step``.
     memory
         What the compiler does so that less has to be kept.
+    also_train
+        Names of parameters that belong to no layer (a layer norm's scale, say) and are trained as well.
 
     Returns
     -------
@@ -171,6 +174,7 @@ def build(
         accumulate,
         name,
         memory or MemoryOptions(),
+        tuple(also_train),
     )
     imported = import_model(mod, example_inputs=example_inputs, params=params)
     compiled = _compile(imported, config, resolved_target, instruments or Instruments())

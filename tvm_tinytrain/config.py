@@ -197,6 +197,7 @@ class TrainConfig:
     """Everything that decides what is built, besides the model and the target.
 
     ``accumulate`` splits the step in two entries: ``accumulate`` adds one sample's gradients, ``apply`` updates the weights.
+    ``also_train`` names parameters that belong to no layer, such as a layer norm's scale, to be trained with the plan's layers.
     """
 
     loss: Loss = field(default_factory=CrossEntropy)
@@ -206,6 +207,7 @@ class TrainConfig:
     accumulate: bool = False
     name: str = "model"
     memory: MemoryOptions = field(default_factory=MemoryOptions)
+    also_train: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", self.name):

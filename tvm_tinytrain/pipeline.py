@@ -23,7 +23,7 @@ from tvm_tinytrain.passes.lower_kernels import LowerKernels
 from tvm_tinytrain.passes.lower_layers import LowerLayers
 from tvm_tinytrain.passes.make_runtime_rows import MakeRuntimeRows
 from tvm_tinytrain.passes.normalise_input import NormaliseInput
-from tvm_tinytrain.passes.prune_backward import PruneBackward, full_update
+from tvm_tinytrain.passes.prune_backward import PruneBackward, check_plan, full_update
 from tvm_tinytrain.passes.reuse_dead_operands import ReuseDeadOperands
 from tvm_tinytrain.passes.split_weights import SplitWeights
 from tvm_tinytrain.passes.state import Layer, get_layers
@@ -53,14 +53,25 @@ def canonicalise() -> Passes:
     return [FoldBatchNorm(), LowerLayers()]
 
 
-def derive(config: TrainConfig) -> Passes:
-    """Loss and the whole backward graph."""
-    return [AppendLoss(config.loss), DeriveBackward()]
+def derive(config: TrainConfig, plan: UpdatePlan, layers: tuple[Layer, ...]) -> Passes:
+    """Loss and backward graph, as far as the plan's layers need it: an operator behind them needs no gradient."""
+    wanted = [
+        name
+        for layer in layers
+        if layer.id in plan
+        for name, chosen in ((layer.weight, plan[layer.id].weight), (layer.bias, plan[layer.id].bias))
+        if name is not None and chosen
+    ]
+    return [AppendLoss(config.loss), DeriveBackward([*wanted, *config.also_train])]
 
 
 def prune_and_fuse(config: TrainConfig, plan: UpdatePlan) -> Passes:
     """Only what the plan selects, each gradient consumed where it is made."""
-    return [PruneBackward(plan), SplitWeights(), FuseUpdate(config.optimizer, accumulate=config.accumulate)]
+    return [
+        PruneBackward(plan, also=config.also_train),
+        SplitWeights(),
+        FuseUpdate(config.optimizer, accumulate=config.accumulate),
+    ]
 
 
 def keep_less(options: MemoryOptions) -> Passes:
@@ -92,8 +103,11 @@ def compile_module(
     """
     times: dict[str, float] = {}
     runner = _Runner(instruments, times)
-    mod = runner(mod, [*canonicalise(), *derive(config)])
+    mod = runner(mod, canonicalise())
     plan = choose(mod)
+    layers = get_layers(mod)
+    check_plan(plan, {layer.id: layer for layer in layers}, config.also_train)
+    mod = runner(mod, derive(config, plan, layers))
     mod = runner(
         mod, [*prune_and_fuse(config, plan), *keep_less(config.memory), *lower(target, config.memory)]
     )
