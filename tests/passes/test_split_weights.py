@@ -88,7 +88,9 @@ def test_trained_rows_are_computed_again_behind_the_layer() -> None:
             dz = R.call_tir(k.softmax_cross_entropy_grad, (z, label), out_ty=R.Tensor((1, 2), "float32"))
             dy = R.call_tir(k.linear_input_grad, (dz, v), out_ty=R.Tensor((1, 3), "float32"))
             masked = R.call_tir(k.clip_grad, (y2, dy), out_ty=R.Tensor((1, 3), "float32"))
-            dw = R.call_tir(k.linear_weight_grad2, (x, masked, channels_0), out_ty=R.Tensor((2, 4), "float32"))
+            dw = R.call_tir(
+                k.linear_weight_grad2, (x, masked, channels_0), out_ty=R.Tensor((2, 4), "float32")
+            )
             flat = R.reshape(masked, (1, 3, 1))
             db = R.call_tir(k.bias_grad1, (flat, channels_0), out_ty=R.Tensor((2,), "float32"))
             out = (loss, dw, db)
