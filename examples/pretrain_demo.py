@@ -13,6 +13,7 @@ import argparse
 import gzip
 import math
 import struct
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from examples.demo_data import IMAGE_SIZE, WEIGHTS, load_pretrained, quantise_weights, to_network_input
-from tvm_tinytrain.errors import ImportModelError
+from tvm_tinytrain.errors import ImportModelError, TinyTrainError
 from tvm_tinytrain.models import Backbone, fuse, mcunet
 
 DATASET = Path("/usr/share/datasets/fashion-mnist")
@@ -193,8 +194,8 @@ def clothes_accuracy(model: Backbone, images: Tensor, labels: Tensor) -> float:
     return float((torch.cdist(features[half:], means).argmin(dim=1) == labels[half:]).float().mean())
 
 
-def main() -> None:
-    """Command line."""
+def main() -> int:
+    """Command line; returns the exit code."""
     defaults = PretrainOptions()
     parser = argparse.ArgumentParser(description="pre-train the demo's MCUNet on clothes")
     parser.add_argument("--path", type=Path, default=DATASET, help="folder of the IDX files (%(default)s)")
@@ -204,17 +205,27 @@ def main() -> None:
     arguments = parser.parse_args()
     options = PretrainOptions(steps=arguments.steps, seed=arguments.seed)
     print(options)
+    try:
+        run(arguments.path, arguments.out, options)
+    except TinyTrainError as error:
+        print(f"pretrain_demo: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(path: Path, out: Path, options: PretrainOptions) -> None:
+    """Train on the images under `path`, write the weights to `out`, print what they are worth."""
     torch.set_num_threads(1)
     began = time.monotonic()
-    fused = fuse(pretrain(read_idx(arguments.path / "train-images-idx3-ubyte"), options))
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(arguments.out, **quantise_weights(fused))
-    test = [read_idx(arguments.path / f"t10k-{name}-ubyte") for name in ("images-idx3", "labels-idx1")]
+    fused = fuse(pretrain(read_idx(path / "train-images-idx3-ubyte"), options))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(out, **quantise_weights(fused))
+    test = [read_idx(path / f"t10k-{name}-ubyte") for name in ("images-idx3", "labels-idx1")]
     print(f"clothes, nearest class mean: float weights {clothes_accuracy(fused, test[0], test[1]):.4f}")
-    rounded = load_pretrained(arguments.out)
+    rounded = load_pretrained(out)
     print(f"clothes, nearest class mean: int8 weights {clothes_accuracy(rounded, test[0], test[1]):.4f}")
-    print(f"{arguments.out.name}: {arguments.out.stat().st_size} bytes, {time.monotonic() - began:.0f} s")
+    print(f"{out.name}: {out.stat().st_size} bytes, {time.monotonic() - began:.0f} s")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
