@@ -26,9 +26,9 @@ from tvm_tinytrain.passes.rewriting import (
 class ReuseDeadOperands:
     """``z = call_tir(add, (x, y))`` where x is not read again  →  ``z = call_tir_inplace(add', (x, y), [0])``, the bytes of x.
 
-    Runs on scheduled kernels, and asks the kernel itself: it has one block, which stores to the result once and reads the operand at the
-    index of that store only, so that every element is read before it is overwritten. Depthwise convolutions of stride one, and their
-    input gradients, do so plane by plane (`kernels.planes`).
+    Runs on scheduled kernels, and asks the kernel itself: it has one block, which stores to the result once and reads the operand at
+    the index of that store only, so that every element is read before it is overwritten. Depthwise convolutions of stride one, and
+    their input gradients, do so plane by plane where their schedule copies planes (`kernels.planes`).
     """
 
     def transform_module(self, mod: tvm.IRModule, ctx: tvm.transform.PassContext) -> tvm.IRModule:

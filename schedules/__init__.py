@@ -7,10 +7,11 @@ from tvm_tinytrain.schedules.fallback import fallback
 from tvm_tinytrain.schedules.gemm import gemm
 from tvm_tinytrain.schedules.runtime_rows import runtime_rows
 from tvm_tinytrain.schedules.schedule_kernels import Rule, ScheduleKernels
+from tvm_tinytrain.schedules.streamed import streamed
 from tvm_tinytrain.schedules.sums import sums
 from tvm_tinytrain.schedules.windows import window_weights, windows
 
-RULES: tuple[Rule, ...] = (runtime_rows, gemm, windows, window_weights, sums, fallback)
+RULES: tuple[Rule, ...] = (streamed, runtime_rows, gemm, windows, window_weights, sums, fallback)
 """All rules in the order in which they are asked."""
 
 __all__ = ["RULES", "Rule", "ScheduleKernels"]

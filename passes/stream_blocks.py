@@ -1,0 +1,255 @@
+"""StreamBlocks: inverted bottlenecks whose inner tensors nothing else reads are computed row by row, in one kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+import tvm
+from tvm import relax
+
+from tvm_tinytrain.passes.kernels.builder import kernel_kind, kernel_spec
+from tvm_tinytrain.passes.kernels.conv_spec import Conv2DSpec
+from tvm_tinytrain.passes.kernels.stream_spec import Stage, StreamSpec
+from tvm_tinytrain.passes.kernels.streamed import streamed_block
+from tvm_tinytrain.passes.liveness import Liveness, bytes_of, liveness
+from tvm_tinytrain.passes.rewriting import (
+    Rebuilder,
+    bindings,
+    callee,
+    op_name,
+    rebuild,
+    shape_of,
+    use_counts,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A chain that may stream: the indices of its bindings, the last of which becomes the kernel; its input and weights.
+
+    ``folded`` is the normalised input that the kernel computes by itself.
+    """
+
+    members: tuple[int, ...]
+    x: relax.Var
+    weights: tuple[relax.Expr, ...]
+    spec: StreamSpec
+    folded: relax.Var | None = None
+
+    @property
+    def end(self) -> int:
+        """The binding that the kernel takes the place of."""
+        return self.members[-1]
+
+
+@tvm.transform.module_pass(opt_level=0, name="StreamBlocks")
+class StreamBlocks:
+    """``expand → depthwise → project [→ add x]``  →  ``streamed_block``; so do a stem with what follows it, and depthwise → 1×1.
+
+    Only where it lowers the peak: the block that holds the fullest moment of a function streams, then the next one, until that moment
+    lies elsewhere; and no function goes below what another one needs anyway, because they share one arena. The arithmetic is the same.
+    A block of stride one whose input dies overwrites it.
+    """
+
+    def transform_module(self, mod: tvm.IRModule, ctx: tvm.transform.PassContext) -> tvm.IRModule:
+        """Rewrites every Relax function that has such blocks."""
+        names = sorted(gv.name_hint for gv, f in mod.functions.items() if isinstance(f, relax.Function))
+        choices = {name: _choices(mod, name) for name in names}
+        floor = max((c[-1][0] for c in choices.values()), default=0)
+        for name in names:
+            blocks = next(blocks for peak, blocks in choices[name] if peak <= floor)
+            if blocks:
+                mod = _rewrite(mod, name, blocks)
+        return mod
+
+
+def _choices(mod: tvm.IRModule, name: str) -> list[tuple[int, list[Block]]]:
+    """(peak bytes, blocks that stream), from none on, each with more blocks than the one before and a lower peak."""
+    func = mod[name]
+    blocks, spans, chosen = find_blocks(mod, name), liveness(func), list[Block]()
+    profile = _profile(func, spans, chosen)
+    out = [(max(profile, default=0), list(chosen))]
+    while profile:
+        fullest = profile.index(max(profile))
+        block = next((b for b in blocks if b not in chosen and fullest in b.members), None)
+        if block is None:
+            return out
+        chosen = [*chosen, block]
+        profile = _profile(func, spans, chosen)
+        if max(profile) < out[-1][0]:
+            out.append((max(profile), list(chosen)))
+    return out
+
+
+def _profile(func: relax.Function, spans: Liveness, chosen: Sequence[Block]) -> list[int]:
+    """Live bytes at each binding if the chosen blocks stream: input and intermediate values, and the rows that the blocks keep."""
+    everything = bindings(func)
+    gone = {everything[i].var for b in chosen for i in b.members[:-1]} | {b.folded for b in chosen}
+    until: dict[relax.Var, int] = {}
+    for b in chosen:
+        until[spans.owner(b.x)] = max(b.end, until.get(spans.owner(b.x), 0))
+    taken = {everything[b.end].var for b in chosen if b.spec.inplace}
+    inputs = set(func.params[: int(func.attrs["num_input"])])
+    change = [0] * (len(everything) + 1)
+    for owner, born in spans.born.items():
+        if owner in gone or (born < 0 and owner not in inputs):
+            continue
+        last = max(spans.last[owner], until.get(owner, 0))
+        change[max(born, 0) + (owner in taken)] += bytes_of(owner)
+        change[min(last + 1, len(everything))] -= bytes_of(owner)
+    for b in chosen:
+        change[b.end] += b.spec.workspace_bytes
+        change[b.end + 1] -= b.spec.workspace_bytes
+    return list(accumulate(change[:-1]))
+
+
+def find_blocks(mod: tvm.IRModule, name: str) -> list[Block]:
+    """All chains of a function that may stream, in order; none shares a binding with another."""
+    func = mod[name]
+    everything = bindings(func)
+    finder = _Finder(mod, everything, use_counts(func), liveness(func))
+    blocks: list[Block] = []
+    taken: set[int] = set()
+    for index in range(len(everything)):
+        block = finder.starting_at(index)
+        if block is not None and not taken & set(block.members):
+            blocks.append(block)
+            taken |= set(block.members)
+    return blocks
+
+
+@dataclass
+class _Finder:
+    mod: tvm.IRModule
+    everything: list[relax.VarBinding]
+    uses: dict[relax.Var, int]
+    spans: Liveness
+
+    def __post_init__(self) -> None:
+        self.place = {b.var: i for i, b in enumerate(self.everything)}
+        self.users: dict[relax.Var, list[int]] = {}
+        for index, b in enumerate(self.everything):
+            for operand in _operands(b.value):
+                self.users.setdefault(operand, []).append(index)
+
+    def starting_at(self, index: int) -> Block | None:
+        """The chain that begins with binding ``index``."""
+        head = self._stage(index)
+        if head is None:
+            return None
+        first: Stage | None = None
+        members = [index]
+        if not head.conv.depthwise:
+            if head.conv.groups != 1:
+                return None
+            first, following = head, self._only_user(index)
+            if following is None:
+                return None
+            members.append(following)
+        depthwise = self._stage(members[-1])
+        last = self._only_user(members[-1])
+        project = self._stage(last) if last is not None else None
+        if last is None or depthwise is None or project is None:
+            return None
+        conv = depthwise.conv
+        if (
+            not conv.depthwise
+            or conv.dilation != (1, 1)
+            or conv.stride[0] > conv.kernel[0]
+            or not project.conv.pointwise
+        ):
+            return None
+        members.append(last)
+        return self._finish(members, StreamSpec(first, depthwise, project))
+
+    def _finish(self, members: list[int], spec: StreamSpec) -> Block | None:
+        """Takes in the addition of x, the normalisation in front, and decides whether the result may overwrite x."""
+        weights = tuple(w for i in members for w in list(self.everything[i].value.args[1].fields)[1:])
+        x = self.everything[members[0]].value.args[1].fields[0]
+        after = self._only_user(members[-1])
+        if after is not None and op_name(self.everything[after].value) == "relax.add":
+            other = [a for a in self.everything[after].value.args if a != self.everything[members[-1]].var]
+            if spec.direct and len(other) == 1 and other[0] == x and spec.x_shape == spec.y_shape:
+                members, spec = [*members, after], replace(spec, residual=True)
+        source = self._normalised(x)
+        if source is not None and spec.first is not None:
+            image, scale, offset = source
+            return Block(
+                tuple(members),
+                image,
+                weights,
+                replace(spec, input_dtype="uint8", scale=scale, offset=offset),
+                x,
+            )
+        same_place = spec.direct and spec.depthwise.conv.stride == (1, 1) and spec.x_shape == spec.y_shape
+        if same_place and isinstance(x, relax.Var) and self._dies_in(x, members):
+            spec = replace(spec, inplace=True)
+        return Block(tuple(members), x, weights, spec)
+
+    def _dies_in(self, x: relax.Var, members: list[int]) -> bool:
+        return self.spans.dies_at(x, self.spans.last.get(self.spans.owner(x), -1)) and (
+            self.spans.last[self.spans.owner(x)] in members
+        )
+
+    def _normalised(self, x: relax.Expr) -> tuple[relax.Var, float, float] | None:
+        """The uint8 image behind x, with scale and offset."""
+        if x not in self.place:
+            return None
+        value = self.everything[self.place[x]].value
+        gv = callee(value)
+        if gv is None or kernel_kind(self.mod[gv]) != "normalise":
+            return None
+        spec = kernel_spec(self.mod[gv])
+        return value.args[1].fields[0], float(spec["scale"]), float(spec["offset"])
+
+    def _stage(self, index: int) -> Stage | None:
+        value = self.everything[index].value
+        gv = callee(value)
+        if gv is None or op_name(value) != "relax.call_tir" or kernel_kind(self.mod[gv]) != "conv2d":
+            return None
+        spec = kernel_spec(self.mod[gv])
+        return Stage(Conv2DSpec.from_dict(spec), spec["bias"], spec["low"], spec["high"])
+
+    def _only_user(self, index: int) -> int | None:
+        """The binding that alone reads the result of binding ``index``."""
+        var = self.everything[index].var
+        users = self.users.get(var, [])
+        return users[0] if self.uses.get(var, 0) == 1 and len(users) == 1 else None
+
+
+def _operands(expr: Any) -> list[relax.Var]:
+    if isinstance(expr, relax.Var):
+        return [expr]
+    if isinstance(expr, relax.Call):
+        return [v for a in expr.args for v in _operands(a)]
+    if isinstance(expr, relax.Tuple):
+        return [v for f in expr.fields for v in _operands(f)]
+    return _operands(expr.tuple_value) if isinstance(expr, relax.TupleGetItem) else []
+
+
+def _rewrite(mod: tvm.IRModule, name: str, blocks: Sequence[Block]) -> tvm.IRModule:
+    func = mod[name]
+    ends = {b.end: b for b in blocks}
+    inside = {i for b in blocks for i in b.members[:-1]}
+    folded = {b.folded for b in blocks}
+
+    def body(r: Rebuilder) -> relax.Expr:
+        for index, b in enumerate(bindings(func)):
+            if index in inside or b.var in folded:
+                continue
+            if index not in ends:
+                r.keep(b)
+                continue
+            block = ends[index]
+            kernel = streamed_block(block.spec)
+            args = [r.look(block.x), *(r.look(w) for w in block.weights)]
+            if block.spec.inplace:
+                r.env[b.var] = r.kernel_inplace(kernel, args, [0], b.var.name)
+            else:
+                r.env[b.var] = r.kernel(kernel, args, shape_of(b.var), b.var.name)
+        return r.look(func.body.body)
+
+    return rebuild(mod, name, body, attrs=dict(func.attrs))
