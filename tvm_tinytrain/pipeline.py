@@ -18,7 +18,7 @@ from tvm_tinytrain.passes.derive_backward import DeriveBackward
 from tvm_tinytrain.passes.derive_fisher import DeriveFisher
 from tvm_tinytrain.passes.fold_batch_norm import FoldBatchNorm
 from tvm_tinytrain.passes.fuse_update import FuseUpdate
-from tvm_tinytrain.passes.lower_graph import lower_graph
+from tvm_tinytrain.passes.lower_graph import RemoveDeadCode, lower_graph
 from tvm_tinytrain.passes.lower_kernels import LowerKernels
 from tvm_tinytrain.passes.lower_layers import LowerLayers
 from tvm_tinytrain.passes.make_runtime_rows import MakeRuntimeRows
@@ -86,7 +86,7 @@ def keep_less(options: MemoryOptions) -> Passes:
 
 def lower(target: tvm.target.Target, options: MemoryOptions) -> Passes:
     """Kernels only, scheduled, as flat loops."""
-    in_place: Passes = [ReuseDeadOperands()] if options.reuse else []
+    in_place: Passes = [ReuseDeadOperands(), RemoveDeadCode()] if options.reuse else []
     return [*lower_graph(), ScheduleKernels(target, RULES), *in_place, LowerKernels(target)]
 
 
