@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from tvm_tinytrain.emit.c_kernel import CKernel
+from tvm_tinytrain.errors import PlanError
 from tvm_tinytrain.passes.adaptive import ALWAYS, AdaptivePlan, Guard
+from tvm_tinytrain.passes.frozen_prefix import CachePoint, cache_points
 from tvm_tinytrain.passes.plan_memory import ArenaPlan
 from tvm_tinytrain.passes.program import Entry, KernelCall, Program
 from tvm_tinytrain.targets.runtime_files import runtime_folder
@@ -17,9 +19,14 @@ from tvm_tinytrain.targets.runtime_files import runtime_folder
 PLAN_TENSOR = "plan"
 REQUEST_TENSOR = "request"
 OPTIONS_TENSOR = "options"
+SLOT_TENSOR = "slot"
 OPTION_WORDS = 8
 """memory bytes, MACs (low, high word), criterion, ratio (numerator << 16 | denominator), overflow, seed (low, high word)."""
-EXTRA_ENTRIES = ("fisher_begin", "select", "install", "release")
+CACHED = ("predict", "accumulate")
+"""Entries that can keep and reuse the frozen prefix's result."""
+EXTRA_ENTRIES = (
+    "fisher_begin", "select", "install", "release", *(f"{e}_{m}" for e in ("predict", "accumulate") for m in ("store", "cached")),
+)  # fmt: skip
 CRITERIA = ("tinytrain", "fisher", "fisher/memory", "fisher/compute", "l2", "random", "exact")
 
 
@@ -56,7 +63,21 @@ class AdaptiveLibrary:
         plan = self.plan.depths[depth]
         return plan if entry in plan.plans else None
 
-    def metadata(self) -> dict[str, Any]:
+    def slot_bytes(self, program: Program) -> list[int]:
+        """Bytes that the cache of the frozen prefix takes per sample, by depth. Both entries keep the same tensors.
+
+        Raises PlanError where they do not, which would be a fault of the compiler.
+        """
+        sizes = []
+        for name in CACHED:
+            entry = next(e for e in program.entries if e.name == name)
+            points = cache_points(program, entry, self.plan.guards[name], len(self.layers))
+            sizes.append([[program.storage(n).bytes for n in point.live] for point in points])
+        if sizes[0] != sizes[1]:
+            raise PlanError("task-adaptive", "frozen prefix", sizes[0], sizes[1], "report this network")
+        return [sum(live) for live in sizes[0]]
+
+    def metadata(self, program: Program) -> dict[str, Any]:
         """The block ``adaptive`` of the library's metadata."""
         return {
             "candidates": [
@@ -68,6 +89,7 @@ class AdaptiveLibrary:
             "links": [{"needed": needed, "macs": macs} for needed, macs in self.links],
             "full_macs": self.full_macs,
             "rows": [{"name": r.name, "candidate": r.candidate, "row_bytes": r.row_bytes} for r in self.plan.rows],
+            "cache": {"slot_bytes": self.slot_bytes(program)},
             "plan_words": {"depth": 0, "selected": 1, "rows": 3, "offsets": 3 + len(self.layers)},
         }  # fmt: skip
 
@@ -116,19 +138,34 @@ def entry_body(
     tensors = [n for n in names if not _is_workspace(n)]
     index = {n: i for i, n in enumerate([*tensors, *columns])}
     lines: list[str] = []
+    points = points_of(adaptive, program, entry)
+    cuts = {point.cut for point in points}
     for i, (call, guard) in enumerate(zip(entry.calls, adaptive.plan.guards[entry.name], strict=True)):
+        if i in cuts:
+            lines += [
+                f"  if (mode == TT_STORE && cut == {i} && tt_cache_move(CACHE_ARGUMENTS, 0) != TT_OK)",
+                "    return TT_ERR_RANGE;",
+            ]
         args = [_argument(adaptive, program, entry, name, index, constant) for name in call.args]
         kernel = kernels[call.kernel]
         if kernel.runtime_rows:
             args.append(f"(int32_t)rows[{guard.rows}]")
         if kernel.workspace_bytes:
             args.append(f"base + at[{index[f'{entry.name}.call_{i}']}]")
-        lines += _guarded(call, guard, f"{kernel.name}({', '.join(args)});")
+        skipped = f"first <= {i}" if cuts and i < max(cuts) else None
+        lines += _guarded(call, guard, f"{kernel.name}({', '.join(args)});", skipped)
     return lines, _offset_table(adaptive, program, entry, tensors, columns)
 
 
-def _guarded(call: KernelCall, guard: Guard, text: str) -> Iterable[str]:
-    condition = guard_text(guard)
+def points_of(adaptive: AdaptiveLibrary, program: Program, entry: Entry) -> tuple[CachePoint, ...]:
+    """The entry's cache points by depth, none for entries that run once per sample anyway."""
+    if entry.name not in CACHED:
+        return ()
+    return cache_points(program, entry, adaptive.plan.guards[entry.name], len(adaptive.layers))
+
+
+def _guarded(call: KernelCall, guard: Guard, text: str, skipped: str | None) -> Iterable[str]:
+    condition = " && ".join(c for c in (skipped, guard_text(guard)) if c is not None) or None
     yield f"  /* {call.note} */"
     if condition is None:
         yield f"  {text}"
@@ -200,10 +237,16 @@ def adaptive_entry(
 ) -> str:
     """One entry of a task-adaptive library: the offsets of the present depth, then its calls, each behind its guard."""
     calls, table = entry_body(adaptive, program, entry, kernels, prefix)
+    points = points_of(adaptive, program, entry)
     text = "\n".join(calls)
     none = len(adaptive.layers)
+    head = (
+        f"static int run_{entry.name}(void *arena, int mode)"
+        if points
+        else f"int {prefix}_{entry.name}(void *arena)"
+    )
     lines = [
-        f"int {prefix}_{entry.name}(void *arena) {{",
+        f"{head} {{",
         "  unsigned char *const base = (unsigned char *)arena;",
         "  const uint32_t *const plan = TT_PLAN(base);",
     ]
@@ -227,7 +270,56 @@ def adaptive_entry(
         lines += [f"  if (plan[TT_PLAN_DEPTH] != {none}) /* release first */", "    return TT_ERR_STATE;"]
     if not table and "plan[" not in "".join(lines[3:]):
         lines.append("  (void)plan;")
-    return "\n".join([table, *lines, *checks, text, "  return TT_OK;", "}", ""])
+    if not points:
+        return "\n".join([table, *lines, *checks, text, "  return TT_OK;", "}", ""])
+    begin = [
+        f"  const uint32_t cut = mode == TT_PLAIN ? 0 : {entry.name}_cut[plan[TT_PLAN_DEPTH]];",
+        "  const uint32_t first = mode == TT_CACHED ? cut : 0;",
+        f"  if (mode != TT_PLAIN && plan[TT_PLAN_DEPTH] == {none}) /* nothing is selected */",
+        "    return TT_ERR_STATE;",
+        "  if (mode == TT_CACHED && tt_cache_move(CACHE_ARGUMENTS, 1) != TT_OK)",
+        "    return TT_ERR_RANGE;",
+    ]
+    modes = [
+        f"int {prefix}_{entry.name}{suffix}(void *arena) {{ return run_{entry.name}(arena, {mode}); }}"
+        for suffix, mode in (("", "TT_PLAIN"), ("_store", "TT_STORE"), ("_cached", "TT_CACHED"))
+    ]
+    define, undefine = _cache_macros(adaptive, entry)
+    cache = _cache_tables(adaptive, program, entry, points)
+    body = [*lines, *checks, *begin, text, "  return TT_OK;", "}"]
+    return "\n".join([table, cache, define, *body, undefine, "", *modes, ""])
+
+
+def _cache_macros(adaptive: AdaptiveLibrary, entry: Entry) -> tuple[str, str]:
+    """The arguments of tt_cache_move but the last, which are the same at every cache point of an entry."""
+    slot = adaptive.plan.depths[-1].fixed[SLOT_TENSOR]
+    items = f"{entry.name}_live + {entry.name}_from[plan[TT_PLAN_DEPTH]]"
+    count = f"{entry.name}_from[plan[TT_PLAN_DEPTH] + 1] - {entry.name}_from[plan[TT_PLAN_DEPTH]]"
+    text = f"#define CACHE_ARGUMENTS \\\n  &rows_table, plan, {items}, \\\n      {count}, *(const uint32_t *)(const void *)(base + {slot}), base"
+    return text, "#undef CACHE_ARGUMENTS"
+
+
+def _cache_tables(
+    adaptive: AdaptiveLibrary, program: Program, entry: Entry, points: tuple[CachePoint, ...]
+) -> str:
+    items, starts = [], [0]
+    for depth, point in enumerate(points):
+        plan = adaptive.plan.depths[depth]
+        items += [(plan.offset(entry.name, n), program.storage(n).bytes, n) for n in point.live]
+        starts.append(len(items))
+    cuts = ", ".join(str(point.cut) for point in points)
+    rows = [f"    {{{offset}, {size}}}, /* {name} */" for offset, size, name in items]
+    count = len(points)
+    return "\n".join(
+        [
+            f"/* Where {entry.name} may begin, by the earliest selected candidate, and what is alive there. */",
+            f"static const uint16_t {entry.name}_cut[{count + 1}] = {{{cuts}, 0}};",
+            f"static const uint16_t {entry.name}_from[{count + 2}] = {{{', '.join(map(str, starts))}, {starts[-1]}}};",
+            f"static const tt_cache_item {entry.name}_live[{max(1, len(items))}] = {{",
+            *(rows or ["    {0, 0},"]),
+            "};",
+        ]
+    )
 
 
 def adaptive_extras(
@@ -258,6 +350,7 @@ def _tables(adaptive: AdaptiveLibrary, prefix: str, arena: ArenaPlan) -> str:
             '#include "tt_rows.h"',
             '#include "tt_select.h"',
             "",
+            "enum { TT_PLAIN, TT_STORE, TT_CACHED };",
             f"#define TT_PLAN(base) ((uint32_t *)(void *)((base) + {arena.fixed[PLAN_TENSOR]}))",
             "",
             f"static const uint16_t candidate_channels[{count}] = {{{channels}}};",

@@ -19,6 +19,7 @@ _MATH = {
     "pow": "powf", "round": "roundf", "trunc": "truncf", "sin": "sinf", "cos": "cosf", "log1p": "log1pf", "rsqrt": "tt_rsqrtf",
     "sigmoid": "tt_sigmoidf", "nearbyint": "nearbyintf",
 }  # fmt: skip
+_REINTERPRET = {("float32", "uint32"): "tt_bits", ("uint32", "float32"): "tt_float"}
 _C_TYPES = {
     "float32": "float", "float64": "double", "int32": "int32_t", "int64": "int64_t", "int8": "int8_t", "uint8": "uint8_t",
     "uint32": "uint32_t", "uint64": "uint64_t", "uint16": "uint16_t", "int16": "int16_t", "bool": "int32_t",
@@ -109,6 +110,8 @@ class ExprPrinter:
             return f"({self(e.args[0])} {infix[op]} {self(e.args[1])})"
         if op == "bitwise_not":
             return f"(~{self(e.args[0])})"
+        if op == "reinterpret":
+            return self._reinterpret(e)
         if op in ("likely",):
             return self(e.args[0])
         raise KernelError(
@@ -116,5 +119,18 @@ class ExprPrinter:
             f"kernel {self.kernel}",
             f"intrinsic {op}",
             ", ".join(sorted(_MATH)),
+            "report this kernel",
+        )
+
+    def _reinterpret(self, e: Any) -> str:
+        """The bits of a value under another type of the same width."""
+        pair = (dtype_of(e.args[0]), dtype_of(e))
+        if pair in _REINTERPRET:
+            return f"{_REINTERPRET[pair]}({self(e.args[0])})"
+        raise KernelError(
+            "emit C",
+            f"kernel {self.kernel}",
+            f"reinterpret {pair[0]} as {pair[1]}",
+            "float32 and uint32",
             "report this kernel",
         )

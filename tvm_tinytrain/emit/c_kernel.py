@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm import tirx
+from tvm.sym import Analyzer
 
 from tvm_tinytrain.emit.c_expr import ExprPrinter, c_type, dtype_of
 from tvm_tinytrain.errors import KernelError
@@ -20,6 +22,8 @@ from tvm_tinytrain.errors import KernelError
 MAX_STACK_ARRAY = 64
 """Bytes of the largest array that may stand on a kernel's stack."""
 WORKSPACE_ALIGN = 8
+SHORTEST_MOVE = 4
+"""Elements from which on a loop that copies or clears becomes a call of a helper."""
 ROWS_LOOP = "tt.rows"
 """Annotation of a loop that ends at the argument ``rows`` (see schedules.runtime_rows)."""
 
@@ -139,8 +143,6 @@ class _KernelPrinter:
             else:
                 touched.setdefault(buffer, set()).add(int(indices[0].value))
 
-        import tvm_ffi
-
         tvm_ffi.structural_walk(
             self.func.body,
             [
@@ -194,6 +196,10 @@ class _KernelPrinter:
             )
 
     def _loop(self, s: Any, depth: int) -> None:
+        moved = self._block_move(s)
+        if moved is not None:
+            self._out(depth, moved)
+            return
         name = self._fresh(s.loop_var.name)
         self.names[s.loop_var] = name
         start = self.expr(s.min)
@@ -205,6 +211,38 @@ class _KernelPrinter:
         self._stmt(s.body, depth + 1)
         self._out(depth, "}")
         self.used.discard(name)
+
+    def _block_move(self, s: Any) -> str | None:
+        """A call of tt_copy or tt_zero for a loop that does nothing but that to neighbouring elements, else None."""
+        store = s.body
+        if not isinstance(store, tirx.BufferStore) or not _constant_trips(s) or s.annotations:
+            return None
+        if store.buffer in self.scalars or dtype_of(store.buffer) != "float32":
+            return None
+        target = _first_of_run(store.indices, s.loop_var)
+        if target is None:
+            return None
+        count = int(s.extent)
+        if isinstance(store.value, tirx.FloatImm) and float(store.value.value) == 0.0:
+            self.written.add(self.buffers[store.buffer])
+            return f"tt_zero({self._place(store.buffer, target)}, {count});"
+        load = store.value
+        if (
+            not isinstance(load, tvm.ir.TensorLoad)
+            or load.source in self.scalars
+            or load.source.same_as(store.buffer)
+        ):
+            return None
+        source = _first_of_run(load.indices, s.loop_var)
+        if source is None:
+            return None
+        self.written.add(self.buffers[store.buffer])
+        return f"tt_copy({self._place(store.buffer, target)}, {self._place(load.source, source)}, {count});"
+
+    def _place(self, buffer: Any, index: Any) -> str:
+        """The address of an element."""
+        text = _bare(self.expr(index))
+        return self.buffers[buffer] if text == "0" else f"{self.buffers[buffer]} + {text}"
 
     def _allocate(self, buffer: Any, depth: int) -> None:
         dtype, size = dtype_of(buffer), _size(buffer)
@@ -270,6 +308,37 @@ _RESERVED = frozenset(
         "jn",
     ]
 )
+
+
+def _constant_trips(loop: tirx.For) -> bool:
+    """Whether a loop has a fixed number of iterations, worth a call."""
+    fixed = isinstance(loop.min, tirx.IntImm) and isinstance(loop.extent, tirx.IntImm) and loop.step is None
+    return (
+        fixed
+        and loop.kind == tirx.ForKind.SERIAL
+        and int(loop.min) == 0
+        and int(loop.extent) >= SHORTEST_MOVE
+    )
+
+
+def _first_of_run(indices: Any, variable: Any) -> Any:
+    """The index at which a run of neighbouring elements begins as ``variable`` counts from zero; None if it is no such run."""
+    if len(indices) != 1:
+        return None
+    first, second = (
+        tvm_ffi.structural_map(indices[0], [(tvm.ir.Var, lambda v: _int(k, v) if v.same_as(variable) else v)])
+        for k in (0, 1)
+    )
+    analyzer = Analyzer()
+    if not analyzer.can_prove_equal(second - first, 1) or not analyzer.can_prove_equal(
+        indices[0], first + variable
+    ):
+        return None
+    return analyzer.simplify(first)
+
+
+def _int(value: int, like: Any) -> Any:
+    return tirx.IntImm(like.ty.dtype, value)
 
 
 def _size(buffer: Any) -> int:

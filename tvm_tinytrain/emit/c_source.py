@@ -160,6 +160,10 @@ def _public_header(library: Library) -> str:
         "select": "Chooses layers and channels by the Fisher potentials within the budgets, and installs them.",
         "install": "Installs the channels whose bits are set in the tensor request.",
         "release": "Forgets what was trained: nothing is selected.",
+        "predict_store": "As predict; keeps the frozen prefix's result in the cache slot that the tensor slot names.",
+        "predict_cached": "As predict from that slot: needs no input.",
+        "accumulate_store": "As accumulate; keeps the frozen prefix's result in a cache slot.",
+        "accumulate_cached": "As accumulate from that slot: needs the label only.",
     }
     for entry in library.entry_names():
         lines += [

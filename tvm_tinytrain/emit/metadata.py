@@ -55,7 +55,7 @@ def make_metadata(
         for u in plan.layers
         if u.weight
     )  # fmt: skip
-    block = {} if library.adaptive is None else {"adaptive": library.adaptive.metadata()}
+    block = {} if library.adaptive is None else {"adaptive": library.adaptive.metadata(library.program)}
     return {
         **block,
         "format": FORMAT,
