@@ -224,9 +224,14 @@ def _check(thing: str, value: int, low: int, high: int) -> None:
 
 
 def _candidate(entry: Mapping[str, Any]) -> TableCandidate:
-    names = ("layer", "channels", "weights", "forward_macs", "channel_bytes", "channel_macs")
     return TableCandidate(
-        *(operator.index(entry[name]) for name in names), bias=bool(entry.get("bias", True))
+        layer=operator.index(entry["layer"]),
+        channels=operator.index(entry["channels"]),
+        weights=operator.index(entry["weights"]),
+        forward_macs=operator.index(entry["forward_macs"]),
+        channel_bytes=operator.index(entry["channel_bytes"]),
+        channel_macs=operator.index(entry["channel_macs"]),
+        bias=bool(entry.get("bias", True)),
     )
 
 
