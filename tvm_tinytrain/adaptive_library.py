@@ -15,6 +15,7 @@ from tvm_tinytrain.emit.c_adaptive import (
     OPTIONS_TENSOR,
     PLAN_TENSOR,
     REQUEST_TENSOR,
+    SLOT_TENSOR,
     AdaptiveLibrary,
 )
 from tvm_tinytrain.emit.c_kernel import CKernel
@@ -80,9 +81,10 @@ def make_adaptive(
     scratch = select_scratch_bytes(len(candidates), total)
     tensors = sum(1 for _ in rows)
     own = (
-        Storage(PLAN_TENSOR, (3 + len(candidates) + tensors,), "int32", "plan"),
+        Storage(PLAN_TENSOR, (4 + len(candidates) + tensors,), "int32", "plan"),
         Storage(REQUEST_TENSOR, ((total + 7) // 8,), "uint8", "plan"),
         Storage(OPTIONS_TENSOR, (OPTION_WORDS,), "int32", "plan"),
+        Storage(SLOT_TENSOR, (1,), "int32", "plan"),
     )
     program = replace(program, storages=(*program.storages, *own))
     workspaces = {k: c.workspace_bytes for k, c in kernels.items()}
@@ -102,6 +104,7 @@ def make_adaptive(
         PLAN_TENSOR: np.zeros(own[0].shape, np.int32),
         REQUEST_TENSOR: np.zeros(own[1].shape, np.uint8),
         OPTIONS_TENSOR: _options(update, config, full_macs, limit),
+        SLOT_TENSOR: np.zeros(1, np.int32),
     }
     return library, program, values
 

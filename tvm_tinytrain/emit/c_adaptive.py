@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tvm_tinytrain.emit.c_cache import cache_macros, cache_tables
 from tvm_tinytrain.emit.c_kernel import CKernel
 from tvm_tinytrain.errors import PlanError
 from tvm_tinytrain.passes.adaptive import ALWAYS, AdaptivePlan, Guard
@@ -23,7 +24,7 @@ SLOT_TENSOR = "slot"
 OPTION_WORDS = 8
 """memory bytes, MACs (low, high word), criterion, ratio (numerator << 16 | denominator), overflow, seed (low, high word)."""
 CACHED = ("predict", "accumulate")
-"""Entries that can keep and reuse the frozen prefix's result."""
+"""Entries that can reuse the frozen prefix."""
 EXTRA_ENTRIES = (
     "fisher_begin", "select", "install", "release", *(f"{e}_{m}" for e in ("predict", "accumulate") for m in ("store", "cached")),
 )  # fmt: skip
@@ -284,42 +285,10 @@ def adaptive_entry(
         f"int {prefix}_{entry.name}{suffix}(void *arena) {{ return run_{entry.name}(arena, {mode}); }}"
         for suffix, mode in (("", "TT_PLAIN"), ("_store", "TT_STORE"), ("_cached", "TT_CACHED"))
     ]
-    define, undefine = _cache_macros(adaptive, entry)
-    cache = _cache_tables(adaptive, program, entry, points)
+    define, undefine = cache_macros(adaptive.plan.depths[-1].fixed[SLOT_TENSOR], entry)
+    cache = cache_tables(adaptive.plan.depths, program, entry, points)
     body = [*lines, *checks, *begin, text, "  return TT_OK;", "}"]
     return "\n".join([table, cache, define, *body, undefine, "", *modes, ""])
-
-
-def _cache_macros(adaptive: AdaptiveLibrary, entry: Entry) -> tuple[str, str]:
-    """The arguments of tt_cache_move but the last, which are the same at every cache point of an entry."""
-    slot = adaptive.plan.depths[-1].fixed[SLOT_TENSOR]
-    items = f"{entry.name}_live + {entry.name}_from[plan[TT_PLAN_DEPTH]]"
-    count = f"{entry.name}_from[plan[TT_PLAN_DEPTH] + 1] - {entry.name}_from[plan[TT_PLAN_DEPTH]]"
-    text = f"#define CACHE_ARGUMENTS \\\n  &rows_table, plan, {items}, \\\n      {count}, *(const uint32_t *)(const void *)(base + {slot}), base"
-    return text, "#undef CACHE_ARGUMENTS"
-
-
-def _cache_tables(
-    adaptive: AdaptiveLibrary, program: Program, entry: Entry, points: tuple[CachePoint, ...]
-) -> str:
-    items, starts = [], [0]
-    for depth, point in enumerate(points):
-        plan = adaptive.plan.depths[depth]
-        items += [(plan.offset(entry.name, n), program.storage(n).bytes, n) for n in point.live]
-        starts.append(len(items))
-    cuts = ", ".join(str(point.cut) for point in points)
-    rows = [f"    {{{offset}, {size}}}, /* {name} */" for offset, size, name in items]
-    count = len(points)
-    return "\n".join(
-        [
-            f"/* Where {entry.name} may begin, by the earliest selected candidate, and what is alive there. */",
-            f"static const uint16_t {entry.name}_cut[{count + 1}] = {{{cuts}, 0}};",
-            f"static const uint16_t {entry.name}_from[{count + 2}] = {{{', '.join(map(str, starts))}, {starts[-1]}}};",
-            f"static const tt_cache_item {entry.name}_live[{max(1, len(items))}] = {{",
-            *(rows or ["    {0, 0},"]),
-            "};",
-        ]
-    )
 
 
 def adaptive_extras(

@@ -12,7 +12,7 @@ static uint32_t count_bits(const uint8_t *bitmap, uint32_t first, uint32_t bits)
 }
 
 uint32_t tt_rows_plan_words(const tt_rows_table *table) {
-  return TT_PLAN_ROWS + table->num_candidates + table->num_tensors;
+  return TT_PLAN_ROWS + table->num_candidates + table->num_tensors + 1;
 }
 
 void tt_rows_clear(const tt_rows_table *table, uint32_t *plan) {
@@ -83,6 +83,32 @@ int tt_rows_install(const tt_rows_table *table, uint32_t *plan, const uint8_t *b
     offsets[t] = offset;
     fill(tensor, table->channels[tensor->candidate], first, bitmap, arena + offset);
     offset += rows[tensor->candidate] * tensor->row_bytes;
+  }
+  offsets[table->num_tensors] = (offset + 7) / 8 * 8;
+  return TT_OK;
+}
+
+uint32_t tt_cache_slots(const tt_rows_table *table, const uint32_t *plan, uint32_t slot_bytes) {
+  const uint32_t end = plan[tt_rows_plan_words(table) - 1];
+  if (plan[TT_PLAN_DEPTH] == table->num_candidates || slot_bytes == 0 || end >= table->arena_bytes)
+    return 0;
+  return (table->arena_bytes - end) / slot_bytes;
+}
+
+int tt_cache_move(const tt_rows_table *table, const uint32_t *plan, const tt_cache_item *items,
+                  uint32_t count, uint32_t slot, unsigned char *arena, int load) {
+  uint32_t bytes = 0;
+  for (uint32_t i = 0; i < count; ++i)
+    bytes += items[i].bytes;
+  if (slot >= tt_cache_slots(table, plan, bytes))
+    return TT_ERR_RANGE;
+  unsigned char *place = arena + plan[tt_rows_plan_words(table) - 1] + slot * bytes;
+  for (uint32_t i = 0; i < count; ++i) {
+    if (load)
+      memcpy(arena + items[i].offset, place, items[i].bytes);
+    else
+      memcpy(place, arena + items[i].offset, items[i].bytes);
+    place += items[i].bytes;
   }
   return TT_OK;
 }

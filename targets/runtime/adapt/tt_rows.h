@@ -2,9 +2,12 @@
  * where their rows lie.
  *
  * The plan stands in the arena as words, so that a host can read it as a tensor:
- *   word 0            depth: position of the earliest selected candidate, num_candidates if nothing
- * is selected words 1, 2        bit mask of the selected candidates, low word first then trained
- * channels of each candidate then              offset in the arena of each row tensor, in bytes
+ *
+ *   word 0       depth: position of the earliest selected candidate; num_candidates if none is
+ *   words 1, 2   bit mask of the selected candidates, low word first
+ *   then         trained channels of each candidate
+ *   then         offset in the arena of each row tensor, in bytes
+ *   last word    where the rows end; the bytes behind are a cache of the frozen prefix
  */
 #ifndef TT_ROWS_H
 #define TT_ROWS_H
@@ -50,5 +53,19 @@ void tt_rows_clear(const tt_rows_table *table, uint32_t *plan);
  * if no channel is selected. */
 int tt_rows_install(const tt_rows_table *table, uint32_t *plan, const uint8_t *bitmap,
                     unsigned char *arena);
+
+/* A tensor that is alive where an entry can be cut. */
+typedef struct {
+  uint32_t offset;
+  uint32_t bytes;
+} tt_cache_item;
+
+/* Cache slots, of `slot_bytes` each, that the arena has room for behind the trained rows. */
+uint32_t tt_cache_slots(const tt_rows_table *table, const uint32_t *plan, uint32_t slot_bytes);
+
+/* Copies the items of one sample into cache slot `slot` (load == 0) or back out of it. Returns
+ * TT_ERR_RANGE, and copies nothing, where there is no such slot. */
+int tt_cache_move(const tt_rows_table *table, const uint32_t *plan, const tt_cache_item *items,
+                  uint32_t count, uint32_t slot, unsigned char *arena, int load);
 
 #endif /* TT_ROWS_H */

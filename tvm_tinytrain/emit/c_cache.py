@@ -1,0 +1,42 @@
+"""The C of the frozen prefix's cache: where an entry can be cut, and what has to be kept there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tvm_tinytrain.passes.frozen_prefix import CachePoint
+from tvm_tinytrain.passes.plan_memory import ArenaPlan
+from tvm_tinytrain.passes.program import Entry, Program
+
+
+def cache_macros(slot: int, entry: Entry) -> tuple[str, str]:
+    """Definition and end of the arguments of tt_cache_move but the last, which are the same at every cache point of an entry."""
+    items = f"{entry.name}_live + {entry.name}_from[plan[TT_PLAN_DEPTH]]"
+    count = f"{entry.name}_from[plan[TT_PLAN_DEPTH] + 1] - {entry.name}_from[plan[TT_PLAN_DEPTH]]"
+    lines = ["#define CACHE_ARGUMENTS \\", f"  &rows_table, plan, {items}, \\", f"      {count}, \\"]
+    text = "\n".join([*lines, f"      *(const uint32_t *)(const void *)(base + {slot}), base"])
+    return text, "#undef CACHE_ARGUMENTS"
+
+
+def cache_tables(
+    depths: Sequence[ArenaPlan], program: Program, entry: Entry, points: tuple[CachePoint, ...]
+) -> str:
+    """For each depth where the entry may be cut, and the places and sizes of what is alive there."""
+    items, starts = [], [0]
+    for depth, point in enumerate(points):
+        plan = depths[depth]
+        items += [(plan.offset(entry.name, n), program.storage(n).bytes, n) for n in point.live]
+        starts.append(len(items))
+    cuts = ", ".join(str(point.cut) for point in points)
+    rows = [f"    {{{offset}, {size}}}, /* {name} */" for offset, size, name in items]
+    count = len(points)
+    return "\n".join(
+        [
+            f"/* Where {entry.name} may begin, by the earliest selected candidate, and what is alive there. */",
+            f"static const uint16_t {entry.name}_cut[{count + 1}] = {{{cuts}, 0}};",
+            f"static const uint16_t {entry.name}_from[{count + 2}] = {{{', '.join(map(str, starts))}, {starts[-1]}}};",
+            f"static const tt_cache_item {entry.name}_live[{max(1, len(items))}] = {{",
+            *(rows or ["    {0, 0},"]),
+            "};",
+        ]
+    )
