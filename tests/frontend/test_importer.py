@@ -35,25 +35,24 @@ def check(mod: tvm.IRModule, model: nn.Module, names: set[str]) -> None:
 
 
 NAMES = {"v0_weight", "v0_bias", "v3_weight", "v3_bias"}
-TORCH_NAMES = {"0_weight", "0_bias", "3_weight", "3_bias"}
 
 
 def test_module_keeps_its_mode() -> None:
     model = network().train()
     mod = import_model(model, example_inputs=(X,))
     assert model.training
-    check(mod, model, TORCH_NAMES)
+    check(mod, model, NAMES)
 
 
 def test_exported_program() -> None:
     model = network()
-    check(import_model(export_program(model, SHAPE)), model, TORCH_NAMES)
+    check(import_model(export_program(model, SHAPE)), model, NAMES)
 
 
 def test_pt2_path(tmp_path: Path) -> None:
     model, path = network(), tmp_path / "model.pt2"
     torch.export.save(export_program(model, SHAPE), path)
-    check(import_model(path), model, TORCH_NAMES)
+    check(import_model(path), model, NAMES)
 
 
 def test_relay_path_takes_the_parameter_file_beside_it(tmp_path: Path) -> None:

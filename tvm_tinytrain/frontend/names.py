@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tvm_tinytrain.frontend.relax import clean_name
+import re
 
 
 class NameSupply:
@@ -22,3 +22,8 @@ class NameSupply:
             candidate = f"{base}_{count}"
         self._taken.add(candidate)
         return candidate
+
+
+def clean_name(name: str) -> str:
+    """The letters, digits and underscores of a C identifier: ``p_features.0.weight`` → ``features_0_weight``."""
+    return re.sub(r"\W", "_", name.removeprefix("p_"))

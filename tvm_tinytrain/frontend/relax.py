@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import tvm
 from tvm import relax
 
 from tvm_tinytrain.errors import DTypeError, ImportModelError, ShapeError
+from tvm_tinytrain.frontend.names import NameSupply
 from tvm_tinytrain.passes.rewriting import bindings, rebuild, substitute
 from tvm_tinytrain.passes.state import with_values
 
@@ -33,9 +33,10 @@ def from_relax(mod: tvm.IRModule, params: Mapping[str, Any] | None = None) -> tv
     given: dict[str, Any] = {str(k): v for k, v in (params or {}).items()}
     if main.attrs is not None and "params" in main.attrs:
         given |= {p.name: v for p, v in zip(main.params[num_input:], main.attrs["params"], strict=True)}
-    values, renamed, env = {}, [], {}
+    values, renamed, env, supply = {}, [], {}, NameSupply()
+    inputs = [supply.unique(var.name) for var in main.params[:num_input]]
     for index, var in enumerate(main.params):
-        name = clean_name(var.name) if index >= num_input else var.name
+        name = supply.unique(var.name) if index >= num_input else inputs[index]
         new = relax.Var(name, var.ty)
         env[var] = new
         renamed.append(new)
@@ -50,12 +51,7 @@ def from_relax(mod: tvm.IRModule, params: Mapping[str, Any] | None = None) -> tv
                 "pass params={name: array}",
             )
         values[name] = to_numpy(given[var.name])
-    return _lift_constants(mod, renamed, env, values, num_input)
-
-
-def clean_name(name: str) -> str:
-    """A C identifier for a parameter: ``p_features_0_weight`` → ``features_0_weight``."""
-    return re.sub(r"\W", "_", name.removeprefix("p_"))
+    return _lift_constants(mod, renamed, env, values, num_input, supply)
 
 
 def to_numpy(value: Any) -> np.ndarray:
@@ -70,6 +66,7 @@ def _lift_constants(
     env: dict[relax.Var, relax.Expr],
     values: dict[str, np.ndarray],
     num_input: int,
+    names: NameSupply,
 ) -> tvm.IRModule:
     lifted: list[relax.Var] = []
 
@@ -79,7 +76,7 @@ def _lift_constants(
             and isinstance(expr.ty, relax.TensorType)
             and expr.value.ndim > 0
         ):
-            name = f"const_{len(lifted)}"
+            name = names.unique(f"const_{len(lifted)}")
             lifted.append(relax.Var(name, expr.ty))
             values[name] = to_numpy(expr.value)
             return lifted[-1]
