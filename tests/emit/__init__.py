@@ -1,0 +1,1 @@
+"""Emitted C: its text, what compilers and sanitizers say of it, and what it computes."""

@@ -1,0 +1,118 @@
+"""What compilers and binary utilities say of the emitted sources, alone in their folder."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.emit.libraries import M7, STRICT, compile_objects, library, m7_flags
+from tvm_tinytrain.build import TrainModule
+from tvm_tinytrain.config import Adam
+from tvm_tinytrain.emit.c_kernel import MAX_STACK_ARRAY
+from tvm_tinytrain.plan import UpdatePlan
+
+MAX_STACK_BYTES = 512
+OPTIONS: dict[str, dict[str, Any]] = {
+    "sgd": {},
+    "adam accumulated": {"optimizer": Adam(), "accumulate": True, "name": "Big_2"},
+    "partly": {"update": UpdatePlan.from_channels({0: (0,), 1: (1,), 3: (0, 2)})},
+}
+M7_COMPILER = pytest.mark.needs("arm-none-eabi-gcc")
+FROM_LIBC = {"memcpy", "memset", "expf", "logf", "sqrtf", "fminf", "fmaxf"}
+
+
+@pytest.fixture(params=OPTIONS)
+def module(request: pytest.FixtureRequest) -> TrainModule:
+    return library(**OPTIONS[request.param])
+
+
+@pytest.mark.host_compiler
+def test_host_compiler_has_nothing_to_say(module: TrainModule, tmp_path: Path) -> None:
+    compile_objects(module, tmp_path, "gcc", ["-O2", "-Wconversion", "-Wno-sign-conversion", "-Wshadow"])
+
+
+@M7_COMPILER
+def test_m7_compiler_has_nothing_to_say_and_state_lies_in_the_arena(
+    module: TrainModule, tmp_path: Path
+) -> None:
+    objects = compile_objects(module, tmp_path, "arm-none-eabi-gcc", [*m7_flags(), "-fstack-usage"])
+    for function, size in stack_bytes(tmp_path).items():
+        assert size < MAX_STACK_BYTES, f"{function} uses {size} bytes of stack"
+    symbols = [line for path in objects for line in run("arm-none-eabi-nm", str(path)).splitlines()]
+    kinds = {line.split()[-1]: line.split()[-2] for line in symbols}
+    assert not {name: kind for name, kind in kinds.items() if kind in "DdBbCc"}, "writable data"
+    defined = {name for name, kind in kinds.items() if kind in "TtRrVv"}
+    assert {line.split()[-1] for line in symbols if line.split()[-2] == "U"} - defined <= FROM_LIBC
+
+
+@pytest.mark.host_compiler
+def test_header_is_also_cxx(module: TrainModule, tmp_path: Path) -> None:
+    module.write(tmp_path)
+    header = f"tt_{module.name}.h"
+    user = f'#include "{header}"\nint main() {{ return static_cast<int>(tt_{module.name}_library.num_entries); }}\n'
+    (tmp_path / "user.cc").write_text(user)
+    command = ["g++", "-std=c++11", "-Wall", "-Wextra", "-Werror", "-pedantic", "-c", "user.cc"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+
+
+@pytest.mark.host_compiler
+def test_header_stands_alone(module: TrainModule, tmp_path: Path) -> None:
+    module.write(tmp_path)
+    name = f"tt_{module.name}"
+    (tmp_path / "user.c").write_text(
+        f'#include "{name}.h"\n#include "{name}.h"\nint bytes = {name.upper()}_ARENA_BYTES;\n'
+    )
+    subprocess.run(["gcc", *STRICT, "-c", "user.c"], cwd=tmp_path, check=True)
+
+
+def test_text(module: TrainModule) -> None:
+    sources = {
+        name: content.decode() for name, content in module.files.items() if name.endswith((".c", ".h"))
+    }
+    included = {line for text in sources.values() for line in re.findall(r"#include\s+(\S+)", text)}
+    own = {f'"{name}"' for name in sources}
+    assert included <= own | {"<stddef.h>", "<stdint.h>", "<string.h>", "<math.h>"}
+    everything = "\n".join(sources.values())
+    assert not re.search(r"\b(malloc|calloc|realloc|free|alloca|goto|setjmp)\b", everything)
+    assert not re.search(r"tvm/|TVM[A-Z]|dlpack|DLTensor", everything)
+    assert not re.search(r"^static (?!const|inline|int init_all)", everything, re.MULTILINE)
+
+
+def test_no_large_array_on_the_stack(module: TrainModule) -> None:
+    kernels = module.files[f"tt_{module.name}_kernels.c"].decode()
+    sizes = {"float": 4, "int32_t": 4, "uint8_t": 1, "int8_t": 1, "double": 8, "int64_t": 8}
+    for ctype, name, count in re.findall(r"^ +(\w+) (\w+)\[(\d+)\];", kernels, re.MULTILINE):
+        assert sizes[ctype] * int(count) <= MAX_STACK_ARRAY, name
+    assert not re.search(r"^ +\w+ \w+\[[^\]0-9]", kernels, re.MULTILINE), "an array of variable size"
+
+
+def test_kernels_call_no_kernels_and_every_kernel_is_called(module: TrainModule) -> None:
+    prefix = f"tt_{module.name}_"
+    kernels = module.files[f"{prefix}kernels.c"].decode()
+    entries = module.files[f"tt_{module.name}.c"].decode()
+    names = set(re.findall(rf"^void ({prefix}\w+)\(", kernels, re.MULTILINE))
+    for name in names:
+        assert len(re.findall(rf"\b{name}\(", kernels)) == 1, f"{name} is called by a kernel"
+        assert re.search(rf"^  {name}\(", entries, re.MULTILINE), f"{name} is not called"
+
+
+def test_same_c_for_every_target_of_one_kind() -> None:
+    """What depends on the core are schedules, not the contract: header and tables' names agree."""
+    assert library("host").metadata["entries"] == library(M7).metadata["entries"]
+    names = [[t["name"] for t in library(t).metadata["tensors"]] for t in ("host", M7)]
+    assert names[0] == names[1]
+
+
+def run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def stack_bytes(folder: Path) -> dict[str, int]:
+    """Bytes of stack by function, as GCC's -fstack-usage writes them beside the objects."""
+    rows = [line.split("\t") for path in folder.glob("*.su") for line in path.read_text().splitlines()]
+    assert rows
+    return {row[0].rsplit(":", 1)[-1]: int(row[1]) for row in rows}
