@@ -3,6 +3,7 @@
 if __name__ == "schedules":
     raise ImportError("import tvm_tinytrain.schedules instead of schedules: two copies of a module differ")
 
+from tvm_tinytrain.schedules.elementwise import elementwise
 from tvm_tinytrain.schedules.fallback import fallback
 from tvm_tinytrain.schedules.gemm import gemm
 from tvm_tinytrain.schedules.runtime_rows import runtime_rows
@@ -11,7 +12,7 @@ from tvm_tinytrain.schedules.streamed import streamed
 from tvm_tinytrain.schedules.sums import sums
 from tvm_tinytrain.schedules.windows import window_weights, windows
 
-RULES: tuple[Rule, ...] = (streamed, runtime_rows, gemm, windows, window_weights, sums, fallback)
+RULES: tuple[Rule, ...] = (streamed, runtime_rows, gemm, windows, window_weights, sums, elementwise, fallback)
 """All rules in the order in which they are asked."""
 
 __all__ = ["RULES", "Rule", "ScheduleKernels"]

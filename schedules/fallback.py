@@ -7,6 +7,7 @@ from tvm import tirx
 from tvm.s_tir import Schedule, ScheduleError
 
 from tvm_tinytrain.schedules.blocks import block_names, kind_of
+from tvm_tinytrain.schedules.elementwise import widen
 
 
 def fallback(func: tirx.PrimFunc, target: tvm.target.Target) -> Schedule | None:
@@ -19,4 +20,5 @@ def fallback(func: tirx.PrimFunc, target: tvm.target.Target) -> Schedule | None:
             schedule.compute_inline(schedule.get_sblock(name))
         except ScheduleError:  # a reduction, an output, or a producer that is read in two ways: it stays
             continue
+    widen(schedule)
     return schedule

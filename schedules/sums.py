@@ -1,4 +1,4 @@
-"""Any other kernel of ours that sums in one block and uses the sums in a second one: the sum of each result is a local variable."""
+"""Any other kernel of ours that sums in one block and uses the sums in a second one: sums are local variables, a few at a time."""
 
 from __future__ import annotations
 
@@ -6,23 +6,33 @@ import tvm
 from tvm import tirx
 from tvm.s_tir import Schedule, ScheduleError
 
-from tvm_tinytrain.schedules.blocks import block_names, kind_of, sum_in_registers, tile
+from tvm_tinytrain.schedules.blocks import block_names, extents, kind_of, sum_in_registers, tile
+
+RESULTS = 4
+"""Results whose sums run side by side, so that no addition waits for the one before it."""
+STEPS = 4
+"""Terms of each sum in the loop's body, where the sum is long enough."""
+LONG = 16
 
 
 def sums(func: tirx.PrimFunc, target: tvm.target.Target) -> Schedule | None:
-    """Moves the sum to where it is used; one result at a time."""
+    """Moves the sum to where it is used."""
     kind = kind_of(func)
     schedule = Schedule(func)
     names = block_names(schedule)
     if kind is None or len(names) != 2 or names[0] != kind:
         return None
     main, consumer = (schedule.get_sblock(name) for name in names)
-    rank = len(schedule.get_loops(consumer))
-    if rank == 0:
+    sizes = extents(schedule, schedule.get_loops(consumer))
+    steps = extents(schedule, schedule.get_loops(main))[len(sizes) :]
+    if not sizes or not steps:
         return None
     try:
-        outer, _ = tile(schedule, consumer, [1] * rank)
-        sum_in_registers(schedule, main, outer[-1], tile_loops=rank)
+        outer, inner = tile(schedule, consumer, [*[1] * (len(sizes) - 1), min(RESULTS, sizes[-1])])
+        unrolled = [STEPS] if steps[-1] >= LONG else []
+        sum_in_registers(schedule, main, outer[-1], tile_loops=len(sizes), unrolled_sums=unrolled)
     except ScheduleError:  # the first block is no sum, or the second one needs more of it than one element
         return None
+    for loop in inner:
+        schedule.unroll(loop)
     return schedule

@@ -7,7 +7,9 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from tvm_tinytrain.passes.kernels.builder import Arg, all_of, axes, f32, loops, make_kernel
+from tvm_tinytrain.passes.kernels.builder import Arg, axes, loops, make_kernel
+from tvm_tinytrain.passes.kernels.elementwise import strictly_inside
+from tvm_tinytrain.passes.kernels.windows import only_if
 
 
 def mask_bytes(size: int) -> int:
@@ -19,20 +21,17 @@ def pack_mask(size: int, low: float | None, high: float | None) -> tirx.PrimFunc
     """Bit i & 7 of mask[i >> 3] is low < y[i] < high; bits beyond the end are zero. Arguments: y[size] float32, mask uint8."""
     spec = {"size": size, "low": low, "high": high}
 
-    def bit(y: Any, index: Any, place: int, last: bool) -> Any:
-        inside = all_of(
-            True if low is None else y[index] > f32(low), True if high is None else y[index] < f32(high)
-        )
-        value = tirx.Select(inside, tirx.const(1 << place, "int32"), tirx.const(0, "int32"))
-        return tirx.if_then_else(index < size, value, tirx.const(0, "int32")) if last else value
-
     def body(y: Any, mask: Any) -> None:
+        bits = T.sblock_alloc_buffer((1,), "int32", scope="local")
         with loops("i", mask_bytes(size)) as found, T.sblock("pack_mask"):
             (i,) = axes("S", found)
-            total = bit(y, i * 8, 0, False)
-            for place in range(1, 8):
-                total = total + bit(y, i * 8 + place, place, size % 8 != 0)
-            T.buffer_store(mask, total.astype("uint8"), [i])
+            T.buffer_store(bits, 0, [0])
+            for place in range(8):
+                index = i * 8 + place
+                inside = strictly_inside(y[index], low, high)
+                with only_if(True if place == 0 or size % 8 == 0 else index < size):
+                    T.buffer_store(bits, tirx.Select(inside, bits[0] | (1 << place), bits[0]), [0])
+            T.buffer_store(mask, bits[0].astype("uint8"), [i])
 
     args = [Arg("y", (size,)), Arg("mask", (mask_bytes(size),), "uint8", role="out")]
     return make_kernel("pack_mask", spec, args, body, macs=0)
@@ -44,9 +43,9 @@ def clip_grad_mask(size: int) -> tirx.PrimFunc:
     def body(mask: Any, dy: Any, dx: Any) -> None:
         with loops("i", size) as found, T.sblock("clip_grad_mask"):
             (i,) = axes("S", found)
-            byte = mask[i >> 3].astype("int32")
-            kept = ((byte >> (i & 7)) & 1) != 0
-            T.buffer_store(dx, tirx.Select(kept, dy[i], f32(0.0)), [i])
+            kept = (mask[i // 8].astype("uint32") >> (i % 8).astype("uint32")) & tirx.const(1, "uint32")
+            all_or_none = tirx.const(0, "uint32") - kept
+            T.buffer_store(dx, tirx.reinterpret("float32", tirx.reinterpret("uint32", dy[i]) & all_or_none), [i])
 
     args = [Arg("mask", (mask_bytes(size),), "uint8"), Arg("dy", (size,)), Arg("dx", (size,), role="out")]
     return make_kernel("clip_grad_mask", {"size": size}, args, body, macs=0)

@@ -19,7 +19,7 @@ _MATH = {
     "pow": "powf", "round": "roundf", "trunc": "truncf", "sin": "sinf", "cos": "cosf", "log1p": "log1pf", "rsqrt": "tt_rsqrtf",
     "sigmoid": "tt_sigmoidf", "nearbyint": "nearbyintf",
 }  # fmt: skip
-_REINTERPRET = {("float32", "uint32"): "tt_bits", ("uint32", "float32"): "tt_float"}
+_REINTERPRET = {("float32", "uint32"): "tt_bits", ("float32", "int32"): "(int32_t)tt_bits", ("uint32", "float32"): "tt_float"}
 _C_TYPES = {
     "float32": "float", "float64": "double", "int32": "int32_t", "int64": "int64_t", "int8": "int8_t", "uint8": "uint8_t",
     "uint32": "uint32_t", "uint64": "uint64_t", "uint16": "uint16_t", "int16": "int16_t", "bool": "int32_t",
