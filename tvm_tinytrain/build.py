@@ -177,8 +177,9 @@ def build(
         tuple(also_train),
     )
     imported = import_model(mod, example_inputs=example_inputs, params=params)
-    compiled = _compile(imported, config, resolved_target, instruments or Instruments())
-    library, macs = _library(compiled, config, resolved_target)
+    watched = instruments or Instruments()
+    compiled = _compile(imported, config, resolved_target, watched)
+    library, macs = _library(compiled, config, resolved_target, watched.count_macs)
     layers = get_layers(compiled.module)
     metadata = make_metadata(
         library, resolved_target, compiled.plan, layers, _options(config, resolved_target), macs
@@ -223,10 +224,12 @@ def _options(config: TrainConfig, target: Target) -> dict[str, Any]:
     return {"target": str(target), **describe_options(config)}
 
 
-def _library(compiled: _Compiled, config: TrainConfig, target: Target) -> tuple[Library, dict[str, int]]:
+def _library(
+    compiled: _Compiled, config: TrainConfig, target: Target, count_macs: bool
+) -> tuple[Library, dict[str, int]]:
     """The library to emit, and the multiply-accumulates of each of its entries."""
     lowered, plan = compiled.module, compiled.plan
-    kernels = print_kernels(config.name, lowered)
+    kernels = print_kernels(config.name, lowered, count_macs=count_macs)
     program = analyse_program(lowered)
     values = get_values(lowered)
     adaptive = None

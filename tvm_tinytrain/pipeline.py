@@ -13,6 +13,7 @@ from tvm import relax
 from tvm_tinytrain.config import MemoryOptions, TrainConfig
 from tvm_tinytrain.errors import KernelError
 from tvm_tinytrain.passes.append_loss import AppendLoss
+from tvm_tinytrain.passes.canonicalize import Canonicalize
 from tvm_tinytrain.passes.compress_masks import CompressMasks
 from tvm_tinytrain.passes.derive_backward import DeriveBackward
 from tvm_tinytrain.passes.derive_fisher import DeriveFisher
@@ -39,18 +40,20 @@ class Instruments:
     """What to watch while passes run.
 
     ``dump_ir``: folder for the module after each pass; ``print_ir``: print it; ``verify_each``: check that the module is well
-    formed after each pass. ``on_pass`` is called with each pass's name before it runs.
+    formed after each pass. ``on_pass`` is called with each pass's name before it runs. ``count_macs``: the emitted kernels count the
+    multiply-accumulates that they execute (`emit.count_macs`).
     """
 
     dump_ir: Path | None = None
     print_ir: bool = False
     verify_each: bool = False
     on_pass: Callable[[str], None] | None = field(default=None, compare=False)
+    count_macs: bool = False
 
 
 def canonicalise() -> Passes:
     """One form for all front ends: batch norm folded, layers found, each with its bias and clamp in one kernel."""
-    return [FoldBatchNorm(), LowerLayers()]
+    return [Canonicalize(), FoldBatchNorm(), LowerLayers()]
 
 
 def derive(config: TrainConfig, plan: UpdatePlan, layers: tuple[Layer, ...]) -> Passes:

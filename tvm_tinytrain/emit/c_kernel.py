@@ -17,6 +17,7 @@ from tvm import tirx
 from tvm.sym import Analyzer
 
 from tvm_tinytrain.emit.c_expr import ExprPrinter, c_type, dtype_of
+from tvm_tinytrain.emit.count_macs import counting_value
 from tvm_tinytrain.errors import KernelError
 
 MAX_STACK_ARRAY = 64
@@ -43,15 +44,16 @@ class CKernel:
     runtime_rows: bool = False
 
 
-def print_kernel(name: str, func: tirx.PrimFunc) -> CKernel:
-    """The C function ``name`` for a lowered PrimFunc whose parameters are all buffers."""
-    return _KernelPrinter(name, func).run()
+def print_kernel(name: str, func: tirx.PrimFunc, *, count_macs: bool = False) -> CKernel:
+    """The C function ``name`` for a lowered PrimFunc whose parameters are all buffers; with ``count_macs`` it counts what it executes."""
+    return _KernelPrinter(name, func, count_macs).run()
 
 
 class _KernelPrinter:
-    def __init__(self, name: str, func: tirx.PrimFunc) -> None:
+    def __init__(self, name: str, func: tirx.PrimFunc, count_macs: bool) -> None:
         self.name = name
         self.func = func
+        self.count_macs = count_macs
         self.names: dict[Any, str] = {}
         self.used: set[str] = {"workspace", "rows"}
         self.runtime_rows = False
@@ -173,7 +175,8 @@ class _KernelPrinter:
             target = self._element(s.buffer, s.indices)
             if s.buffer not in self.scalars:
                 self.written.add(self.buffers[s.buffer])
-            self._out(depth, f"{target} = {_bare(self.expr(s.value))};")
+            counting = counting_value(s, self.expr) if self.count_macs else None
+            self._out(depth, f"{target} = {counting or _bare(self.expr(s.value))};")
         elif kind == "Bind":
             value = _bare(self.expr(s.value))
             self.names[s.var] = self._fresh(s.var.name)

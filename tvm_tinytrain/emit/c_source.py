@@ -19,6 +19,7 @@ from tvm_tinytrain.emit.c_adaptive import (
 from tvm_tinytrain.emit.c_expr import c_type, float_literal
 from tvm_tinytrain.emit.c_kernel import CKernel, print_kernel
 from tvm_tinytrain.emit.kernel_source import BANNER, kernel_source
+from tvm_tinytrain.passes.kernels.builder import kernel_kind, kernel_spec
 from tvm_tinytrain.passes.plan_memory import ALIGN, ArenaPlan
 from tvm_tinytrain.passes.program import Entry, Program, Storage
 from tvm_tinytrain.targets.runtime_files import runtime_folder
@@ -104,10 +105,14 @@ class Library:
         return out
 
 
-def print_kernels(name: str, mod: tvm.IRModule) -> dict[str, CKernel]:
-    """All kernels of a lowered module as C functions, by their name in the module."""
+def print_kernels(name: str, mod: tvm.IRModule, *, count_macs: bool = False) -> dict[str, CKernel]:
+    """All kernels of a lowered module as C functions, by their name in the module.
+
+    ``count_macs`` instruments those that are made for multiply-accumulates (``macs`` in their spec).
+    """
     found = sorted((gv.name_hint, f) for gv, f in mod.functions.items() if isinstance(f, tirx.PrimFunc))
-    return {kernel: print_kernel(f"tt_{name}_{kernel}", func) for kernel, func in found}
+    counting = {k for k, f in found if count_macs and kernel_kind(f) and kernel_spec(f).get("macs")}
+    return {k: print_kernel(f"tt_{name}_{k}", func, count_macs=k in counting) for k, func in found}
 
 
 def emit_c(library: Library) -> dict[str, bytes]:
