@@ -12,7 +12,7 @@ from tvm import relax
 
 from tvm_tinytrain.passes.kernels.builder import kernel_kind, kernel_spec
 from tvm_tinytrain.passes.kernels.conv_spec import Conv2DSpec
-from tvm_tinytrain.passes.kernels.stream_spec import Stage, StreamSpec
+from tvm_tinytrain.passes.kernels.stream_spec import Link, Stage, StreamSpec
 from tvm_tinytrain.passes.kernels.streamed import streamed_block
 from tvm_tinytrain.passes.liveness import Liveness, bytes_of, liveness
 from tvm_tinytrain.passes.rewriting import (
@@ -50,7 +50,8 @@ class StreamBlocks:
     """``expand → depthwise → project [→ add x]``  →  ``streamed_block``; so do a stem with what follows it, and depthwise → 1×1.
 
     Only where it lowers the peak: the block that holds the fullest moment of a function streams, then the next one, until that moment
-    lies elsewhere; and no function goes below what another one needs anyway, because they share one arena. The arithmetic is the same.
+    lies elsewhere. Blocks between which the fullest moment lies become one kernel. No function goes below what another one
+    needs anyway, because they share one arena. The arithmetic is the same.
     A block of stride one whose input dies overwrites it.
     """
 
@@ -76,12 +77,31 @@ def _choices(mod: tvm.IRModule, name: str) -> list[tuple[int, list[Block]]]:
         fullest = profile.index(max(profile))
         block = next((b for b in blocks if b not in chosen and fullest in b.members), None)
         if block is None:
-            return out
-        chosen = [*chosen, block]
+            block = _merged(func, fullest, blocks)
+            if block is None:
+                return out
+            blocks = [b for b in blocks if not set(b.members) & set(block.members)] + [block]
+        chosen = [b for b in chosen if not set(b.members) & set(block.members)] + [block]
         profile = _profile(func, spans, chosen)
         if max(profile) < out[-1][0]:
             out.append((max(profile), list(chosen)))
     return out
+
+
+def _merged(func: relax.Function, end: int, blocks: Sequence[Block]) -> Block | None:
+    """The block that ends at binding ``end`` in one kernel with the one in front of it, or else with the one behind it."""
+    everything, uses = bindings(func), use_counts(func)
+    here = next((b for b in blocks if b.end == end), None)
+    if here is None:
+        return None
+    for first, second in [(b, here) for b in blocks] + [(here, b) for b in blocks]:
+        between = everything[first.end].var
+        fits = second.spec.direct and not second.spec.residual and second.spec.input_dtype == "float32"
+        if fits and second.x == between and uses[between] == 1 and first.end < second.members[0]:
+            spec = replace(first.spec, links=first.spec.links + second.spec.links, inplace=False)
+            members, weights = first.members + second.members, first.weights + second.weights
+            return Block(members, first.x, weights, spec, first.folded)
+    return None
 
 
 def _profile(func: relax.Function, spans: Liveness, chosen: Sequence[Block]) -> list[int]:
@@ -163,7 +183,7 @@ class _Finder:
         ):
             return None
         members.append(last)
-        return self._finish(members, StreamSpec(first, depthwise, project))
+        return self._finish(members, StreamSpec((Link(first, depthwise, project),)))
 
     def _finish(self, members: list[int], spec: StreamSpec) -> Block | None:
         """Takes in the addition of x, the normalisation in front, and decides whether the result may overwrite x."""
@@ -175,7 +195,7 @@ class _Finder:
             if spec.direct and len(other) == 1 and other[0] == x and spec.x_shape == spec.y_shape:
                 members, spec = [*members, after], replace(spec, residual=True)
         source = self._normalised(x)
-        if source is not None and spec.first is not None:
+        if source is not None and spec.links[0].first is not None:
             image, scale, offset = source
             return Block(
                 tuple(members),
@@ -184,14 +204,20 @@ class _Finder:
                 replace(spec, input_dtype="uint8", scale=scale, offset=offset),
                 x,
             )
-        same_place = spec.direct and spec.depthwise.conv.stride == (1, 1) and spec.x_shape == spec.y_shape
+        same_place = (
+            spec.direct and spec.links[0].depthwise.conv.stride == (1, 1) and spec.x_shape == spec.y_shape
+        )
         if same_place and isinstance(x, relax.Var) and self._dies_in(x, members):
             spec = replace(spec, inplace=True)
         return Block(tuple(members), x, weights, spec)
 
     def _dies_in(self, x: relax.Var, members: list[int]) -> bool:
-        return self.spans.dies_at(x, self.spans.last.get(self.spans.owner(x), -1)) and (
-            self.spans.last[self.spans.owner(x)] in members
+        """Whether nothing but this chain reads the bytes of x."""
+        owner = self.spans.owner(x)
+        return (
+            self.spans.born.get(owner, -1) >= 0
+            and set(self.spans.reads[owner]) <= set(members)
+            and (self.spans.last[owner] in members)
         )
 
     def _normalised(self, x: relax.Expr) -> tuple[relax.Var, float, float] | None:

@@ -8,7 +8,7 @@ import tvm
 from tvm import tirx
 from tvm.s_tir import Schedule
 
-from tvm_tinytrain.passes.kernels.stream_spec import Stage, StreamSpec
+from tvm_tinytrain.passes.kernels.stream_spec import Link, Stage, StreamSpec
 from tvm_tinytrain.passes.kernels.streamed import streamed_block
 from tvm_tinytrain.schedules.blocks import kind_of, spec_of
 from tvm_tinytrain.schedules.tiles import REGISTERS
@@ -21,13 +21,16 @@ def streamed(func: tirx.PrimFunc, target: tvm.target.Target) -> Schedule | None:
     if kind_of(func) != "streamed_block":
         return None
     spec = StreamSpec.from_dict(spec_of(func))
-    tiled = replace(
-        spec,
-        tile_first=(1, 1) if spec.first is None else _tile(spec.first),
-        tile_depthwise=max(_divisors(spec.row_shape[1], _DEPTHWISE_TILE)),
-        tile_project=_tile(spec.project),
+    return Schedule(streamed_block(replace(spec, links=tuple(_tiled(link) for link in spec.links))))
+
+
+def _tiled(link: Link) -> Link:
+    return replace(
+        link,
+        tile_first=(1, 1) if link.first is None else _tile(link.first),
+        tile_depthwise=max(_divisors(link.row_shape[1], _DEPTHWISE_TILE)),
+        tile_project=_tile(link.project),
     )
-    return Schedule(streamed_block(tiled))
 
 
 def _divisors(extent: int, limit: int) -> list[int]:
