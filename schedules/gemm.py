@@ -9,34 +9,32 @@ from tvm.s_tir import Schedule
 from tvm_tinytrain.schedules.blocks import block_names, extents, kind_of, sum_in_registers, tile
 from tvm_tinytrain.schedules.tiles import best_tile
 
-_CONSUMER = {
-    "conv2d": "epilogue",
-    "conv2d_input_grad": "epilogue",
-    "conv2d_weight_grad": "sink",
-    "linear": "epilogue",
-    "linear_input_grad": "epilogue",
-    "linear_weight_grad": "sink",
-}
+_KINDS = frozenset(
+    (
+        "conv2d", "conv2d_input_grad", "conv2d_weight_grad", "conv2d_rows", "conv2d_input_grad_rows", "linear", "linear_input_grad",
+        "linear_weight_grad", "linear_rows", "linear_input_grad_rows", "matmul",
+    )
+)  # fmt: skip
 
 
 def gemm(func: tirx.PrimFunc, target: tvm.target.Target) -> Schedule | None:
-    """Tiles both axes of the result; the reduction runs outside of the tile, one element of each operand per step."""
+    """Tiles the last two axes of the result; the reduction runs outside of the tile, one element of each operand per step."""
     kind = kind_of(func)
-    if kind not in _CONSUMER:
+    if kind not in _KINDS:
         return None
     schedule = Schedule(func)
     names = block_names(schedule)
-    if names != [kind, _CONSUMER[kind]]:
+    if len(names) != 2 or names[0] != kind:
         return None
-    main, consumer = schedule.get_sblock(kind), schedule.get_sblock(_CONSUMER[kind])
-    loops, sums = schedule.get_loops(consumer), schedule.get_loops(main)[2:]
-    if len(loops) != 2 or len(sums) != 1:
+    main, consumer = (schedule.get_sblock(name) for name in names)
+    sizes = extents(schedule, schedule.get_loops(consumer))
+    steps = extents(schedule, schedule.get_loops(main))[len(sizes) :]
+    products = len(sizes) == 2 or (kind == "matmul" and len(sizes) == 3)
+    if not products or not steps:
         return None
-    rows, columns = extents(schedule, loops)
-    steps = extents(schedule, sums)[0]
-    factors = best_tile(rows, columns, steps)
-    outer, inner = tile(schedule, consumer, factors)
-    sum_in_registers(schedule, main, outer[-1], tile_loops=2)
+    factors = best_tile(sizes[-2], sizes[-1], steps[-1])
+    outer, inner = tile(schedule, consumer, [*[1] * (len(sizes) - 2), *factors])
+    sum_in_registers(schedule, main, outer[-1], tile_loops=len(sizes))
     for loop in inner:
         schedule.unroll(loop)
     return schedule

@@ -29,7 +29,7 @@ def windows(func: tirx.PrimFunc, target: tvm.target.Target) -> Schedule | None:
     loaded once per window row. A depthwise kernel that copies planes does so channel by channel.
     """
     kind = kind_of(func)
-    if kind not in ("conv2d", "conv2d_input_grad"):
+    if kind not in ("conv2d", "conv2d_input_grad", "conv2d_rows", "conv2d_input_grad_rows"):
         return None
     schedule = Schedule(func)
     names = block_names(schedule)

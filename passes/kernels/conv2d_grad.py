@@ -119,24 +119,6 @@ def _input_channel(spec: Conv2DSpec, outs: Any, ins: Any, row: Any, column: Any)
     return out if spec.depthwise else tirx.floordiv(out, spec.group_outputs) * spec.group_inputs + inner
 
 
-def selected_planes(x: Any, spec: Conv2DSpec, outs: Any, ins: Any, compact: tuple[int, ...]) -> Any:
-    """A function (row, column, i, j) → padded input. With padding, block ``pad`` copies the planes that the selection reads,
-    addressed by row (depthwise), column (one group) or both, so that a schedule can make the copy plane by plane."""
-    if not spec.padded:
-        return lambda r, c, i, j: x[0, _input_channel(spec, outs, ins, r, c), i, j]
-    rows = compact[0] if spec.groups > 1 else 1
-    columns = 1 if spec.depthwise else compact[1]
-    shape = (rows, columns, spec.padded_height, spec.padded_width)
-    padded = T.sblock_alloc_buffer(shape, "float32")
-    top, left = spec.padding[0], spec.padding[1]
-    with T.grid(*shape) as (r, c, i, j), T.sblock("pad"):
-        vr, vc, vi, vj = T.axis.remap("SSSS", [r, c, i, j])
-        inside = all_of(vi >= top, vi < top + spec.height, vj >= left, vj < left + spec.width)
-        value = x[0, _input_channel(spec, outs, ins, vr, vc), vi - top, vj - left]
-        T.buffer_store(padded, tirx.if_then_else(inside, value, f32(0.0)), [vr, vc, vi, vj])
-    return lambda r, c, i, j: padded[r if spec.groups > 1 else 0, 0 if spec.depthwise else c, i, j]
-
-
 def conv2d_weight_grad(
     spec: Conv2DSpec,
     sink: Sink | None = None,

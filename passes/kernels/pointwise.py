@@ -27,10 +27,10 @@ def forward(spec: Conv2DSpec, start: Callable[[Any, Any], Any], end: Callable[[A
             o, p, c = axes("SSR", found)
             with T.init():
                 T.buffer_store(acc, start(rest, o), [o, p])
-            T.buffer_store(acc, acc[o, p] + x[0, c, *_at(spec, p)] * w[o, c, 0, 0], [o, p])
+            T.buffer_store(acc, acc[o, p] + x[0, c, *pixel(spec, p)] * w[o, c, 0, 0], [o, p])
         with loops("o p", spec.out_channels, pixels) as found, T.sblock("epilogue"):
             o, p = axes("SS", found)
-            T.buffer_store(rest[-1], end(acc[o, p]), [0, o, *_at(spec, p)])
+            T.buffer_store(rest[-1], end(acc[o, p]), [0, o, *pixel(spec, p)])
 
     return body
 
@@ -48,10 +48,10 @@ def input_grad(spec: Conv2DSpec) -> Body:
             c, p, o = axes("SSR", found)
             with T.init():
                 T.buffer_store(acc, f32(0.0), [c, p])
-            T.buffer_store(acc, acc[c, p] + dy[0, o, *_at(spec, p)] * w[o, c, 0, 0], [c, p])
+            T.buffer_store(acc, acc[c, p] + dy[0, o, *pixel(spec, p)] * w[o, c, 0, 0], [c, p])
         with loops("c p", spec.in_channels, pixels) as found, T.sblock("epilogue"):
             c, p = axes("SS", found)
-            T.buffer_store(dx, acc[c, p], [0, c, *_at(spec, p)])
+            T.buffer_store(dx, acc[c, p], [0, c, *pixel(spec, p)])
 
     return body
 
@@ -72,15 +72,15 @@ def weight_grad(
         r, c, p = axes("SSR", found)
         with T.init():
             T.buffer_store(acc, f32(0.0), [r, c])
-        tap = dy[0, row(r), *_at(spec, p)] * x[0, column(c), *_at(spec, p)]
+        tap = dy[0, row(r), *pixel(spec, p)] * x[0, column(c), *pixel(spec, p)]
         T.buffer_store(acc, acc[r, c] + tap, [r, c])
     with loops("r c", compact[0], compact[1]) as found, T.sblock("sink"):
         r, c = axes("SS", found)
         sink(r, c, acc[r, c])
 
 
-def _at(spec: Conv2DSpec, pixel: Any) -> tuple[Any, Any]:
+def pixel(spec: Conv2DSpec, place: Any) -> tuple[Any, Any]:
     """Row and column of a pixel."""
     if spec.width == 1:
-        return pixel, 0
-    return pixel // spec.width, pixel % spec.width
+        return place, 0
+    return place // spec.width, place % spec.width

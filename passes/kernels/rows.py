@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from tvm_tinytrain.passes.kernels.builder import Arg, f32, make_kernel
-from tvm_tinytrain.passes.kernels.conv2d import clamp
-from tvm_tinytrain.passes.kernels.conv2d_grad import selected_planes
+from tvm_tinytrain.passes.kernels.builder import Arg, axes, f32, intermediate, loops, make_kernel
+from tvm_tinytrain.passes.kernels.conv2d import clamp, input_channel
 from tvm_tinytrain.passes.kernels.conv_spec import Conv2DSpec
 from tvm_tinytrain.passes.kernels.linear import LinearSpec
+from tvm_tinytrain.passes.kernels.pointwise import pixel
+from tvm_tinytrain.passes.kernels.windows import axes_of, only_if, or_zero
 
 
 def conv2d_rows(
@@ -40,22 +40,37 @@ def conv2d_rows(
 
     def body(x: Any, w: Any, *rest: Any) -> None:
         channels, y = rest[-2], rest[-1]
-        padded = selected_planes(x, spec, channels, None, compact)
+
+        def start(r: Any) -> Any:
+            return f32(0.0) if bias is None else rest[0][r if bias == "rows" else channels[r]]
+
+        if spec.pointwise:
+            pixels = spec.height * spec.width
+            acc = intermediate("acc", (rows, pixels))
+            with loops("r p c", rows, pixels, spec.in_channels) as found, T.sblock("conv2d_rows"):
+                r, p, c = axes("SSR", found)
+                with T.init():
+                    T.buffer_store(acc, start(r), [r, p])
+                T.buffer_store(acc, acc[r, p] + x[0, c, *pixel(spec, p)] * w[r, c, 0, 0], [r, p])
+            with loops("r p", rows, pixels) as found, T.sblock("epilogue"):
+                r, p = axes("SS", found)
+                T.buffer_store(y, clamp(acc[r, p], low, high), [0, channels[r], *pixel(spec, p)])
+            return
+        vertical, horizontal = axes_of(spec)
         shape = (rows, spec.out_height, spec.out_width)
-        acc = T.sblock_alloc_buffer(shape, "float32")
-        (sh, sw), (dh, dw) = spec.stride, spec.dilation
-        with T.grid(*shape, spec.group_inputs, *spec.kernel) as (r, i, j, c, kh, kw), T.sblock("conv2d_rows"):
-            vr, vi, vj, vc, vh, vw = T.axis.remap("SSSRRR", [r, i, j, c, kh, kw])
+        acc = intermediate("acc", shape)
+        with loops("r i j c kh kw", *shape, *compact[1:]) as found, T.sblock("conv2d_rows"):
+            r, i, j, c, kh, kw = axes("SSSRRR", found)
             with T.init():
-                T.buffer_store(acc, f32(0.0), [vr, vi, vj])
-            product = padded(vr, vc, vi * sh + vh * dh, vj * sw + vw * dw) * w[vr, vc, vh, vw]
-            T.buffer_store(acc, acc[vr, vi, vj] + product, [vr, vi, vj])
-        with T.grid(*shape) as (r, i, j), T.sblock("epilogue"):
-            vr, vi, vj = T.axis.remap("SSS", [r, i, j])
-            value = acc[vr, vi, vj]
-            if bias is not None:
-                value = value + rest[0][vr if bias == "rows" else channels[vr]]
-            T.buffer_store(y, clamp(value, low, high), [0, channels[vr], vi, vj])
+                T.buffer_store(acc, start(r), [r, i, j])
+            channel = input_channel(spec, channels[r], c)
+            value = x[0, channel, vertical.input(i, kh), horizontal.input(j, kw)] * w[r, c, kh, kw]
+            with only_if(vertical.reads_inside(i, kh)):
+                value = or_zero(horizontal.reads_inside(j, kw), value)
+                T.buffer_store(acc, acc[r, i, j] + value, [r, i, j])
+        with loops("r i j", *shape) as found, T.sblock("epilogue"):
+            r, i, j = axes("SSS", found)
+            T.buffer_store(y, clamp(acc[r, i, j], low, high), [0, channels[r], i, j])
 
     macs = rows * (spec.macs // spec.out_channels)
     return make_kernel("conv2d_rows", spec, args, body, rows=rows, bias=bias, low=low, high=high, macs=macs)
@@ -107,13 +122,70 @@ def conv2d_input_grad_rows(spec: Conv2DSpec, rows: int) -> tirx.PrimFunc:
         Arg("channels", (rows,), "int32"),
         Arg("dx", (1, spec.in_channels, spec.height, spec.width), role="inout"),
     ]
-    body = _depthwise_dx(spec, rows) if spec.depthwise else _dense_dx(spec, rows)
+    gathers = all(axis.gathers for axis in axes_of(spec))
+    if spec.pointwise:
+        body = _pointwise_dx(spec, rows)
+    elif spec.depthwise and not gathers:
+        body = _scattered_dx(spec, rows)
+    else:
+        body = _gathered_dx(spec, rows)
     macs = rows * (spec.macs // spec.out_channels)
     return make_kernel("conv2d_input_grad_rows", spec, args, body, rows=rows, macs=macs)
 
 
-def _depthwise_dx(spec: Conv2DSpec, rows: int) -> Any:
-    """Scatter of one channel at a time into a padded plane, for any stride."""
+def _pointwise_dx(spec: Conv2DSpec, rows: int) -> Any:
+    pixels = spec.height * spec.width
+
+    def body(dy: Any, w: Any, w_rows: Any, channels: Any, dx: Any) -> None:
+        acc = intermediate("acc", (spec.in_channels, pixels))
+        with loops("c p r", spec.in_channels, pixels, rows) as found, T.sblock("conv2d_input_grad_rows"):
+            c, p, r = axes("SSR", found)
+            with T.init():
+                T.buffer_store(acc, f32(0.0), [c, p])
+            delta = w_rows[r, c, 0, 0] - w[channels[r], c, 0, 0]
+            T.buffer_store(acc, acc[c, p] + dy[0, channels[r], *pixel(spec, p)] * delta, [c, p])
+        with loops("c p", spec.in_channels, pixels) as found, T.sblock("epilogue"):
+            c, p = axes("SS", found)
+            at = [0, c, *pixel(spec, p)]
+            T.buffer_store(dx, dx[tuple(at)] + acc[c, p], at)
+
+    return body
+
+
+def _gathered_dx(spec: Conv2DSpec, rows: int) -> Any:
+    """Depthwise: the trained channels' dx anew, a sum over taps. Else a sum over the trained rows and taps, added to dx."""
+    vertical, horizontal = axes_of(spec)
+
+    def body(dy: Any, w: Any, w_rows: Any, channels: Any, dx: Any) -> None:
+        count, summed = (rows, 1) if spec.depthwise else (spec.in_channels, rows)
+        shape = (count, spec.height, spec.width)
+        acc = intermediate("acc", shape)
+        ranges = (*shape, summed, vertical.steps, horizontal.steps)
+        with loops("c i j r kh kw", *ranges) as found, T.sblock("conv2d_input_grad_rows"):
+            c, i, j, r, sh, sw = axes("SSSRRR", found)
+            with T.init():
+                T.buffer_store(acc, f32(0.0), [c, i, j])
+            kh, kw = vertical.tap(i, sh), horizontal.tap(j, sw)
+            if spec.depthwise:
+                out, weight = channels[c], w_rows[c, r, kh, kw]
+            else:
+                out, weight = channels[r], w_rows[r, c, kh, kw] - w[channels[r], c, kh, kw]
+            value = dy[0, out, vertical.output(i, sh), horizontal.output(j, sw)] * weight
+            with only_if(vertical.writes_inside(i, sh)):
+                value = or_zero(horizontal.writes_inside(j, sw), value)
+                T.buffer_store(acc, acc[c, i, j] + value, [c, i, j])
+        with loops("c i j", *shape) as found, T.sblock("epilogue"):
+            c, i, j = axes("SSS", found)
+            if spec.depthwise:
+                T.buffer_store(dx, acc[c, i, j], [0, channels[c], i, j])
+            else:
+                T.buffer_store(dx, dx[0, c, i, j] + acc[c, i, j], [0, c, i, j])
+
+    return body
+
+
+def _scattered_dx(spec: Conv2DSpec, rows: int) -> Any:
+    """Stride and dilation together, depthwise: one channel at a time into a padded plane."""
     (sh, sw), (dh, dw) = spec.stride, spec.dilation
 
     def body(dy: Any, w: Any, w_rows: Any, channels: Any, dx: Any) -> None:
@@ -128,48 +200,11 @@ def _depthwise_dx(spec: Conv2DSpec, rows: int) -> Any:
             ):
                 vr, vh, vw, vi, vj = T.axis.remap("SRRRR", [r, kh, kw, i, j])
                 at = (vi * sh + vh * dh, vj * sw + vw * dw)
-                T.buffer_store(
-                    plane, plane[at] + dy[0, channels[vr], vi, vj] * w_rows[vr, 0, vh, vw], list(at)
-                )
+                T.buffer_store(plane, plane[at] + dy[0, channels[vr], vi, vj] * w_rows[vr, 0, vh, vw], list(at))
             with T.grid(spec.height, spec.width) as (i, j), T.sblock("crop"):
                 vr, vi, vj = T.axis.remap("SSS", [r, i, j])
                 value = plane[vi + spec.padding[0], vj + spec.padding[1]]
                 T.buffer_store(dx, value, [0, channels[vr], vi, vj])
-
-    return body
-
-
-def _dense_dx(spec: Conv2DSpec, rows: int) -> Any:
-    """Gather over the trained rows; taps outside of dy are left out."""
-    (sh, sw), (dh, dw) = spec.stride, spec.dilation
-    top, left = spec.padding[0], spec.padding[1]
-
-    def body(dy: Any, w: Any, w_rows: Any, channels: Any, dx: Any) -> None:
-        shape = (spec.in_channels, spec.height, spec.width)
-        acc = T.sblock_alloc_buffer(shape, "float32")
-        simple = spec.kernel == (1, 1) and spec.stride == (1, 1) and not spec.padded
-        with (
-            T.grid(*shape, rows, *spec.kernel) as (c, i, j, r, kh, kw),
-            T.sblock("conv2d_input_grad_rows"),
-        ):
-            vc, vi, vj, vr, vh, vw = T.axis.remap("SSSRRR", [c, i, j, r, kh, kw])
-            with T.init():
-                T.buffer_store(acc, f32(0.0), [vc, vi, vj])
-            delta = w_rows[vr, vc, vh, vw] - w[channels[vr], vc, vh, vw]
-            if simple:
-                term = dy[0, channels[vr], vi, vj] * delta
-            else:
-                row, column = vi + top - vh * dh, vj + left - vw * dw
-                out_i, out_j = tirx.floordiv(row, sh), tirx.floordiv(column, sw)
-                inside = tirx.all(
-                    row >= 0, column >= 0, out_i < spec.out_height, out_j < spec.out_width,
-                    tirx.floormod(row, sh) == 0, tirx.floormod(column, sw) == 0,
-                )  # fmt: skip
-                term = tirx.if_then_else(inside, dy[0, channels[vr], out_i, out_j] * delta, f32(0.0))
-            T.buffer_store(acc, acc[vc, vi, vj] + term, [vc, vi, vj])
-        with T.grid(*shape) as (c, i, j), T.sblock("epilogue"):
-            vc, vi, vj = T.axis.remap("SSS", [c, i, j])
-            T.buffer_store(dx, dx[0, vc, vi, vj] + acc[vc, vi, vj], [0, vc, vi, vj])
 
     return body
 
