@@ -12,11 +12,9 @@ from tvm import relax
 
 from tvm_tinytrain.config import SGD, AdamW, Optimizer
 from tvm_tinytrain.passes.derive_backward import GRADIENTS
-from tvm_tinytrain.passes.kernels.bias_grad import advance, apply_update, bias_grad
-from tvm_tinytrain.passes.kernels.builder import kernel_kind, kernel_spec
-from tvm_tinytrain.passes.kernels.conv2d_grad import conv2d_weight_grad
-from tvm_tinytrain.passes.kernels.conv_spec import Conv2DSpec
-from tvm_tinytrain.passes.kernels.linear import LinearSpec, linear_weight_grad
+from tvm_tinytrain.passes.kernels.bias_grad import advance, apply_update
+from tvm_tinytrain.passes.kernels.builder import kernel_spec
+from tvm_tinytrain.passes.kernels.parameter_grads import is_parameter_grad, remake
 from tvm_tinytrain.passes.kernels.sinks import HYPER_SIZE, Accumulate, AdamUpdate, SGDUpdate, Sink
 from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, callee, rebuild, shape_of, use_counts
 from tvm_tinytrain.passes.state import get_roles, get_values, with_roles, with_values
@@ -178,19 +176,10 @@ def _with_sink(mod: tvm.IRModule, value: relax.Expr, sink: Sink, rows: bool) -> 
     gv = callee(value)
     if gv is None:
         return None
-    kernel = mod[gv]
-    kind = kernel_kind(kernel)
-    if kind not in ("conv2d_weight_grad", "linear_weight_grad", "bias_grad"):
+    if not is_parameter_grad(mod[gv]):
         return None
-    spec = kernel_spec(kernel)
-    if kind == "bias_grad":
-        return bias_grad(
-            spec["outer"], spec["size"], spec["inner"], sink, channels=spec["channels"], compact_weight=rows
-        )
-    lists = {"channels": spec["channels"], "inputs": spec["inputs"], "compact_weight": rows}
-    if kind == "linear_weight_grad":
-        return linear_weight_grad(LinearSpec.from_dict(spec), sink, **lists)
-    return conv2d_weight_grad(Conv2DSpec.from_dict(spec), sink, **lists)
+    spec = kernel_spec(mod[gv])
+    return remake(mod[gv], sink, channels=spec["channels"], inputs=spec.get("inputs"), compact_weight=rows)
 
 
 def _call(

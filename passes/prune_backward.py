@@ -12,11 +12,7 @@ from tvm import relax
 
 from tvm_tinytrain.errors import PlanError
 from tvm_tinytrain.passes.derive_backward import GRADIENTS
-from tvm_tinytrain.passes.kernels.bias_grad import bias_grad
-from tvm_tinytrain.passes.kernels.builder import kernel_kind, kernel_spec
-from tvm_tinytrain.passes.kernels.conv2d_grad import conv2d_weight_grad
-from tvm_tinytrain.passes.kernels.conv_spec import Conv2DSpec
-from tvm_tinytrain.passes.kernels.linear import LinearSpec, linear_weight_grad
+from tvm_tinytrain.passes.kernels.parameter_grads import is_parameter_grad, remake
 from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, callee, op_name, rebuild, shape_of
 from tvm_tinytrain.passes.state import Layer, get_layers, get_roles, get_values, with_roles, with_values
 from tvm_tinytrain.plan import LayerUpdate, UpdatePlan
@@ -158,7 +154,7 @@ def _producers(
         left, right = (_producers(mod, defs, a, selection) for a in value.args)
         return left | right
     gv = callee(value)
-    if gv is not None and kernel_kind(mod[gv]) in ("conv2d_weight_grad", "linear_weight_grad", "bias_grad"):
+    if gv is not None and is_parameter_grad(mod[gv]):
         return {grad: selection}
     raise PlanError(
         "prune backward",
@@ -173,17 +169,10 @@ def _slice(r: Rebuilder, mod: tvm.IRModule, b: relax.VarBinding, selection: Sele
     if selection.channels is None and selection.inputs is None:
         return r.emit(r.look(b.value), b.var.name)
     kernel = mod[callee(b.value)]
-    spec = kernel_spec(kernel)
     lists = [v for v in (selection.channels, selection.inputs) if v is not None]
     channels, inputs = (None if v is None else shape_of(v)[0] for v in (selection.channels, selection.inputs))
     args = [r.look(a) for a in b.value.args[1].fields]
-    if kernel_kind(kernel) == "bias_grad":
-        func = bias_grad(spec["outer"], spec["size"], spec["inner"], channels=channels)
-        return r.kernel(func, [*args, *lists], (channels,), b.var.name)
     full = shape_of(b.var)
-    shape = (channels or full[0], inputs or full[1], *full[2:])
-    if kernel_kind(kernel) == "linear_weight_grad":
-        func = linear_weight_grad(LinearSpec.from_dict(spec), channels=channels, inputs=inputs)
-    else:
-        func = conv2d_weight_grad(Conv2DSpec.from_dict(spec), channels=channels, inputs=inputs)
+    shape = (channels or full[0], *((inputs or full[1],) if len(full) > 1 else ()), *full[2:])
+    func = remake(kernel, channels=channels, inputs=inputs)
     return r.kernel(func, [*args, *lists], shape, b.var.name)

@@ -7,6 +7,7 @@ from tvm_tinytrain.passes.canonical import (  # noqa: F401
     normalisation,
     pooling,
     products,
+    selection,
 )
 from tvm_tinytrain.passes.canonical.registry import Rewrite, rules_of
 

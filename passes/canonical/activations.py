@@ -167,6 +167,18 @@ def clip(ctx: Rewrite) -> relax.Expr | None:
     return emit_ramp(ctx, ramp)
 
 
+@rule("relax.maximum", "relax.minimum")
+def clamp_by_constant(ctx: Rewrite) -> relax.Expr | None:
+    """Of a tensor and a number: a clamp on one side."""
+    x, bound = _with_constant(ctx, commutes=True)
+    if bound is None:
+        return None
+    inner = ramp_of(ctx, x)
+    inner = Ramp(x) if inner.product else inner
+    low, high = (bound, None) if op_name(ctx.call) == "relax.maximum" else (None, bound)
+    return emit_ramp(ctx, inner.clipped(low, high))
+
+
 @rule("relax.nn.relu")
 def relu(ctx: Rewrite) -> relax.Expr | None:
     """A clamp at zero, noted for a clamp that follows."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from tvm import relax
 
 from tvm_tinytrain.passes.gradients.registry import Adjoint, GradientContext, gradient
+from tvm_tinytrain.passes.kernels.builder import kernel_spec
 from tvm_tinytrain.passes.kernels.elementwise import clip_grad
 from tvm_tinytrain.passes.kernels.extremum import extremum_grad
+from tvm_tinytrain.passes.kernels.select import SelectSpec, select
 from tvm_tinytrain.passes.rewriting import shape_of
 
 
@@ -91,16 +94,19 @@ def extremum_gradient(ctx: GradientContext) -> list[Adjoint]:
     return for_each_operand(ctx, adjoint)
 
 
-@gradient("relax.where")
-def where_gradient(ctx: GradientContext) -> list[Adjoint]:
-    """dy where the operand was chosen; nothing for the condition."""
-    zero = relax.const(0.0, "float32")
+@gradient("kernel.select")
+def select_gradient(ctx: GradientContext) -> list[Adjoint]:
+    """dy where the side was chosen, by the same comparison; what is compared has no gradient."""
+    spec = SelectSpec.from_dict(kernel_spec(ctx.kernel))
+    names = spec.tensors()
+    compared = [v for n, v in zip(names, ctx.args, strict=True) if n in ("left", "right")]
 
     def adjoint(i: int) -> relax.Expr:
-        chosen = (ctx.dy, zero) if i == 1 else (zero, ctx.dy)
-        return ctx.emit(relax.op.where(ctx.args[0], *chosen))
+        a, b = (spec.shape, 0.0) if names[i] == "a" else (0.0, spec.shape)
+        kernel = select(replace(spec, a=a, b=b))
+        return ctx.r.kernel(kernel, [*compared, ctx.dy], spec.shape)
 
-    ctx.needs[0] = False
+    ctx.needs[: len(compared)] = [False] * len(compared)
     return for_each_operand(ctx, adjoint)
 
 

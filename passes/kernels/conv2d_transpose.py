@@ -121,7 +121,12 @@ def conv2d_transpose_input_grad(spec: Conv2DSpec) -> tirx.PrimFunc:
 
 
 def conv2d_transpose_weight_grad(
-    spec: Conv2DSpec, sink: Sink | None = None, *, channels: int | None = None, inputs: int | None = None
+    spec: Conv2DSpec,
+    sink: Sink | None = None,
+    *,
+    channels: int | None = None,
+    inputs: int | None = None,
+    compact_weight: bool = False,
 ) -> tirx.PrimFunc:
     """∂L/∂w of the selected output (and input) channels, handed to ``sink``; as `conv2d_weight_grad`.
 
@@ -136,7 +141,7 @@ def conv2d_transpose_weight_grad(
     if inputs is not None:
         args.append(Arg("inputs", (inputs,), "int32"))
     own = len(args)
-    args += sink.args(compact, full)
+    args += sink.args(compact, compact if compact_weight else full)
     (sh, sw), (dh, dw) = spec.stride, spec.dilation
 
     def body(*bufs: Any) -> None:
@@ -156,12 +161,12 @@ def conv2d_transpose_weight_grad(
             T.buffer_store(grad, grad[vr, vc, vh, vw] + tap, [vr, vc, vh, vw])
         with T.grid(*compact) as (r, c, kh, kw), T.sblock("sink"):
             at = T.axis.remap("SSSS", [r, c, kh, kw])
-            output = at[0] if outs is None else outs[at[0]]
-            inner = at[1] if ins is None else ins[at[1]]
+            output = at[0] if outs is None or compact_weight else outs[at[0]]
+            inner = at[1] if ins is None or compact_weight else ins[at[1]]
             sink.emit(bufs[own:], list(at), [output, inner, at[2], at[3]], grad[tuple(at)])
 
     macs = compact[0] * compact[1] * spec.kernel[0] * spec.kernel[1] * spec.out_height * spec.out_width
     return make_kernel(
         "conv2d_transpose_weight_grad", spec, args, body, sink=sink.kind, update=asdict(sink), channels=channels,
-        inputs=inputs, macs=macs,
+        inputs=inputs, compact_weight=compact_weight, macs=macs,
     )  # fmt: skip
