@@ -32,7 +32,7 @@ def runtime_rows(func: tirx.PrimFunc, target: tvm.target.Target) -> Schedule | N
         return schedule
     sizes = extents(schedule, schedule.get_loops(consumer))
     main = schedule.get_sblock(kind)
-    row_is_summed = kind.endswith("input_grad_rows")
+    row_is_summed = kind.endswith("input_grad_rows") and not _depthwise(func)
     outer, inner = tile(schedule, consumer, _factors(kind, sizes, row_is_summed))
     sum_in_registers(schedule, main, outer[-1], tile_loops=len(sizes))
     if "pad" in names and _depthwise(func):  # one padded plane at a time
@@ -54,7 +54,7 @@ def _factors(kind: str, sizes: list[int], row_is_summed: bool) -> list[int]:
 
 
 def _depthwise(func: tirx.PrimFunc) -> bool:
-    return int(spec_of(func)["groups"]) > 1
+    return int(spec_of(func).get("groups", 1)) > 1
 
 
 def _mark(schedule: Schedule, loop: LoopRV) -> None:
