@@ -7,16 +7,21 @@ board ``host``, which is a process of its own.
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import os
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
+from tvm_tinytrain.adaptation import AdaptResult, adapt
 from tvm_tinytrain.errors import DTypeError, KernelError, ShapeError, ToolMissingError, TransportError
+from tvm_tinytrain.micro.remote import TensorInfo
 from tvm_tinytrain.targets.target import parse_target
 
 _DTYPES = {"float32": np.float32, "int32": np.int32, "uint8": np.uint8, "int8": np.int8}
@@ -31,13 +36,20 @@ class InProcess:
         Anything with ``name``, ``files`` and ``metadata``.
     cflags
         Compiler flags; default those of the target ``host``, so that results agree with a board's to the last bit.
+    build_dir
+        Folder that keeps the compiled library; a library of the same sources and flags is found there again. None: a folder that is
+        removed with this object.
     """
 
-    def __init__(self, module: Any, *, cflags: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, module: Any, *, cflags: Sequence[str] | None = None, build_dir: str | Path | None = None
+    ) -> None:
         self.name: str = module.name
         self._tensors = {t["name"]: t for t in module.metadata["tensors"]}
+        self.entries: tuple[str, ...] = tuple(module.metadata["entries"])
+        self.tensors: Mapping[str, TensorInfo] = {n: _info(t) for n, t in self._tensors.items()}
         self._folder = tempfile.TemporaryDirectory(prefix="tinytrain-")
-        library = _compile(module, Path(self._folder.name), cflags)
+        library = _compile(module, Path(self._folder.name), cflags, build_dir)
         self._library = ctypes.CDLL(str(library))
         size = int(module.metadata["memory"]["arena_bytes"])
         self._memory = np.zeros(size + 64, dtype=np.uint8)
@@ -104,6 +116,14 @@ class InProcess:
         self.call("predict")
         return self.read("output")
 
+    def adapt(self, support_images: Any, support_labels: Any, **options: Any) -> AdaptResult:
+        """Adapts to a labelled support set by `tvm_tinytrain.adaptation.adapt`, which says what the options are."""
+        return adapt(self, support_images, support_labels, **options)
+
+    def classify(self, result: AdaptResult, images: Any) -> npt.NDArray[np.int64]:
+        """Labels of images [n, ...] by what `adapt` returned."""
+        return result.classify(self, images)
+
     def close(self) -> None:
         """Removes the compiled library's folder."""
         self._folder.cleanup()
@@ -126,13 +146,30 @@ class InProcess:
             )
 
 
-def _compile(module: Any, folder: Path, cflags: Sequence[str] | None) -> Path:
+def _info(t: Mapping[str, Any]) -> TensorInfo:
+    in_flash = t["offset"] is None
+    dtype = np.dtype(_DTYPES[t["dtype"]])
+    return TensorInfo(
+        t["name"], t["role"], dtype, tuple(t["shape"]), t["offset"] or 0, int(np.prod(t["shape"])) * dtype.itemsize, in_flash
+    )  # fmt: skip
+
+
+def _compile(module: Any, folder: Path, cflags: Sequence[str] | None, keep: str | Path | None) -> Path:
+    target = parse_target("host")
+    flags = list(target.cflags if cflags is None else cflags)
+    out = folder / "library.so"
+    if keep is not None:
+        digest = hashlib.sha256("\0".join([target.compiler, *flags]).encode())
+        for name, content in sorted(module.files.items()):
+            digest.update(f"\0{name}\0{len(content)}\0".encode() + content)
+        kept = Path(keep) / f"{module.name}-{digest.hexdigest()[:16]}.so"
+        if kept.exists():
+            return kept
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        out = kept.with_name(f"{kept.name}.{os.getpid()}")
     for name, content in module.files.items():
         (folder / name).write_bytes(content)
-    target = parse_target("host")
     sources = sorted(str(folder / n) for n in module.files if n.endswith(".c"))
-    out = folder / "library.so"
-    flags = list(target.cflags if cflags is None else cflags)
     command = [target.compiler, "-std=c99", "-shared", "-fPIC", *flags, "-o", str(out), *sources, "-lm"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -144,4 +181,4 @@ def _compile(module: Any, folder: Path, cflags: Sequence[str] | None) -> Path:
         raise KernelError(
             "host", "compiler", done.stderr.strip().splitlines()[-1:], "clean C99", "report this library"
         )
-    return out
+    return out if keep is None else out.replace(kept)

@@ -10,11 +10,12 @@ import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tvm_tinytrain.adaptation import AdaptResult, adapt
 from tvm_tinytrain.errors import BoardError, TransportError
 from tvm_tinytrain.micro.project import GeneratedProject, Library, generate_project
 from tvm_tinytrain.micro.protocol import BoardInfo, Link, LinkStatistics, read_info
@@ -209,6 +210,15 @@ class Session:
         self._write_role("input", x)
         self.call("predict")
         return self.read(self.remote.only("output").name)
+
+    def adapt(self, support_images: ArrayLike, support_labels: ArrayLike, **options: Any) -> AdaptResult:
+        """Adapt to a labelled support set, driven from here.
+
+        support_images: float32[n, *shape of one sample]; support_labels: integers[n]. Options (iterations, lr,
+        loss, queries, plan, seed, progress) and errors: `tvm_tinytrain.adaptation.adapt`. The result's
+        ``classify(session, images)`` then classifies.
+        """
+        return adapt(self, support_images, support_labels, **options)
 
     def _write_role(self, role: str, value: ArrayLike) -> None:
         tensor = self.remote.only(role)

@@ -1,0 +1,26 @@
+"""Few-shot adaptation of a running library: prototypes, their exact gradients, augmentation, the procedure."""
+
+from tvm_tinytrain.adaptation.augment import DiffAugment
+from tvm_tinytrain.adaptation.library import AdaptableLibrary
+from tvm_tinytrain.adaptation.procedure import AdaptResult, Progress, QuerySource, adapt
+from tvm_tinytrain.adaptation.protonet import (
+    PrototypeClassifier,
+    PrototypeGradients,
+    class_prototypes,
+    logits,
+    loss_and_gradients,
+)
+
+__all__ = [
+    "AdaptResult",
+    "AdaptableLibrary",
+    "DiffAugment",
+    "Progress",
+    "PrototypeClassifier",
+    "PrototypeGradients",
+    "QuerySource",
+    "adapt",
+    "class_prototypes",
+    "logits",
+    "loss_and_gradients",
+]

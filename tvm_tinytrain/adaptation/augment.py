@@ -1,0 +1,78 @@
+"""Augmentation of the support set into pseudo-queries, as P>M>F does it (Hu et al., CVPR 2022, "DiffAugment").
+
+Colour (brightness, saturation, contrast), translation with zero padding, horizontal flip: Zhao et al., NeurIPS
+2020, with P>M>F's probability. One difference: P>M>F decides once for the whole batch whether to augment, here
+every image is decided on its own, as a device that sees one sample at a time does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tvm_tinytrain.errors import PlanError, ShapeError
+
+Images = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class DiffAugment:
+    """How an image is changed. Fields of range 0 switch a change off.
+
+    probability: that an image is changed at all. brightness: added, uniform in ± this. saturation, contrast:
+    factors of the distance from the mean over channels, or over the whole image, uniform in 1 ± this.
+    translation: shift in both directions, uniform in ± this share of the size, rounded to pixels; what moves in
+    is 0. flip: probability of mirroring left and right.
+    """
+
+    probability: float = 0.9
+    brightness: float = 0.5
+    saturation: float = 1.0
+    contrast: float = 0.5
+    translation: float = 0.125
+    flip: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("probability", "brightness", "saturation", "contrast", "translation", "flip"):
+            value = getattr(self, name)
+            if not 0.0 <= value <= 1.0:
+                raise PlanError("augment", name, value, "0 … 1", "the defaults are P>M>F's")
+
+    def __call__(self, images: Images, rng: np.random.Generator) -> Images:
+        """Change images float32[n, channels, height, width]; returns a new array. Draws 8 numbers per image."""
+        if images.ndim != 4:
+            hint = "pass images, or your own source of pseudo-queries"
+            raise ShapeError("augment", "images", images.shape, "[n, channels, height, width]", hint)
+        draws = rng.random((len(images), 8))
+        out = images.copy()
+        for i, draw in enumerate(draws):
+            if draw[0] < self.probability:
+                out[i] = self._change(images[i], draw)
+        return out
+
+    def _change(self, image: Images, draw: npt.NDArray[np.float64]) -> Images:
+        x = image[:, :, ::-1] if draw[1] < self.flip else image
+        x = x + np.float32(self.brightness * (2.0 * draw[2] - 1.0))
+        grey = x.mean(axis=0, keepdims=True)
+        x = (x - grey) * np.float32(1.0 + self.saturation * (2.0 * draw[3] - 1.0)) + grey
+        mean = x.mean()
+        x = (x - mean) * np.float32(1.0 + self.contrast * (2.0 * draw[4] - 1.0)) + mean
+        return self._shift(x, draw[5], draw[6])
+
+    def _shift(self, x: Images, vertical: float, horizontal: float) -> Images:
+        height, width = x.shape[1:]
+        most = int(height * self.translation + 0.5), int(width * self.translation + 0.5)
+        down = int(np.floor(vertical * (2 * most[0] + 1))) - most[0]
+        right = int(np.floor(horizontal * (2 * most[1] + 1))) - most[1]
+        out = np.zeros_like(x)
+        to_y, from_y = _overlap(height, down)
+        to_x, from_x = _overlap(width, right)
+        out[:, to_y, to_x] = x[:, from_y, from_x]
+        return out
+
+
+def _overlap(size: int, shift: int) -> tuple[slice, slice]:
+    """Where the shifted image lies in the result, and which part of the original that is."""
+    return slice(max(0, shift), size + min(0, shift)), slice(max(0, -shift), size - max(0, shift))

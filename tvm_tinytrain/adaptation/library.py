@@ -1,0 +1,171 @@
+"""What adaptation asks of a library, in this process or on a board, and the few calls that it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from tvm_tinytrain.errors import BudgetError, PlanError, ShapeError, TransportError
+from tvm_tinytrain.plan import LayerUpdate, UpdatePlan
+from tvm_tinytrain.selection import FisherMap
+
+SEED = "seed"
+HYPER = "hyper"
+REQUEST = "request"
+_DELTA = "delta_"
+_STAGE = "adapt"
+
+
+class AdaptableLibrary(Protocol):
+    """A library built with ``loss=Prototypical()`` and ``accumulate=True``: `InProcess`, `Session`, or the like.
+
+    tensors: by name, each with `role` ("input", "grad", …) and `shape`.
+    """
+
+    @property
+    def entries(self) -> Sequence[str]:
+        """Names of the entries."""
+
+    @property
+    def tensors(self) -> Mapping[str, Any]:
+        """Tensors by name."""
+
+    def predict(self, x: Any) -> npt.NDArray[Any]:
+        """Return the output for one sample."""
+
+    def read(self, name: str) -> npt.NDArray[Any]:
+        """Return a copy of a tensor."""
+
+    def write(self, name: str, value: Any) -> None:
+        """Write a tensor."""
+
+    def call(self, entry: str) -> None:
+        """Run an entry; TransportError where it refuses."""
+
+
+class Caller:
+    """The calls of an adaptation, in terms of samples and seeds.
+
+    Raises PlanError where the library lacks what adaptation needs.
+    """
+
+    def __init__(self, library: AdaptableLibrary) -> None:
+        missing = [e for e in ("predict", "accumulate", "apply") if e not in library.entries]
+        missing += [t for t in (SEED, HYPER) if t not in library.tensors]
+        if missing:
+            hint = "build it with loss=Prototypical(), accumulate=True"
+            raise PlanError(
+                _STAGE, "library", f"no {', '.join(missing)}", "entries and tensors of these", hint
+            )
+        self.library = library
+        self._input = next(name for name, t in library.tensors.items() if t.role == "input")
+        self._shape = tuple(library.tensors[self._input].shape)
+        self._seed_shape = tuple(library.tensors[SEED].shape)
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the library chooses layers and channels at run time."""
+        return "install" in self.library.entries
+
+    @property
+    def candidates(self) -> dict[int, int]:
+        """{candidate layer: output channels} of a task-adaptive library, ascending."""
+        names = [name for name in self.library.tensors if name.startswith(_DELTA)]
+        found = {int(name.removeprefix(_DELTA)): self.library.tensors[name].shape[0] for name in names}
+        return dict(sorted(found.items()))
+
+    def samples(self, images: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Samples as float32[n, *shape of one sample]; ShapeError where they do not fit the input."""
+        array = np.asarray(images, dtype=np.float32)
+        if array.ndim == 0 or array.shape[1:] not in (self._shape, self._shape[1:]):
+            hint = "resize the samples to the network's input"
+            raise ShapeError(_STAGE, "samples", array.shape, f"[n, {str(self._shape[1:])[1:-1]}]", hint)
+        return array.reshape(len(array), *self._shape[1:])
+
+    def embed(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Embeddings float32[n, width] of samples, one `predict` each."""
+        found = [self.library.predict(sample.reshape(self._shape)).reshape(-1) for sample in samples]
+        return np.stack(found).astype(np.float32) if found else np.zeros((0, self._seed_shape[1]), np.float32)
+
+    def backward(
+        self, samples: Iterable[npt.NDArray[np.float32]], seeds: npt.NDArray[Any], entry: str = "accumulate"
+    ) -> None:
+        """Run the backward pass of each sample from ∂loss/∂embedding."""
+        for sample, seed in zip(samples, seeds, strict=True):
+            self.library.write(self._input, sample.reshape(self._shape))
+            self.library.write(SEED, seed.astype(np.float32).reshape(self._seed_shape))
+            self.library.call(entry)
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Write the learning rate that `apply` uses from now on."""
+        hyper = self.library.read(HYPER)
+        hyper[0] = rate
+        self.library.write(HYPER, hyper)
+
+    def restart_optimizer(self) -> None:
+        """Set Adam's running powers β^t to 1, as before its first step; the rows' moments are cleared by `install`."""
+        hyper = self.library.read(HYPER)
+        hyper[1:3] = 1.0
+        self.library.write(HYPER, hyper)
+
+    def drop_gradients(self) -> None:
+        """Forget what was accumulated and not applied; weights stay as they are.
+
+        Where gradients are tensors they are zeroed. A task-adaptive library keeps them in its rows: there an
+        `apply` of rate 0 clears them, which still decays the optimizer's moments once.
+        """
+        gradients = [name for name, t in self.library.tensors.items() if t.role == "grad"]
+        for name in gradients:
+            self.library.write(name, np.zeros_like(self.library.read(name)))
+        if not gradients:
+            hyper = self.library.read(HYPER)
+            self.set_learning_rate(0.0)
+            self.library.call("apply")
+            self.set_learning_rate(float(hyper[0]))
+
+    def fisher(self, samples: npt.NDArray[np.float32], seeds: npt.NDArray[Any]) -> FisherMap:
+        """Measure the Fisher potentials of all candidate channels; the library must have nothing installed."""
+        self.library.call("fisher_begin")
+        self.backward(samples, seeds, "fisher")
+        return FisherMap({i: self.library.read(f"{_DELTA}{i}") for i in self.candidates})
+
+    def select(self) -> UpdatePlan:
+        """Let the library select and install; BudgetError where no channel fits its budgets."""
+        try:
+            self.library.call("select")
+        except TransportError as error:
+            if self.library.read(REQUEST).any():
+                raise
+            hint = "give the library more memory or compute"
+            raise BudgetError(_STAGE, "selection", "no channel fits", "at least one", hint) from error
+        return self.installed()
+
+    def install(self, plan: UpdatePlan) -> UpdatePlan:
+        """Install a plan of whole channels; PlanError where it trains what is no candidate."""
+        bits = np.zeros(sum(self.candidates.values()), np.uint8)
+        starts, position = {}, 0
+        for layer, channels in self.candidates.items():
+            starts[layer] = position
+            position += channels
+        for update in plan.layers:
+            if update.layer not in starts or update.outputs[-1] >= self.candidates[update.layer]:
+                found = f"layer {update.layer}, channel {update.outputs[-1]}"
+                raise PlanError(_STAGE, "plan", found, f"channels of {self.candidates}", "choose candidates")
+            bits[starts[update.layer] + np.array(update.outputs)] = 1
+        self.library.write(REQUEST, np.packbits(bits, bitorder="little"))
+        self.library.call("install")
+        return self.installed()
+
+    def installed(self) -> UpdatePlan:
+        """The plan that stands in the tensor `request`."""
+        bits = np.unpackbits(self.library.read(REQUEST), bitorder="little")
+        updates, position = [], 0
+        for layer, channels in self.candidates.items():
+            chosen = np.flatnonzero(bits[position : position + channels])
+            position += channels
+            if chosen.size:
+                updates.append(LayerUpdate(layer, tuple(int(c) for c in chosen)))
+        return UpdatePlan(tuple(updates))
