@@ -251,7 +251,7 @@ class _KernelPrinter:
         dtype, size = dtype_of(buffer), _size(buffer)
         bytes_ = size * int(tvm.runtime.DataType(dtype).bits) // 8
         ctype = c_type(dtype)
-        name = self._fresh(buffer.name or ("acc" if buffer.scope() == "local" else "temp"))
+        name = self._fresh((buffer.name or "temp").removesuffix("_local"))
         self.buffers[buffer] = name
         if buffer in self.scalars:
             self.scalars[buffer] = [name] if size == 1 else [self._fresh(f"{name}_{i}") for i in range(size)]
