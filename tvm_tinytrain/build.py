@@ -30,7 +30,7 @@ from tvm_tinytrain.emit.metadata import describe_options, make_metadata, report_
 from tvm_tinytrain.emit.model_library import pack, unpack
 from tvm_tinytrain.errors import ArchiveError
 from tvm_tinytrain.frontend import import_model
-from tvm_tinytrain.passes.kernels.builder import kernel_kind, kernel_spec
+from tvm_tinytrain.passes.kernels.builder import executed_macs, kernel_kind, kernel_spec
 from tvm_tinytrain.passes.plan_memory import ArenaPlan, plan_arena
 from tvm_tinytrain.passes.program import Program, analyse_program
 from tvm_tinytrain.passes.state import Layer, get_layers, get_values
@@ -257,7 +257,7 @@ def _library(
         adaptive=adaptive,
     )
     macs = {
-        e.name: sum(kernel_spec(specs[c.kernel]).get("macs", 0) for c in e.calls if c.kernel in specs)
+        e.name: sum(executed_macs(specs[c.kernel]) for c in e.calls if c.kernel in specs)
         for e in program.entries
     }
     return library, macs

@@ -73,6 +73,17 @@ def kernel_spec(func: tvm.ir.BaseFunc) -> dict[str, Any]:
     return spec
 
 
+def executed_macs(func: tvm.ir.BaseFunc) -> int:
+    """The multiply-accumulates that one call of a kernel executes: ``executed`` of its spec, else ``macs``; 0 for other functions.
+
+    ``macs`` counts taps in the padding, by convention; ``executed`` stands beside it where the kernel leaves them out.
+    """
+    if kernel_kind(func) is None:
+        return 0
+    spec = kernel_spec(func)
+    return int(spec.get("executed", spec.get("macs", 0)))
+
+
 def f32(value: float) -> tirx.PrimExpr:
     """A float32 constant."""
     return tirx.const(value, "float32")

@@ -99,4 +99,6 @@ def conv2d(
 
     if spec.pointwise:
         body = pointwise.forward(spec, start, lambda value: clamp(value, low, high))
-    return make_kernel("conv2d", spec, args, body, bias=bias, low=low, high=high, macs=spec.macs)
+    return make_kernel(
+        "conv2d", spec, args, body, bias=bias, low=low, high=high, macs=spec.macs, executed=spec.executed_macs
+    )

@@ -20,7 +20,7 @@ def conv2d_input_grad(spec: Conv2DSpec) -> tirx.PrimFunc:
     """dx = convᵀ(dy, w). Arguments: dy[1, co, oh, ow], w[co, ci/g, kh, kw], dx[1, ci, h, w].
 
     Each dx element gathers the taps that reach it: with a stride, every stride-th one. Stride and dilation together scatter into a
-    padded dx instead. ``macs`` counts taps in the padding as if they were computed, as everywhere.
+    padded dx instead. ``macs`` counts taps in the padding as if they were computed, as everywhere; ``executed`` does not.
     """
     args = [
         Arg("dy", (1, spec.out_channels, spec.out_height, spec.out_width)),
@@ -28,10 +28,9 @@ def conv2d_input_grad(spec: Conv2DSpec) -> tirx.PrimFunc:
         Arg("dx", (1, spec.in_channels, spec.height, spec.width), role="out"),
     ]
     gather = all(axis.gathers for axis in axes_of(spec))
-    taps = spec.group_outputs * spec.kernel[0] * spec.kernel[1]
-    macs = spec.in_channels * spec.height * spec.width * taps if spec.stride == (1, 1) else spec.macs
     body = pointwise.input_grad(spec) if spec.pointwise else _gather(spec) if gather else _scatter(spec)
-    return make_kernel("conv2d_input_grad", spec, args, body, gather=gather, macs=macs)
+    macs, executed = spec.input_grad_macs, spec.executed_input_grad_macs
+    return make_kernel("conv2d_input_grad", spec, args, body, gather=gather, macs=macs, executed=executed)
 
 
 def _gather(spec: Conv2DSpec) -> Any:
@@ -188,6 +187,7 @@ def conv2d_weight_grad(
             hand_over(at, acc[tuple(at)])
 
     macs = rows * columns * spec.kernel[0] * spec.kernel[1] * spec.out_height * spec.out_width
+    executed = rows * columns * spec.taps_inside
     described = asdict(spec)
     return make_kernel(
         "conv2d_weight_grad",
@@ -200,4 +200,5 @@ def conv2d_weight_grad(
         inputs=inputs,
         compact_weight=compact_weight,
         macs=macs,
+        executed=executed,
     )

@@ -103,3 +103,29 @@ class Conv2DSpec:
         if self.stride != (1, 1):
             return self.macs
         return self.in_channels * self.height * self.width * self.group_outputs * self.kernel[0] * self.kernel[1]
+
+    @property
+    def taps_inside(self) -> int:
+        """Pairs of an output pixel and a tap whose input pixel exists: what is left of the taps without those in the padding."""
+        return self._inside(0) * self._inside(1)
+
+    def _inside(self, axis: int) -> int:
+        size, out = (self.height, self.out_height) if axis == 0 else (self.width, self.out_width)
+        before, stride, dilation = self.padding[axis], self.stride[axis], self.dilation[axis]
+        places = (i * stride + k * dilation - before for i in range(out) for k in range(self.kernel[axis]))
+        return sum(0 <= place < size for place in places)
+
+    @property
+    def executed_macs(self) -> int:
+        """Multiply-accumulates that the forward kernel executes: a depthwise kernel of stride one goes over the padding, others do not."""
+        if self.depthwise and self.stride == (1, 1):
+            return self.macs
+        return self.out_channels * self.group_inputs * self.taps_inside
+
+    @property
+    def executed_input_grad_macs(self) -> int:
+        """As `executed_macs`, of the input's gradient; stride and dilation together scatter, over the padding too."""
+        scatters = any(s > 1 and d > 1 for s, d in zip(self.stride, self.dilation, strict=True))
+        if scatters or (self.depthwise and self.stride == (1, 1)):
+            return self.input_grad_macs
+        return self.out_channels * self.group_inputs * self.taps_inside

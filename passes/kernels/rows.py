@@ -130,7 +130,8 @@ def conv2d_input_grad_rows(spec: Conv2DSpec, rows: int) -> tirx.PrimFunc:
     else:
         body = _gathered_dx(spec, rows)
     macs = rows * (spec.macs // spec.out_channels)
-    return make_kernel("conv2d_input_grad_rows", spec, args, body, rows=rows, macs=macs)
+    executed = macs if spec.depthwise else rows * spec.in_channels * spec.taps_inside
+    return make_kernel("conv2d_input_grad_rows", spec, args, body, rows=rows, macs=macs, executed=executed)
 
 
 def _pointwise_dx(spec: Conv2DSpec, rows: int) -> Any:
