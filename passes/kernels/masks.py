@@ -43,9 +43,13 @@ def clip_grad_mask(size: int) -> tirx.PrimFunc:
     def body(mask: Any, dy: Any, dx: Any) -> None:
         with loops("i", size) as found, T.sblock("clip_grad_mask"):
             (i,) = axes("S", found)
-            kept = (mask[i // 8].astype("uint32") >> (i % 8).astype("uint32")) & tirx.const(1, "uint32")
-            all_or_none = tirx.const(0, "uint32") - kept
-            T.buffer_store(dx, tirx.reinterpret("float32", tirx.reinterpret("uint32", dy[i]) & all_or_none), [i])
+            # signed: of an unsigned 0 − bit TVM concludes that the bit is 0
+            all_or_none = 0 - ((mask[i // 8].astype("int32") >> (i % 8)) & 1)
+            T.buffer_store(
+                dx,
+                tirx.reinterpret("float32", tirx.reinterpret("uint32", dy[i]) & all_or_none.astype("uint32")),
+                [i],
+            )
 
     args = [Arg("mask", (mask_bytes(size),), "uint8"), Arg("dy", (size,)), Arg("dx", (size,), role="out")]
     return make_kernel("clip_grad_mask", {"size": size}, args, body, macs=0)
