@@ -45,8 +45,17 @@ class KernelSet:
     arguments: dict[str, tuple[Argument, ...]]
 
 
-def emit_kernel_set(name: str, kernels: Mapping[str, tirx.PrimFunc], *, minmax: bool = False) -> KernelSet:
-    """The library ``name`` of lowered PrimFuncs that `make_kernel` built; each key becomes an entry."""
+def emit_kernel_set(
+    name: str,
+    kernels: Mapping[str, tirx.PrimFunc],
+    *,
+    minmax: bool = False,
+    rows: Mapping[str, int] | None = None,
+) -> KernelSet:
+    """The library ``name`` of lowered PrimFuncs that `make_kernel` built; each key becomes an entry.
+
+    ``rows``: with how many rows a kernel over a number of rows that is known at run time is called.
+    """
     printed = {key: print_kernel(f"tt_{name}_kernel_{key}", func) for key, func in kernels.items()}
     arguments = {key: _arguments(key, func) for key, func in kernels.items()}
     tops = {key: _end(args) + printed[key].workspace_bytes for key, args in arguments.items()}
@@ -56,7 +65,7 @@ def emit_kernel_set(name: str, kernels: Mapping[str, tirx.PrimFunc], *, minmax: 
         for key, kernel in printed.items()
     }
     files[f"tt_{name}.h"] = _header(name, arena_bytes, printed).encode()
-    files[f"tt_{name}.c"] = _entries(name, arguments, printed).encode()
+    files[f"tt_{name}.c"] = _entries(name, arguments, printed, rows or {}).encode()
     files["tinytrain.h"] = (runtime_folder() / "include" / "tinytrain.h").read_bytes()
     metadata = {
         "name": name,
@@ -107,7 +116,12 @@ def _header(name: str, arena_bytes: int, printed: Mapping[str, CKernel]) -> str:
     return "\n".join([*lines, "#endif", ""])
 
 
-def _entries(name: str, arguments: Mapping[str, tuple[Argument, ...]], printed: Mapping[str, CKernel]) -> str:
+def _entries(
+    name: str,
+    arguments: Mapping[str, tuple[Argument, ...]],
+    printed: Mapping[str, CKernel],
+    rows: Mapping[str, int],
+) -> str:
     p, macro = f"tt_{name}", f"TT_{name.upper()}"
     parts = [
         f'#include "{p}.h"\n',
@@ -118,6 +132,8 @@ def _entries(name: str, arguments: Mapping[str, tuple[Argument, ...]], printed: 
     ]
     for key, kernel in printed.items():
         args = [f"({c_type(a.dtype)} *)(void *)(base + {a.offset})" for a in arguments[key]]
+        if kernel.runtime_rows:
+            args.append(str(rows[key]))
         if kernel.workspace_bytes:
             args.append(f"base + {_end(arguments[key])}")
         parts += [
@@ -127,7 +143,7 @@ def _entries(name: str, arguments: Mapping[str, tuple[Argument, ...]], printed: 
             "  return TT_OK;",
             "}\n",
         ]
-    rows = [
+    table = [
         f'    {{"{a.tensor}", {_DTYPES[a.dtype]}, TT_ROLE_STATE, {len(a.shape)}, 0, '
         f"{{{', '.join(map(str, a.shape))}}}, {_bytes(a)}, {a.offset}, NULL}},"
         for args in arguments.values()
@@ -136,7 +152,7 @@ def _entries(name: str, arguments: Mapping[str, tuple[Argument, ...]], printed: 
     entries = ['    {"init", init_all},', *(f'    {{"{key}", {p}_{key}}},' for key in printed)]
     parts += [
         "static const tt_tensor tensors[] = {",
-        *rows,
+        *table,
         "};\n",
         "static const tt_entry entries[] = {",
         *entries,
@@ -144,6 +160,6 @@ def _entries(name: str, arguments: Mapping[str, tuple[Argument, ...]], printed: 
     ]
     parts.append(
         f'const tt_library {p}_library = {{"{name}", "{__version__}", "0", {macro}_ARENA_BYTES, {ALIGN}, '
-        f"{len(rows)}, tensors, {len(entries)}, entries}};\n"
+        f"{len(table)}, tensors, {len(entries)}, entries}};\n"
     )
     return "\n".join(parts)
