@@ -30,19 +30,24 @@ from tvm_tinytrain.passes.rewriting import (
 class Block:
     """A chain that may stream: the indices of its bindings, the last of which becomes the kernel; its input and weights.
 
-    ``folded`` is the normalised input that the kernel computes by itself.
+    ``folded`` is the binding of the normalised input, which the kernel computes by itself.
     """
 
     members: tuple[int, ...]
     x: relax.Var
     weights: tuple[relax.Expr, ...]
     spec: StreamSpec
-    folded: relax.Var | None = None
+    folded: int | None = None
 
     @property
     def end(self) -> int:
         """The binding that the kernel takes the place of."""
         return self.members[-1]
+
+    @property
+    def replaced(self) -> tuple[int, ...]:
+        """The bindings that disappear."""
+        return self.members[:-1] if self.folded is None else (self.folded, *self.members[:-1])
 
 
 @tvm.transform.module_pass(opt_level=0, name="StreamBlocks")
@@ -75,7 +80,7 @@ def _choices(mod: tvm.IRModule, name: str) -> list[tuple[int, list[Block]]]:
     out = [(max(profile, default=0), list(chosen))]
     while profile:
         fullest = profile.index(max(profile))
-        block = next((b for b in blocks if b not in chosen and fullest in b.members), None)
+        block = next((b for b in blocks if b not in chosen and fullest in (*b.replaced, b.end)), None)
         if block is None:
             block = _merged(func, fullest, blocks)
             if block is None:
@@ -107,7 +112,7 @@ def _merged(func: relax.Function, end: int, blocks: Sequence[Block]) -> Block | 
 def _profile(func: relax.Function, spans: Liveness, chosen: Sequence[Block]) -> list[int]:
     """Live bytes at each binding if the chosen blocks stream: input and intermediate values, and the rows that the blocks keep."""
     everything = bindings(func)
-    gone = {everything[i].var for b in chosen for i in b.members[:-1]} | {b.folded for b in chosen}
+    gone = {everything[i].var for b in chosen for i in b.replaced}
     until: dict[relax.Var, int] = {}
     for b in chosen:
         until[spans.owner(b.x)] = max(b.end, until.get(spans.owner(b.x), 0))
@@ -202,7 +207,7 @@ class _Finder:
                 image,
                 weights,
                 replace(spec, input_dtype="uint8", scale=scale, offset=offset),
-                x,
+                self.place[x],
             )
         same_place = (
             spec.direct and spec.links[0].depthwise.conv.stride == (1, 1) and spec.x_shape == spec.y_shape
@@ -259,12 +264,11 @@ def _operands(expr: Any) -> list[relax.Var]:
 def _rewrite(mod: tvm.IRModule, name: str, blocks: Sequence[Block]) -> tvm.IRModule:
     func = mod[name]
     ends = {b.end: b for b in blocks}
-    inside = {i for b in blocks for i in b.members[:-1]}
-    folded = {b.folded for b in blocks}
+    inside = {i for b in blocks for i in b.replaced}
 
     def body(r: Rebuilder) -> relax.Expr:
         for index, b in enumerate(bindings(func)):
-            if index in inside or b.var in folded:
+            if index in inside:
                 continue
             if index not in ends:
                 r.keep(b)

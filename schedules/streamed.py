@@ -21,7 +21,8 @@ def streamed(func: tirx.PrimFunc, target: tvm.target.Target) -> Schedule | None:
     if kind_of(func) != "streamed_block":
         return None
     spec = StreamSpec.from_dict(spec_of(func))
-    return Schedule(streamed_block(replace(spec, links=tuple(_tiled(link) for link in spec.links))))
+    tiled = replace(spec, links=tuple(_tiled(link) for link in spec.links))
+    return Schedule(streamed_block(tiled).without_attr("global_symbol"))
 
 
 def _tiled(link: Link) -> Link:
