@@ -134,6 +134,31 @@ static void try_depth(tt_search *s, uint32_t depth, uint64_t *best) {
   }
 }
 
+/* Whether filling the layers in play could capture more than `loss`.
+ *
+ * In units of the room, a channel of layer j takes raw_j = a * bytes + (64 - a) * MACs and all
+ * together at most 64, for every a. So the gain is at most 64 times the largest q / raw of a
+ * channel that is next in its layer and has room alone. Shares are rounded down, which errs on the
+ * safe side. */
+static int may_gain(const tt_search *s, tt_room room, uint64_t loss) {
+  static const uint8_t directions[] = {32, 16, 48, 8, 56, 0, 64};
+  for (uint32_t d = 0; d < sizeof directions; d++) {
+    int better = 0;
+    for (uint32_t p = 0; p < s->plays && !better; p++) {
+      const uint32_t i = s->play[p];
+      const uint64_t raw =
+          directions[d] * s->byte_share[i] + (64u - directions[d]) * s->mac_share[i];
+      better = s->plan[i] < s->usable[i] && s->candidates[i].channel_bytes <= room.bytes &&
+               s->candidates[i].channel_macs <= room.macs &&
+               (uint64_t)s->q[s->first[i] + s->plan[i]] << 26 > loss * raw;
+    }
+    if (!better) {
+      return 0;
+    }
+  }
+  return 1;
+}
+
 /* Takes channels from candidate i of the incumbent and fills the others. Returns whether that is a
  * better plan, which is the incumbent then. */
 static int exchange(tt_search *s, uint32_t i, uint32_t removed) {
@@ -153,6 +178,9 @@ static int exchange(tt_search *s, uint32_t i, uint32_t removed) {
   room.macs += (int64_t)removed * s->candidates[i].channel_macs;
   tt_search_play_without(s, earliest, i);
   tt_search_shares(s, room);
+  if (!may_gain(s, room, loss)) {
+    return 0;
+  }
   tt_search_prices(s, TT_SEARCH_EVEN);
   for (int even = 0; even < 2; even++) {
     uint64_t gain = 0;

@@ -35,38 +35,22 @@ static int before(uint32_t qa, uint16_t a, uint32_t qb, uint16_t b) {
   return qa != qb ? qa > qb : a < b;
 }
 
-/* Lets the element at `root` of a heap whose last channel is at the top sink to its place. */
-static void sink(uint32_t *q, uint16_t *order, uint32_t root, uint32_t size) {
-  const uint32_t value = q[root];
-  const uint16_t channel = order[root];
-  for (uint32_t child = 2 * root + 1; child < size; child = 2 * root + 1) {
-    if (child + 1 < size && before(q[child], order[child], q[child + 1], order[child + 1])) {
-      child++;
-    }
-    if (!before(value, channel, q[child], order[child])) {
-      break;
-    }
-    q[root] = q[child];
-    order[root] = order[child];
-    root = child;
-  }
-  q[root] = value;
-  order[root] = channel;
-}
-
-/* Heap sort: in place, no recursion, n log n in the worst case. */
+/* Shell's sort with Ciura's gaps: in place, no recursion, hardly worse on any input. */
 static void sort(uint32_t *q, uint16_t *order, uint32_t size) {
-  for (uint32_t root = size / 2; root-- > 0;) {
-    sink(q, order, root, size);
-  }
-  for (uint32_t end = size; end-- > 1;) {
-    const uint32_t value = q[0];
-    const uint16_t channel = order[0];
-    q[0] = q[end];
-    order[0] = order[end];
-    q[end] = value;
-    order[end] = channel;
-    sink(q, order, 0, end);
+  static const uint16_t gaps[] = {40412, 17961, 7983, 3548, 1577, 701, 301, 132, 57, 23, 10, 4, 1};
+  for (uint32_t g = 0; g < sizeof gaps / sizeof *gaps; g++) {
+    const uint32_t gap = gaps[g];
+    for (uint32_t k = gap; k < size; k++) {
+      const uint32_t value = q[k];
+      const uint16_t channel = order[k];
+      uint32_t at = k;
+      for (; at >= gap && before(value, channel, q[at - gap], order[at - gap]); at -= gap) {
+        q[at] = q[at - gap];
+        order[at] = order[at - gap];
+      }
+      q[at] = value;
+      order[at] = channel;
+    }
   }
 }
 
