@@ -1,0 +1,180 @@
+"""Records of tasks: kept in a JSON file that a run can go on from, summarised with intervals, printed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from math import sqrt
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from tvm_tinytrain.errors import ArchiveError
+from tvm_tinytrain.fewshot.tasks import Outcome
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """One method on one task. ways, support: of the task; episode: its number, the same for all methods."""
+
+    network: str
+    domain: str
+    sampler: str
+    episode: int
+    ways: int
+    support: int
+    outcome: Outcome
+
+    @property
+    def key(self) -> tuple[str, str, str, int, str]:
+        """What makes a record unique."""
+        return self.network, self.domain, self.sampler, self.episode, self.outcome.method
+
+
+@dataclass(frozen=True)
+class Row:
+    """Mean over the tasks of one network, domain, sampler and method.
+
+    interval: half the width of the 95 % interval, 1.96 standard errors (None for one task). gain: mean difference
+    to "none" on the same tasks, and its interval. Costs are means; peak_bytes is the largest memory_bytes.
+    """
+
+    network: str
+    domain: str
+    sampler: str
+    method: str
+    tasks: int
+    accuracy: float
+    interval: float | None
+    gain: float | None
+    gain_interval: float | None
+    memory_bytes: float
+    peak_bytes: int
+    backward_macs: float
+    seconds: float
+
+
+@dataclass
+class Results:
+    """All records of a run, and the options that they were made with."""
+
+    options: Mapping[str, Any]
+    records: list[Record] = field(default_factory=list)
+
+    def done(self) -> set[tuple[str, str, str, int, str]]:
+        """Keys of what need not run again."""
+        return {record.key for record in self.records}
+
+    def save(self, path: Path) -> None:
+        """Write the file whole or not at all."""
+        text = json.dumps(
+            {"format": _FORMAT, "options": self.options, "records": [asdict(r) for r in self.records]}
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        part.write_text(text + "\n", encoding="utf-8")
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: Path, options: Mapping[str, Any]) -> Results:
+        """Read a file of the same options, or begin anew where there is none.
+
+        Raises ArchiveError where it is damaged, or was made with other options.
+        """
+        if not path.exists():
+            return cls(options)
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            records = [Record(**{**r, "outcome": Outcome(**r["outcome"])}) for r in raw["records"]]
+            found = raw["options"]
+        except (ValueError, KeyError, TypeError) as error:
+            hint = "remove it, or name another file"
+            raise ArchiveError("evaluate", str(path), error, "results of this program", hint) from error
+        if json.loads(json.dumps(options)) != found:
+            differing = sorted(
+                k for k in {*options, *found} if json.loads(json.dumps(options.get(k))) != found.get(k)
+            )
+            hint = "give the same options, or name another file"
+            raise ArchiveError(
+                "evaluate", str(path), f"other {', '.join(differing)}", "the same options", hint
+            )
+        return cls(options, records)
+
+    def rows(self) -> list[Row]:
+        """Summary by network, sampler, domain and method, in the order of the records."""
+        plain = {r.key[:4]: r.outcome.accuracy for r in self.records if r.outcome.method == "none"}
+        found: dict[tuple[str, str, str, str], list[Record]] = {}
+        for record in self.records:
+            key = (record.network, record.sampler, record.domain, record.outcome.method)
+            found.setdefault(key, []).append(record)
+        return [_row(key, members, plain) for key, members in found.items()]
+
+
+def _row(
+    key: tuple[str, str, str, str],
+    members: Sequence[Record],
+    plain: Mapping[tuple[str, str, str, int], float],
+) -> Row:
+    network, sampler, domain, method = key
+    outcomes = [m.outcome for m in members]
+    accuracy = [o.accuracy for o in outcomes]
+    gains = [m.outcome.accuracy - plain[m.key[:4]] for m in members if m.key[:4] in plain]
+    return Row(
+        network, domain, sampler, method, len(members), fmean(accuracy), interval(accuracy),
+        fmean(gains) if gains else None, interval(gains) if gains else None,
+        fmean(o.memory_bytes for o in outcomes), max(o.memory_bytes for o in outcomes),
+        fmean(o.backward_macs for o in outcomes), fmean(o.seconds for o in outcomes),
+    )  # fmt: skip
+
+
+def interval(values: Sequence[float]) -> float | None:
+    """Half the width of the 95 % interval of the mean: 1.96 · s / √n; None for fewer than two values."""
+    return 1.96 * stdev(values) / sqrt(len(values)) if len(values) > 1 else None
+
+
+_COLUMNS: dict[str, Callable[[Row], str]] = {
+    "network": lambda r: r.network,
+    "sampler": lambda r: r.sampler,
+    "domain": lambda r: r.domain,
+    "method": lambda r: r.method,
+    "tasks": lambda r: str(r.tasks),
+    "accuracy %": lambda r: f"{100 * r.accuracy:.1f}",
+    "± 95 %": lambda r: "–" if r.interval is None else f"{100 * r.interval:.1f}",
+    "gain": lambda r: "–" if r.gain is None else f"{100 * r.gain:+.1f}",
+    "± gain": lambda r: "–" if r.gain_interval is None else f"{100 * r.gain_interval:.1f}",
+    "memory KiB": lambda r: f"{r.memory_bytes / 1024:.1f}",
+    "backward MMACs": lambda r: f"{r.backward_macs / 1e6:.2f}",
+}
+
+
+def cells(rows: Iterable[Row]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of the table."""
+    return list(_COLUMNS), [[make(row) for make in _COLUMNS.values()] for row in rows]
+
+
+def as_text(rows: Iterable[Row]) -> str:
+    """A table in plain text, columns aligned."""
+    heads, body = cells(rows)
+    widths = [max(len(line[i]) for line in [heads, *body]) for i in range(len(heads))]
+    lines = [
+        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
+        for line in [heads, *body]
+    ]
+    return "\n".join(lines)
+
+
+def as_csv(rows: Iterable[Row]) -> str:
+    """The same with all figures, one row for each network, sampler, domain and method."""
+    out = io.StringIO()
+    writer: csv.DictWriter[str] | None = None
+    for row in rows:
+        if writer is None:
+            writer = csv.DictWriter(out, list(asdict(row)), lineterminator="\n")
+            writer.writeheader()
+        writer.writerow(asdict(row))
+    return out.getvalue()
