@@ -58,6 +58,11 @@ def _whole(layers: tuple[Layer, ...]) -> UpdatePlan:
 
 
 def describe_network(mod: tvm.IRModule) -> NetworkCosts:
+    """What the layers in ``predict`` cost; see `describe_layers`."""
+    return network_costs(describe_layers(mod))
+
+
+def describe_layers(mod: tvm.IRModule) -> tuple[LayerSpec, ...]:
     """Shapes and connections of the layers in ``predict``, for the cost model.
 
     A layer's sources are the layers whose outputs reach its input without passing another layer. A layer of a kind that the cost
@@ -86,4 +91,4 @@ def describe_network(mod: tvm.IRModule) -> NetworkCosts:
                 sources=tuple(sorted(behind)),
             )
         reach[b.var] = frozenset({found.id})
-    return network_costs(specs[i] for i in sorted(specs))
+    return tuple(specs[i] for i in sorted(specs))

@@ -14,6 +14,7 @@ from tvm_tinytrain.selection.accounting import (
 )
 from tvm_tinytrain.selection.adapters import Adapter, lite_residuals
 from tvm_tinytrain.selection.bound import upper_bound
+from tvm_tinytrain.selection.compiled import CompiledMacs, compiled_macs
 from tvm_tinytrain.selection.cost import LayerCost, NetworkCosts, layer_cost, network_costs
 from tvm_tinytrain.selection.criterion import Greedy
 from tvm_tinytrain.selection.exact import Exact
@@ -32,6 +33,7 @@ __all__ = [
     "Adapter",
     "Budgets",
     "ChainLink",
+    "CompiledMacs",
     "Exact",
     "ExactAccounting",
     "FisherMap",
@@ -49,6 +51,7 @@ __all__ = [
     "TaskAdaptive",
     "bias_only",
     "captured_share",
+    "compiled_macs",
     "full_train",
     "inverted_bottlenecks",
     "last_layer",

@@ -25,6 +25,7 @@ class LayerSpec:
     block, or None. skip: id of the layer whose *input* is added to this layer's output (a residual), or
     None. sources: ids of the layers whose outputs reach this layer's input without passing another layer;
     None stands for the layer before. They decide which input gradients a trained layer asks for.
+    padding: zeros (above, left of) the input; dilation: (vertical, horizontal). Only `compiled` reads them.
     """
 
     id: int
@@ -39,6 +40,8 @@ class LayerSpec:
     block: int | None = None
     skip: int | None = None
     sources: tuple[int, ...] | None = None
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
 
     def __post_init__(self) -> None:
         thing = f"layer {self.id}"
@@ -81,6 +84,8 @@ class LayerSpec:
             spec["groups"],
             bias,
             activation,
+            padding=(top, left),
+            dilation=tuple(spec["dilation"]),
             **graph,
         )
 
@@ -119,7 +124,8 @@ def inverted_bottlenecks(
         pad = 2 * (kernel // 2)
         height, width = ((side + pad - kernel) // stride + 1 for side in shape[1:])
         out = (channels, height, width)
-        spec = LayerSpec(len(layers), "conv2d", shape, out, (kernel,) * 2, (stride,) * 2, groups, **more)
+        square = {"kernel": (kernel,) * 2, "stride": (stride,) * 2, "padding": (kernel // 2,) * 2}
+        spec = LayerSpec(len(layers), "conv2d", shape, out, groups=groups, **square, **more)
         layers.append(spec)
         shape = out
 
