@@ -6,6 +6,8 @@ Names are loaded when first used: ``import tvm_tinytrain`` alone imports neither
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tvm_tinytrain._version import __version__
@@ -96,8 +98,19 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'tvm_tinytrain' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"tvm_tinytrain.{_HOME[name]}"), name)
-    globals()[name] = value  # the submodule `build` would otherwise shadow the function of the same name
+    globals()[name] = value
     return value
+
+
+class _Package(ModuleType):
+    """Keeps the submodule ``build`` from taking the place of the function of that name, whoever imports it first."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

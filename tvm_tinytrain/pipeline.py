@@ -25,6 +25,7 @@ from tvm_tinytrain.passes.lower_layers import LowerLayers
 from tvm_tinytrain.passes.make_runtime_rows import MakeRuntimeRows
 from tvm_tinytrain.passes.normalise_input import NormaliseInput
 from tvm_tinytrain.passes.prune_backward import PruneBackward, check_plan, full_update
+from tvm_tinytrain.passes.reserve_names import ReserveNames
 from tvm_tinytrain.passes.reuse_dead_operands import ReuseDeadOperands
 from tvm_tinytrain.passes.split_weights import SplitWeights
 from tvm_tinytrain.passes.state import Layer, get_layers
@@ -53,7 +54,7 @@ class Instruments:
 
 def canonicalise() -> Passes:
     """One form for all front ends: batch norm folded, layers found, each with its bias and clamp in one kernel."""
-    return [Canonicalize(), FoldBatchNorm(), LowerLayers()]
+    return [ReserveNames(), Canonicalize(), FoldBatchNorm(), LowerLayers()]
 
 
 def derive(config: TrainConfig, plan: UpdatePlan, layers: tuple[Layer, ...]) -> Passes:

@@ -112,7 +112,7 @@ def print_kernels(name: str, mod: tvm.IRModule, *, count_macs: bool = False) -> 
     """
     found = sorted((gv.name_hint, f) for gv, f in mod.functions.items() if isinstance(f, tirx.PrimFunc))
     counting = {k for k, f in found if count_macs and kernel_kind(f) and kernel_spec(f).get("macs")}
-    return {k: print_kernel(f"tt_{name}_{k}", func, count_macs=k in counting) for k, func in found}
+    return {k: print_kernel(f"tt_{name}_kernel_{k}", func, count_macs=k in counting) for k, func in found}
 
 
 def emit_c(library: Library) -> dict[str, bytes]:

@@ -1,0 +1,1 @@
+"""The public build(): what goes in, what comes out, what is refused, and whether it learns what PyTorch learns."""

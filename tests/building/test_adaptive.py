@@ -1,0 +1,149 @@
+"""Task-adaptive libraries: Fisher potentials, selection, training and the cache of the frozen prefix, on the host."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import tvm_tinytrain as tt
+from tests.build.adaptive_net import CLASSES, build, install, network, samples
+from tvm_tinytrain.errors import BudgetError, TransportError
+from tvm_tinytrain.micro.in_process import InProcess
+from tvm_tinytrain.selection import Budgets, FisherMap, select
+from tvm_tinytrain.selection.table_accounting import TableAccounting
+
+pytestmark = pytest.mark.host_compiler
+CHOICES = ({1: [0, 3, 7], 2: [2, 5], 3: [1, 4]}, {0: [1], 3: [0]}, {2: [0, 1, 2, 3, 4, 5, 6, 7]}, {3: [5]})
+
+
+@pytest.fixture(scope="module")
+def module() -> tt.TrainModule:
+    return build(update=tt.TaskAdaptive(candidates=4), budget=tt.Budget(memory=60000))
+
+
+def measured(library: InProcess) -> None:
+    library.call("fisher_begin")
+    for image, label in samples(5):
+        library.step(image, label, "fisher")
+
+
+def test_fisher_potentials_are_those_of_pytorch(module: tt.TrainModule) -> None:
+    net = network()
+    seen: dict[int, torch.Tensor] = {}
+    expected = {i: np.zeros(n) for i, n in ((2, 8), (3, CLASSES))}
+
+    def keep(layer: int) -> object:
+        def hook(_: object, __: object, out: torch.Tensor) -> None:
+            out.retain_grad()
+            seen[layer] = out
+
+        return hook
+
+    net.project.register_forward_hook(keep(2))  # type: ignore[arg-type]
+    net.head.register_forward_hook(keep(3))  # type: ignore[arg-type]
+    for image, label in samples(5):
+        torch.nn.functional.cross_entropy(net(torch.from_numpy(image)), torch.tensor([label])).backward()
+        for layer, value in seen.items():
+            product = (value * value.grad).reshape(1, value.shape[1], -1).sum(-1)[0]
+            expected[layer] += (product**2).detach().numpy()
+    with InProcess(module) as library:
+        measured(library)
+        for layer, potentials in expected.items():
+            np.testing.assert_allclose(library.read(f"delta_{layer}"), potentials, rtol=1e-4)
+
+
+@pytest.mark.parametrize("channels", CHOICES)
+def test_an_installed_plan_trains_as_a_fixed_library_does(
+    module: tt.TrainModule, channels: dict[int, list[int]]
+) -> None:
+    fixed = build(update=tt.UpdatePlan.from_channels(channels), accumulate=True)
+    with InProcess(module) as adaptive, InProcess(fixed) as reference:
+        install(adaptive, module, channels)
+        for _ in range(3):
+            for image, label in samples(4):
+                assert adaptive.step(image, label, "accumulate") == pytest.approx(
+                    reference.step(image, label, "accumulate"), rel=1e-6
+                )
+            adaptive.call("apply")
+            reference.call("apply")
+        image, _ = samples(1)[0]
+        np.testing.assert_allclose(adaptive.predict(image), reference.predict(image), rtol=1e-5, atol=1e-6)
+        assert (
+            np.abs(adaptive.predict(image) - network()(torch.from_numpy(image)).detach().numpy()).max() > 1e-3
+        )
+
+
+@pytest.mark.parametrize("channels", CHOICES)
+def test_the_cached_prefix_changes_nothing(module: tt.TrainModule, channels: dict[int, list[int]]) -> None:
+    with InProcess(module) as plain, InProcess(module) as cached:
+        for library in (plain, cached):
+            install(library, module, channels)
+        for iteration in range(3):
+            for slot, (image, label) in enumerate(samples(4)):
+                loss = plain.step(image, label, "accumulate")
+                cached.write("slot", np.array([slot], np.int32))
+                if iteration == 0:
+                    assert cached.step(image, label, "accumulate_store") == loss
+                    continue
+                cached.write("label", np.array([label], np.int32))
+                cached.view("x")[...] = np.nan  # the input is not read
+                cached.call("accumulate_cached")
+                assert float(cached.read("loss")[0]) == loss
+            plain.call("apply")
+            cached.call("apply")
+        cached.write("slot", np.array([2], np.int32))
+        cached.call("predict_cached")
+        np.testing.assert_array_equal(cached.read("output"), plain.predict(samples(4)[2][0]))
+
+
+@pytest.mark.parametrize(
+    "criterion", ["tinytrain", "exact", "fisher", "fisher/memory", "fisher/compute", "random"]
+)
+@pytest.mark.parametrize("spare", [200, 1200, 6000])
+def test_the_device_selects_as_the_host(criterion: str, spare: int) -> None:
+    options = tt.TaskAdaptive(criterion=criterion, candidates=4)
+    frozen = build(update=options).metadata["adaptive"]["activation_bytes"][-1]
+    budget = tt.Budget(memory=frozen + spare, compute=0.6)
+    made = build(update=options, budget=budget)
+    accounting = TableAccounting.from_metadata(made.metadata)
+    with InProcess(made) as library:
+        measured(library)
+        layers = [entry["layer"] for entry in made.metadata["adaptive"]["candidates"]]
+        potentials = FisherMap({layer: library.read(f"delta_{layer}") for layer in layers})
+        expected = select(accounting, Budgets.of(budget, accounting), potentials, options)
+        library.call("select")
+        plan = library.read("plan")
+    counts = dict(zip(layers, plan[3 : 3 + len(layers)].tolist(), strict=True))
+    assert {layer: k for layer, k in counts.items() if k} == {
+        u.layer: len(u.outputs) for u in expected.plan.layers
+    }
+    assert plan[-1] <= made.metadata["memory"]["arena_bytes"]
+    assert expected.macs <= 0.6 * made.metadata["adaptive"]["full_macs"]
+
+
+def test_calls_out_of_order_are_refused(module: tt.TrainModule) -> None:
+    image, label = samples(1)[0]
+    with InProcess(module) as library:
+        with pytest.raises(TransportError, match="-10"):
+            library.step(image, label, "accumulate")
+        install(library, module, {3: [0]})
+        with pytest.raises(TransportError, match="-10"):
+            library.step(image, label, "fisher")
+        library.call("release")
+        library.step(image, label, "fisher")
+
+
+def test_a_plan_that_does_not_fit_changes_nothing(module: tt.TrainModule) -> None:
+    frozen = module.metadata["adaptive"]["activation_bytes"][-1]
+    made = build(update=tt.TaskAdaptive(candidates=4), budget=tt.Budget(memory=frozen + 100))
+    with InProcess(made) as library:
+        before = library.read("plan")
+        with pytest.raises(TransportError, match="-2"):
+            install(library, made, {0: list(range(8)), 1: list(range(8)), 2: list(range(8))})
+        np.testing.assert_array_equal(library.read("plan"), before)
+
+
+def test_a_budget_below_the_frozen_network_names_what_is_alive() -> None:
+    with pytest.raises(BudgetError, match="live at step"):
+        build(update=tt.TaskAdaptive(candidates=4), budget=tt.Budget(memory=2000))

@@ -1,0 +1,137 @@
+"""What is known about a library: metadata.json, the report, the archive."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from tests.emit.libraries import M7, library
+from tvm_tinytrain._version import __version__
+from tvm_tinytrain.build import load
+from tvm_tinytrain.config import Adam
+from tvm_tinytrain.errors import ArchiveError
+from tvm_tinytrain.plan import LayerUpdate, UpdatePlan
+
+PLAN = UpdatePlan((LayerUpdate(0, (1,)), LayerUpdate(2, (0, 1), (1,), bias=False), LayerUpdate(3, (0, 2))))
+
+
+def test_file_is_the_metadata_in_canonical_form() -> None:
+    module = library()
+    text = module.files["metadata.json"].decode()
+    assert json.loads(text) == json.loads(json.dumps(module.metadata))
+    assert text == json.dumps(module.metadata, indent=1, sort_keys=True) + "\n"
+
+
+def test_options_versions_and_plan() -> None:
+    metadata = library(update=PLAN, optimizer=Adam(0.5)).metadata
+    options = metadata["options"]
+    assert options["target"] == M7
+    assert options["optimizer"] == {
+        "kind": "Adam",
+        "fields": {"lr": 0.5, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0},
+    }
+    assert (options["name"], options["accumulate"]) == ("small", False)
+    assert metadata["versions"]["tvm_tinytrain"] == __version__
+    assert metadata["versions"]["apache-tvm"] == importlib.metadata.version("apache-tvm")
+    assert metadata["plan"] == json.loads(PLAN.to_json())
+    assert metadata["plan_digest"] == PLAN.digest
+    assert metadata["trained_weights"] == 1 * 9 + 2 * 1 + 2 * 2
+    assert metadata["digest"] != library().metadata["digest"]
+    assert metadata["digest"].encode() in library(update=PLAN, optimizer=Adam(0.5)).files["tt_small.c"]
+
+
+def test_tensors_lie_in_the_arena_and_add_up() -> None:
+    module = library(accumulate=True)
+    memory = module.metadata["memory"]
+    sizes = {"float32": 4, "int32": 4, "uint8": 1}
+    by_role: dict[str, int] = {}
+    for t in module.metadata["tensors"]:
+        assert t["bytes"] == math.prod(t["shape"]) * sizes[t["dtype"]]
+        by_role[t["role"]] = by_role.get(t["role"], 0) + t["bytes"]
+        if t["offset"] is not None:
+            assert t["offset"] % 4 == 0 and t["offset"] + t["bytes"] <= memory["arena_bytes"]
+    assert by_role == memory["bytes_by_role"]
+    assert memory["arena_bytes"] == max(e["peak_bytes"] for e in memory["entries"].values())
+    assert memory["lower_bound_bytes"] <= memory["arena_bytes"]
+    macro = f"#define TT_SMALL_ARENA_BYTES {memory['arena_bytes']}\n".encode()
+    assert macro in module.files["tt_small.h"]
+
+
+def test_layers_and_multiply_accumulates() -> None:
+    metadata = library().metadata
+    assert [(la["id"], la["weight"], la["bias"]) for la in metadata["layers"]] == [
+        (0, "conv_weight", "conv_bias"),
+        (1, "depthwise_weight", "depthwise_bias"),
+        (2, "point_weight", "point_bias"),
+        (3, "head_weight", "head_bias"),
+    ]
+    forward = sum(la["macs"] for la in metadata["layers"])
+    assert forward == 16 * 2 * 9 + 16 * 2 * 9 + 16 * 2 * 2 + 3 * 2
+    assert metadata["macs"]["predict"] == forward
+    first = metadata["layers"][0]["macs"]
+    assert metadata["macs"]["step"] == 3 * forward - first  # nobody asks for the gradient of the input
+
+
+def test_report_names_what_matters() -> None:
+    module = library(update=PLAN)
+    text = module.report()
+    memory = module.metadata["memory"]
+    for expected in (
+        "small for c -mcpu=cortex-m7",
+        "3 of 4 layers",
+        f"SRAM arena {memory['arena_bytes']} B",
+        f"flash constants {memory['flash_constant_bytes']} B",
+        "conv_weight",
+        "2×1×3×3",
+        "1/2",
+        "0/2",
+        "2/3",
+    ):
+        assert expected in text, expected
+    for entry, info in memory["entries"].items():
+        assert f"{entry}: peak {info['peak_bytes']} B" in text
+
+
+def test_archive_round_trip(tmp_path: Path) -> None:
+    module = library(update=PLAN)
+    first, second = module.export(tmp_path / "a.tar"), module.export(tmp_path / "b.tar")
+    assert first.read_bytes() == second.read_bytes()
+    back = load(first)
+    assert (back.name, back.files, back.plan, back.target) == (
+        module.name,
+        module.files,
+        module.plan,
+        module.target,
+    )
+    assert back.report() == module.report()
+    assert {p.name for p in tmp_path.iterdir()} == {"a.tar", "b.tar"}
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "empty"])
+def test_damaged_archives_are_refused(tmp_path: Path, damage: str) -> None:
+    path = library().export(tmp_path / "a.tar")
+    content = path.read_bytes()
+    path.write_bytes({"cut": content[: len(content) // 3], "text": b"no archive", "empty": b""}[damage])
+    with pytest.raises(ArchiveError, match=r"load: .*a\.tar: found .*; allowed"):
+        load(path)
+
+
+def test_write_and_export_leave_nothing_half_written(tmp_path: Path) -> None:
+    module = library()
+    assert {p.name for p in module.write(tmp_path / "new" / "folder").iterdir()} == set(module.files)
+    (tmp_path / "file").write_text("in the way")
+    for call in (lambda: module.write(tmp_path / "file"), lambda: module.write(tmp_path / "file" / "below")):
+        with pytest.raises(ArchiveError, match=r"write: .*file.*: found .*; allowed a writable folder"):
+            call()
+    with pytest.raises(ArchiveError, match=r"export: .*: found .*; allowed a writable path"):
+        module.export(tmp_path / "absent" / "a.tar")
+    blocked = tmp_path / "blocked"
+    (blocked / "tt_small.h").mkdir(parents=True)  # one of the files cannot be written
+    with pytest.raises(ArchiveError, match="blocked"):
+        module.write(blocked)
+    assert not [p for p in blocked.iterdir() if p.suffix == ".partial"]
+    assert (tmp_path / "file").read_text() == "in the way"
