@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tvm_tinytrain as tt
-from tests.build.adaptive_net import CLASSES, build, install, network, samples
+from tests.building.adaptive_net import CLASSES, build, install, network, samples
 from tvm_tinytrain.errors import BudgetError, TransportError
 from tvm_tinytrain.micro.in_process import InProcess
 from tvm_tinytrain.selection import Budgets, FisherMap, select
