@@ -60,7 +60,8 @@ def cases(
 
 
 def random_tables(rng: np.random.Generator, count: int, most_channels: int) -> TableAccounting:
-    """Tables like those of a network: monotone activations, a chain that early layers pay for."""
+    """Tables like those of a network: monotone activations, a chain that early layers pay for. A third have
+    branches too, so that what a plan costs besides its channels depends on more than its depth."""
     channels = rng.integers(1, most_channels + 1, count)
     weights = rng.integers(9, 400, count) * channels
     entries = tuple(
@@ -80,6 +81,9 @@ def random_tables(rng: np.random.Generator, count: int, most_channels: int) -> T
         for i in range(count)
         if rng.random() < 0.9
     )
+    if rng.random() < 0.34:
+        owners = rng.integers(0, count, 2 * count)
+        links += tuple(ChainLink(1 << int(i), int(rng.integers(10_000, 2_000_000))) for i in owners)
     full = sum(c.channel_macs * c.channels for c in entries) + sum(link.macs for link in links)
     return TableAccounting(entries, tuple(int(v) for v in activation), links, 3 * full)
 
@@ -115,3 +119,28 @@ def random_budgets(rng: np.random.Generator, tables: TableAccounting) -> Budgets
     part = float(rng.choice([0.0, 1e-3, 0.05, 0.15, 0.4, 1.0]))
     macs = None if rng.random() < 0.1 else int(part * rng.random() * tables.backward_macs(everything))
     return Budgets(memory, macs)
+
+
+def staircase(rng: np.random.Generator) -> tuple[TableAccounting, Budgets, FisherMap]:
+    """Tables on which the search proposes too much four times in a row and has to give channels back.
+
+    What fits best costs more than is left as soon as its link is counted; without it the next best is taken,
+    whose link is dearer still. Fillers of equal potential per price are there to be given back.
+    """
+    limit = 1000
+    steps = ((998, 80, 1000.0), (900, 200, 100.0), (760, 450, 10.0), (500, 700, 1.0))  # MACs, link, potential
+    entries = [TableCandidate(0, 1, 1, 1, 1, 1)]
+    links = []
+    potentials = [np.array([0.5], np.float32)]
+    for macs, link, potential in steps:
+        position = len(entries)
+        entries.append(TableCandidate(position, 1, 1, 1, 1, macs - int(rng.integers(0, 15))))
+        links.append(ChainLink(1 << position, link + int(rng.integers(0, 15))))
+        potentials.append(np.array([potential], np.float32))
+    for _ in range(int(rng.integers(1, 4))):
+        cost, channels = int(rng.integers(1, 4)) * 4, int(rng.integers(1, 30))
+        entries.append(TableCandidate(len(entries), channels, 1, 1, int(rng.integers(1, 3)), cost))
+        potentials.append(np.full(channels, cost * 2.0**-12, np.float32))
+    tables = TableAccounting(tuple(entries), (10,) * (len(entries) + 1), tuple(links), limit)
+    memory = None if rng.random() < 0.5 else int(rng.integers(30, 80))
+    return tables, Budgets(memory, limit), FisherMap(dict(enumerate(potentials)))

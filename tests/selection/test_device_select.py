@@ -12,17 +12,27 @@ from hypothesis import strategies as st
 
 from tests.selection.device import ARENA_SMALL, BAD_VALUE, BUDGET, CRITERIA, OK, UINT32_MAX, Device
 from tests.selection.problems import backbone_costs, random_map
-from tests.selection.tables import KINDS, cases, random_budgets, random_potentials, random_tables
+from tests.selection.tables import (
+    KINDS,
+    cases,
+    random_budgets,
+    random_potentials,
+    random_tables,
+    staircase,
+)
 from tvm_tinytrain.errors import BudgetError
 from tvm_tinytrain.selection import (
     Budgets,
     ExactAccounting,
     FisherMap,
+    Problem,
     TableAccounting,
     TableCandidate,
     TaskAdaptive,
+    exact,
     select,
 )
+from tvm_tinytrain.selection.problem import Counts
 
 pytestmark = pytest.mark.host_compiler
 Case = tuple[TableAccounting, Budgets, FisherMap]
@@ -78,6 +88,21 @@ def test_tables_like_a_networks(device: Device, kind: str, count: int, channels:
             host = device.same(tables, budgets, None if criterion == "random" else fisher, options)
             assert budgets.memory_bytes is None or host.memory_bytes <= budgets.memory_bytes
             assert budgets.macs is None or host.macs <= budgets.macs
+
+
+def test_channels_that_are_given_back(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back = []
+    drop = exact._drop
+
+    def counted(problem: Problem, counts: Counts, d: int, price: list[int]) -> Counts:
+        given_back.append((counts, drop(problem, counts, d, price)))
+        return given_back[-1][1]
+
+    monkeypatch.setattr(exact, "_drop", counted)
+    for seed in range(150):
+        tables, budgets, fisher = staircase(np.random.default_rng(seed))
+        device.same(tables, budgets, fisher, options_of(tables, "exact"))
+    assert sum(before != after for before, after in given_back) >= 100
 
 
 @pytest.mark.parametrize("name", ["mcunet", "mobilenet_v2", "proxyless_nas"])
