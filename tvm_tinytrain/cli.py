@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tvm_tinytrain._version import __version__
+from tvm_tinytrain.cli_fewshot import add_commands
 from tvm_tinytrain.errors import TinyTrainError
 
 _COMPILE_EXAMPLE = """example:
@@ -35,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_compile(commands)
-    _add_report(commands)
+    add_commands(commands)
     _add_boards(commands)
     return parser
 
@@ -123,23 +124,6 @@ def _update(text: str) -> Any:
         raise PlanError(
             "compile", f"--update {text}", error, "full, last-layer or a JSON file", "check the path"
         ) from error
-
-
-def _add_report(commands: Any) -> None:
-    p = commands.add_parser(
-        "report", help="what an archive holds", epilog="example:\n  tinytrain report network.tar"
-    )
-    p.add_argument("archive", type=Path)
-    p.add_argument("--json", action="store_true", help="print the metadata as JSON")
-    p.set_defaults(run=_report)
-
-
-def _report(a: argparse.Namespace) -> int:
-    from tvm_tinytrain.build import load
-
-    module = load(a.archive)
-    print(json.dumps(module.metadata, indent=1, sort_keys=True) if a.json else module.report())
-    return 0
 
 
 def _add_boards(commands: Any) -> None:

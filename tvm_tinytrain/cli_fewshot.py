@@ -1,0 +1,299 @@
+"""The subcommands ``evaluate``, ``meta-train`` and ``report`` of ``tinytrain``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tvm_tinytrain.errors import ArchiveError, ImportModelError, PlanError
+
+_EVALUATE = """example:
+  tinytrain evaluate --network backbone.json --data domains/birds domains/signs --scheme mcunet-99kb \\
+      --methods none,lastlayer,tinytrain,exact --episodes 20 --state build/birds.json
+The network: structure.json beside arrays.npz of an int8 backbone, a .pt2 of torch.export whose output is the
+embedding, or a backbone of this package by name (mcunet, mobilenet-v2, proxyless-nas), with --weights or without.
+Over machines: torchrun --nnodes ... -m tvm_tinytrain evaluate ... (each rank runs its share of the tasks).
+"""
+_META_TRAIN = """example:
+  tinytrain meta-train --network mcunet --weights imagenet.pt --data miniimagenet/train -o build/meta
+The same command goes on from the last checkpoint of the folder after an interruption.
+"""
+_REPORT = """example:
+  tinytrain report network.tar                                  (text)
+  tinytrain report network.tar --html report.html --session session.json --accuracy build/accuracy.json
+"""
+_RAW = argparse.RawDescriptionHelpFormatter
+
+
+def add_commands(commands: Any) -> None:
+    """Add the subcommands to the parser of ``tinytrain``."""
+    _add_evaluate(commands)
+    _add_meta_train(commands)
+    _add_report(commands)
+
+
+def _network_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--network", required=True, help="file or name, see below")
+    p.add_argument("--weights", type=Path, help="state dict (.pt) for a network given by name")
+    p.add_argument("--size", type=int, default=128, help="width and height of the input (default: 128)")
+
+
+def _add_evaluate(commands: Any) -> None:
+    p = commands.add_parser(
+        "evaluate", help="accuracy of every method on your images", epilog=_EVALUATE, formatter_class=_RAW
+    )
+    _network_options(p)
+    p.add_argument(
+        "--data", required=True, nargs="+", type=Path, metavar="DIR", help="folders of class folders"
+    )
+    p.add_argument(
+        "--group-separator", help='file names "<group><separator>…": groups are kept apart, e.g. "_"'
+    )
+    p.add_argument("--methods", default="none,lastlayer,tinytrain,exact,fulltrain", help="comma-separated")
+    p.add_argument("--scheme", help="static scheme of sparseupdate, e.g. mcunet-99kb")
+    p.add_argument(
+        "--episodes", type=int, default=20, help="tasks for each data set and sampler (default: 20)"
+    )
+    p.add_argument("--ways", type=int, default=5)
+    p.add_argument("--shots", type=int, default=5)
+    p.add_argument("--various", action="store_true", help="Meta-Dataset's various-way-various-shot sampler")
+    p.add_argument("--max-support", type=int, default=500, help="support samples of --various (default: 500)")
+    p.add_argument("--rates", default="0,1e-4,1e-3,1e-2", help="learning rates to choose from, by task")
+    p.add_argument("--iterations", type=int, default=40)
+    p.add_argument("--memory", default="1MB", help="SRAM budget of the task-adaptive methods (default: 1MB)")
+    p.add_argument("--compute", type=float, default=0.15, help="their share of FullTrain's backward MACs")
+    p.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--state", type=Path, help="keeps finished tasks; the same command goes on from it")
+    p.add_argument("--format", choices=("text", "csv", "json"), default="text")
+    p.set_defaults(run=_evaluate)
+
+
+def _evaluate(a: argparse.Namespace) -> int:
+    from functools import partial
+
+    import torch
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from tvm_tinytrain.config import Budget
+    from tvm_tinytrain.fewshot.datasets import from_folder
+    from tvm_tinytrain.fewshot.episodes import FixedWays, Sampler, VariousWays
+    from tvm_tinytrain.fewshot.evaluate import Contest, evaluate
+    from tvm_tinytrain.fewshot.methods import build_methods
+    from tvm_tinytrain.fewshot.results import as_csv, as_text
+    from tvm_tinytrain.fewshot.tasks import AdaptOptions
+    from tvm_tinytrain.micro.in_process import InProcess
+
+    options = AdaptOptions(iterations=a.iterations, rates=_rates(a.rates))
+    sampler: Sampler = VariousWays(max_support=a.max_support) if a.various else FixedWays(a.ways, a.shots)
+    datasets = tuple(from_folder(d, a.size, group_separator=a.group_separator) for d in a.data)
+    network = load_network(a.network, a.weights)
+    bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*bar, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task("build", total=None)
+        methods = build_methods(
+            network,
+            (torch.zeros(1, 3, a.size, a.size),),
+            [m.strip() for m in a.methods.split(",") if m.strip()],
+            scheme=a.scheme,
+            budget=Budget(a.memory, a.compute),
+        )
+        contest = Contest(Path(a.network).stem, methods, datasets, (sampler,), a.episodes, options, a.seed)
+
+        def progress(done: int, total: int) -> None:
+            shown.update(task, description="tasks", completed=done, total=total)
+
+        folder = Path("build") / "evaluate" if a.state is None else a.state.parent / "libraries"
+        load = partial(InProcess, build_dir=folder)
+        results = evaluate(contest, load, path=a.state, processes=a.processes, progress=progress)
+    rows = results.rows()
+    if os.environ.get("RANK", "0") == "0":
+        printed = {
+            "text": as_text,
+            "csv": as_csv,
+            "json": lambda r: json.dumps([asdict(x) for x in r], indent=1),
+        }
+        print(printed[a.format](rows))
+    return 0
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise PlanError("evaluate", "--rates", text, "numbers and commas", "e.g. 0,1e-4,1e-3") from error
+
+
+def load_network(name: str, weights: Path | None) -> Any:
+    """A network from a file or a name; ImportModelError where it is neither, or the weights do not fit."""
+    import torch
+
+    from tvm_tinytrain import models
+
+    path = Path(name)
+    if path.suffix == ".json":
+        return models.load_int8_backbone(path, path.with_suffix(".npz"))
+    if path.suffix == ".pt2":
+        return str(path)
+    makers = {
+        "mcunet": models.mcunet,
+        "mobilenet-v2": models.mobilenet_v2,
+        "proxyless-nas": models.proxyless_nas,
+    }
+    if name not in makers:
+        allowed = f".json, .pt2, {', '.join(makers)}"
+        raise ImportModelError("network", name, "unknown", allowed, "see tinytrain evaluate --help")
+    torch.manual_seed(0)
+    state = None
+    if weights is not None:
+        try:
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, ValueError, EOFError) as error:
+            hint = "save it with torch.save(model.state_dict(), path)"
+            raise ImportModelError("network", str(weights), error, "a state dict", hint) from error
+        state = {k: v for k, v in state.get("model", state).items() if not k.startswith("head.")}
+    model: torch.nn.Module = makers[name](fused=state is not None and not any(".norm." in k for k in state))
+    if state is not None:
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            first = str(error).splitlines()[-1].strip()
+            raise ImportModelError(
+                "network", str(weights), first, f"the weights of {name}", "choose its file"
+            ) from error
+    return model.eval()
+
+
+def _add_meta_train(commands: Any) -> None:
+    p = commands.add_parser(
+        "meta-train", help="ProtoNet on episodes of many classes", epilog=_META_TRAIN, formatter_class=_RAW
+    )
+    _network_options(p)
+    p.add_argument(
+        "--data", required=True, type=Path, metavar="DIR", help="folder of class folders to train on"
+    )
+    p.add_argument(
+        "--validate", type=Path, metavar="DIR", help="other classes: the best epoch by them is kept"
+    )
+    p.add_argument(
+        "-o", "--output", required=True, type=Path, help="folder of checkpoints and the exported network"
+    )
+    p.add_argument("--epochs", type=int, default=100)
+    p.add_argument("--episodes", type=int, default=2000, help="tasks in an epoch (default: 2000)")
+    p.add_argument("--rate", type=float, default=5e-5, help="highest learning rate (default: 5e-5)")
+    p.add_argument("--warmup", type=int, default=5, help="epochs of warm-up (default: 5)")
+    p.add_argument("--ways", type=int, default=5)
+    p.add_argument("--shots", type=int, default=5)
+    p.add_argument("--various", action="store_true", help="Meta-Dataset's various-way-various-shot sampler")
+    p.add_argument("--device", default="cpu", help='"cpu" or "cuda"')
+    p.add_argument("--seed", type=int, default=0)
+    p.set_defaults(run=_meta_train)
+
+
+def _meta_train(a: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from tvm_tinytrain.fewshot.datasets import from_folder
+    from tvm_tinytrain.fewshot.episodes import FixedWays, VariousWays
+    from tvm_tinytrain.fewshot.meta_train import EpochReport, MetaTrainOptions, meta_train
+
+    options = MetaTrainOptions(
+        epochs=a.epochs,
+        episodes=a.episodes,
+        rate=a.rate,
+        warmup_epochs=a.warmup,
+        sampler=VariousWays() if a.various else FixedWays(a.ways, a.shots),
+        seed=a.seed,
+    )
+    model = load_network(a.network, a.weights)
+    if isinstance(model, str):
+        hint = "name a backbone, or an int8 backbone's .json"
+        raise ImportModelError("meta-train", a.network, "an exported program", "a PyTorch module", hint)
+    train = from_folder(a.data, a.size)
+    held_out = None if a.validate is None else from_folder(a.validate, a.size)
+    bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*bar, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task("meta-train", total=options.epochs * options.episodes)
+
+        def progress(step: int, loss: float) -> None:
+            shown.update(task, completed=step, description=f"loss {loss:.3f}")
+
+        def on_epoch(report: EpochReport) -> None:
+            shown.console.print(report.text())
+
+        trained = meta_train(
+            model,
+            train,
+            a.output,
+            options,
+            validation=held_out,
+            device=a.device,
+            progress=progress,
+            on_epoch=on_epoch,
+        )
+    exported = trained.export(a.output / "network.pt2", (1, 3, a.size, a.size))
+    print(f"wrote {exported}")
+    return 0
+
+
+def _add_report(commands: Any) -> None:
+    p = commands.add_parser("report", help="what an archive holds", epilog=_REPORT, formatter_class=_RAW)
+    p.add_argument("archive", type=Path, nargs="?", help="model library archive")
+    p.add_argument("--json", action="store_true", help="print the metadata as JSON")
+    p.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained page")
+    p.add_argument("--pictures", action="store_true", help="with --html: write each picture as PNG too")
+    p.add_argument("--session", type=Path, metavar="FILE", help="show an adaptation: a SessionRecord's file")
+    p.add_argument(
+        "--accuracy", type=Path, metavar="FILE", help="show rows of evaluate or benchmarks.accuracy (JSON)"
+    )
+    p.set_defaults(run=_report)
+
+
+def _report(a: argparse.Namespace) -> int:
+    from tvm_tinytrain.build import load
+
+    module = None if a.archive is None else load(a.archive)
+    if module is None and (a.html is None or not (a.session or a.accuracy)):
+        hint = "name an archive, or --html with --session or --accuracy"
+        raise ArchiveError("report", "archive", "none", "a model library archive", hint)
+    if a.html is None:
+        assert module is not None
+        print(json.dumps(module.metadata, indent=1, sort_keys=True) if a.json else module.report())
+        return 0
+    from tvm_tinytrain.reporting import Report, SessionRecord
+
+    session = None if a.session is None else SessionRecord.load(a.session)
+    rows = () if a.accuracy is None else _accuracy_rows(a.accuracy)
+    for path in Report(module, session, rows).write(a.html, pictures=a.pictures):
+        print(f"wrote {path}")
+    return 0
+
+
+def _accuracy_rows(path: Path) -> Sequence[dict[str, Any]]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        rows = raw["rows"] if isinstance(raw, dict) else raw
+        needed = {
+            "network",
+            "sampler",
+            "domain",
+            "method",
+            "tasks",
+            "accuracy",
+            "interval",
+            "gain",
+            "memory_bytes",
+        }
+        if not rows or not all(needed <= set(row) for row in rows):
+            raise ValueError("no rows of accuracies")
+        return list(rows)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        hint = "pass what `tinytrain evaluate --format json` or benchmarks.accuracy --json wrote"
+        raise ArchiveError("report", str(path), error, "rows of accuracies", hint) from error

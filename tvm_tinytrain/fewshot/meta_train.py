@@ -1,0 +1,294 @@
+"""The offline stage: ProtoNet with cosine distance over episodes of many classes, in PyTorch.
+
+Defaults are TinyTrain's (ICML 2024, App. D and F.2), which are P>M>F's: 100 epochs of 2000 tasks, SGD with momentum
+0.9, rate 1e-6 → 5e-5 in 5 epochs, then a cosine down to 1e-6; scale 10, learnt. The paper states neither ways nor
+shots of meta-training; P>M>F's are 5-way with 15 queries.
+
+A checkpoint holds weights, momentum, scale and the number of tasks done; task n is drawn from (seed, n). So a run
+that was interrupted and resumed ends with the weights, to the last bit, of one that was not (same device, same
+number of threads).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tvm_tinytrain.adaptation import DiffAugment
+from tvm_tinytrain.config import Prototypical
+from tvm_tinytrain.errors import ArchiveError, CheckpointError, PlanError
+from tvm_tinytrain.fewshot.datasets import Dataset
+from tvm_tinytrain.fewshot.episodes import Episode, FixedWays, Sampler, sample_episode
+from tvm_tinytrain.fewshot.protonet import nearest_prototype_accuracy, prototypical_logits
+
+_CHECKPOINT = "checkpoint.pt"
+_BEST = "best.pt"
+_VALIDATION_SEED = 1 << 20
+
+
+@dataclass(frozen=True)
+class MetaTrainOptions:
+    """Schedule and tasks. rate, warmup_rate, least_rate: highest, first and last learning rate.
+
+    augment: applied to the images of every task, or None. train_norms: batch statistics and their update while
+    training; the paper does not say, P>M>F trains so. checkpoint_every: tasks; the end of an epoch is always kept.
+    """
+
+    epochs: int = 100
+    episodes: int = 2000
+    rate: float = 5e-5
+    warmup_rate: float = 1e-6
+    least_rate: float = 1e-6
+    warmup_epochs: int = 5
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    scale: float = 10.0
+    sampler: Sampler = field(default_factory=FixedWays)
+    validation_episodes: int = 100
+    augment: DiffAugment | None = None
+    train_norms: bool = True
+    checkpoint_every: int = 200
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "episodes", "validation_episodes", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise PlanError("meta-train", name, getattr(self, name), "1 or more", "the paper: 100 × 2000")
+        if not 0 <= self.warmup_epochs < self.epochs:
+            hint = "leave epochs for the cosine"
+            raise PlanError("meta-train", "warmup_epochs", self.warmup_epochs, f"0 … {self.epochs - 1}", hint)
+
+    def rate_at(self, epoch: int) -> float:
+        """Learning rate of an epoch (from 0): linear warm-up, then half a cosine; it changes between epochs only."""
+        if epoch < self.warmup_epochs:
+            return self.warmup_rate + (self.rate - self.warmup_rate) * epoch / self.warmup_epochs
+        share = (epoch - self.warmup_epochs) / max(1, self.epochs - self.warmup_epochs)
+        return self.least_rate + (self.rate - self.least_rate) * 0.5 * (1.0 + math.cos(math.pi * share))
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """Mean loss and accuracy over an epoch's tasks; validation: accuracy on held-out classes, or None."""
+
+    epoch: int
+    epochs: int
+    rate: float
+    loss: float
+    accuracy: float
+    validation: float | None
+
+    def text(self) -> str:
+        """One line for a terminal."""
+        held_out = "" if self.validation is None else f", held-out classes {100 * self.validation:.1f} %"
+        return (
+            f"epoch {self.epoch}/{self.epochs}, rate {self.rate:.2e}: loss {self.loss:.4f}, "
+            f"accuracy {100 * self.accuracy:.1f} %{held_out}"
+        )
+
+
+@dataclass(frozen=True)
+class MetaTrained:
+    """The network of the best epoch (the last without validation), in eval mode on the CPU, and all epochs."""
+
+    model: nn.Module
+    scale: float
+    history: tuple[EpochReport, ...]
+
+    def export(self, path: str | Path, shape: tuple[int, ...]) -> Path:
+        """Write a torch.export program for inputs of `shape` (batch 1), which `build` takes."""
+        try:
+            torch.export.save(torch.export.export(self.model, (torch.zeros(shape),)), Path(path))
+        except OSError as error:
+            raise ArchiveError(
+                "meta-train", str(path), error, "a writable path", "choose another folder"
+            ) from error
+        return Path(path)
+
+
+def meta_train(
+    model: nn.Module,
+    dataset: Dataset,
+    folder: str | Path,
+    options: MetaTrainOptions | None = None,
+    *,
+    validation: Dataset | None = None,
+    device: str = "cpu",
+    progress: Callable[[int, float], object] | None = None,
+    on_epoch: Callable[[EpochReport], object] | None = None,
+) -> MetaTrained:
+    """Train `model` (images → embeddings) in place, going on from the checkpoint in `folder` if there is one.
+
+    progress: called after each task with the tasks done and the loss. An exception from it, or Ctrl-C, leaves the
+    last checkpoint; the same call resumes. Raises CheckpointError where the checkpoint is damaged or was made with
+    other options.
+    """
+    options = options or MetaTrainOptions()
+    run = _Run(model.to(device), dataset, Path(folder), options, validation, torch.device(device))
+    run.resume()
+    total = options.epochs * options.episodes
+    while run.done < total:
+        loss = run.task()
+        if progress is not None:
+            progress(run.done, loss)
+        if run.done % options.episodes == 0:
+            report = run.end_epoch()
+            if on_epoch is not None:
+                on_epoch(report)
+        elif run.done % options.checkpoint_every == 0:
+            run.save()
+    return run.best()
+
+
+class _Run:
+    """State of a training: everything that the checkpoint holds."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: Dataset,
+        folder: Path,
+        options: MetaTrainOptions,
+        validation: Dataset | None,
+        device: torch.device,
+    ) -> None:
+        self.model, self.dataset, self.folder, self.options = model, dataset, folder, options
+        self.validation, self.device = validation, device
+        self.scale = nn.Parameter(torch.tensor(options.scale, device=device))
+        self.optimizer = torch.optim.SGD(
+            [*model.parameters(), self.scale],
+            options.rate,
+            options.momentum,
+            weight_decay=options.weight_decay,
+        )
+        self.done = 0
+        self.sums = [0.0, 0.0]
+        self.history: list[EpochReport] = []
+        self.identity = json.loads(
+            json.dumps({"options": asdict(options), "dataset": dataset.name, "sizes": list(dataset.sizes)})
+        )
+
+    def task(self) -> float:
+        """Train on the next task and return its loss."""
+        o = self.options
+        self.model.train(o.train_norms)
+        episode = sample_episode(self.dataset, o.sampler, o.seed, self.done)
+        rate = o.rate_at(self.done // o.episodes)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        support, labels, queries, truth = self._tensors(episode, o.augment)
+        embeddings = self.model(torch.cat([support, queries]))
+        unit = Prototypical(scale=1.0)
+        scores = self.scale * prototypical_logits(
+            embeddings[: len(labels)], labels, embeddings[len(labels) :], unit
+        )
+        loss = nn.functional.cross_entropy(scores, truth)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.done += 1
+        value = float(loss.detach())
+        self.sums[0] += value
+        self.sums[1] += float((scores.argmax(dim=1) == truth).float().mean())
+        return value
+
+    def _tensors(
+        self, episode: Episode, augment: DiffAugment | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        support, labels = episode.support_set()
+        queries, truth = episode.query_set()
+        if augment is not None:
+            rng = np.random.default_rng([self.options.seed, self.done, 1])
+            support, queries = augment(support, rng), augment(queries, rng)
+        arrays = (support, labels, queries, truth)
+        first, second, third, fourth = (torch.from_numpy(a).to(self.device) for a in arrays)
+        return first, second, third, fourth
+
+    def end_epoch(self) -> EpochReport:
+        """Validate, report, keep the weights if they are the best so far, write the checkpoint."""
+        o = self.options
+        epoch = self.done // o.episodes
+        accuracy = None if self.validation is None else self._validate(self.validation)
+        loss, trained = (s / o.episodes for s in self.sums)
+        report = EpochReport(epoch, o.epochs, o.rate_at(epoch - 1), loss, trained, accuracy)
+        before = [r.validation for r in self.history if r.validation is not None]
+        self.history.append(report)
+        self.sums = [0.0, 0.0]
+        if accuracy is None or accuracy > max(before, default=-1.0):
+            _write(
+                self.folder / _BEST, {"model": self.model.state_dict(), "scale": float(self.scale.detach())}
+            )
+        self.save()
+        return report
+
+    def _validate(self, dataset: Dataset) -> float:
+        self.model.eval()
+        o = self.options
+        found = []
+        for index in range(o.validation_episodes):
+            episode = sample_episode(dataset, o.sampler, o.seed + _VALIDATION_SEED, index)
+            found.append(nearest_prototype_accuracy(self.model, *self._tensors(episode, None)))
+        return float(np.mean(found))
+
+    def save(self) -> None:
+        """Write the checkpoint whole or not at all."""
+        state = {
+            "identity": self.identity,
+            "model": self.model.state_dict(),
+            "scale": self.scale.detach(),
+            "optimizer": self.optimizer.state_dict(),
+            "done": self.done,
+            "sums": self.sums,
+            "history": [asdict(r) for r in self.history],
+        }
+        _write(self.folder / _CHECKPOINT, state)
+
+    def resume(self) -> None:
+        """Go on from the checkpoint, if there is one."""
+        path = self.folder / _CHECKPOINT
+        if not path.exists():
+            return
+        state = _read(path, self.device)
+        hint = "remove it, or choose another folder"
+        if state.get("identity") != self.identity:
+            raise CheckpointError("meta-train", str(path), "other options or data", "the same ones", hint)
+        try:
+            self.model.load_state_dict(state["model"])
+            with torch.no_grad():
+                self.scale.copy_(state["scale"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.done, self.sums = int(state["done"]), list(state["sums"])
+            self.history = [EpochReport(**r) for r in state["history"]]
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                "meta-train", str(path), error, "a checkpoint of this network", hint
+            ) from error
+
+    def best(self) -> MetaTrained:
+        """What the folder holds as best."""
+        state = _read(self.folder / _BEST, torch.device("cpu"))
+        model = self.model.cpu()
+        model.load_state_dict(state["model"])
+        return MetaTrained(model.eval(), float(state["scale"]), tuple(self.history))
+
+
+def _write(path: Path, state: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    torch.save(state, part)
+    part.replace(path)
+
+
+def _read(path: Path, device: torch.device) -> dict[str, Any]:
+    try:
+        return dict(torch.load(path, map_location=device, weights_only=True))
+    except Exception as error:  # torch raises many kinds for a damaged file
+        hint = "remove it to begin anew"
+        raise CheckpointError("meta-train", str(path), type(error).__name__, "a checkpoint", hint) from error

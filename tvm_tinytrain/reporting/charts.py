@@ -1,0 +1,161 @@
+"""The pictures of a report, as PNG bytes. matplotlib is imported when the first one is drawn."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tvm_tinytrain.errors import ToolMissingError
+from tvm_tinytrain.memory.picture import plot_plan
+from tvm_tinytrain.plan import MemoryPlan, MemoryProblem, UpdatePlan
+from tvm_tinytrain.selection import FisherMap
+
+# Okabe and Ito's palette: distinguishable with any colour vision.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
+_INK, _FAINT = "#222222", "#d8d8d8"
+
+
+def accuracy(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Grouped bars: domains along the axis, one bar per method, 95 % intervals. rows: of one network and sampler."""
+    domains = list(dict.fromkeys(r["domain"] for r in rows))
+    methods = list(dict.fromkeys(r["method"] for r in rows))
+    figure = _figure(max(7.0, 1.1 + 0.21 * len(methods) * (len(domains) + 1)), 3.4)
+    axes = figure.add_subplot()
+    labels = [*domains, "mean"] if len(domains) > 1 else domains
+    width = 0.82 / len(methods)
+    for i, method in enumerate(methods):
+        by_domain = {r["domain"]: r for r in rows if r["method"] == method}
+        values = [100 * by_domain[d]["accuracy"] if d in by_domain else np.nan for d in domains]
+        errors = [100 * (by_domain[d]["interval"] or 0.0) if d in by_domain else 0.0 for d in domains]
+        if len(domains) > 1:
+            values.append(float(np.nanmean(values)))
+            errors.append(float(np.sqrt(np.sum(np.square(errors))) / len(domains)))
+        at = np.arange(len(labels)) + (i - (len(methods) - 1) / 2) * width
+        colour = COLOURS[-1] if method == "none" else COLOURS[i % (len(COLOURS) - 1)]
+        axes.bar(at, values, width * 0.92, yerr=errors, color=colour, label=method, ecolor=_INK, capsize=1.5)
+    axes.set_xticks(np.arange(len(labels)), labels)
+    lowest = min(100 * r["accuracy"] for r in rows)
+    axes.set_ylim(max(0.0, 10 * np.floor((lowest - 12) / 10)), 100)
+    axes.set_ylabel("accuracy, %")
+    axes.legend(ncols=min(6, len(methods)), loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False)
+    _tidy(axes, "y")
+    return _png(figure)
+
+
+def memory_plan(problem: MemoryProblem, plan: MemoryPlan) -> bytes:
+    """`memory.picture.plot_plan` as PNG."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "plan.png"
+        plot_plan(problem, plan, path)
+        return path.read_bytes()
+
+
+def fisher_map(fisher: FisherMap, plan: UpdatePlan | None) -> bytes:
+    """One strip per candidate layer, a cell per channel: colour is the potential, a mark below it: trained."""
+    layers = list(fisher)
+    figure = _figure(9.0, 0.9 + 0.31 * len(layers))
+    axes = figure.add_subplot()
+    whole = np.concatenate([fisher[i] for i in layers])
+    top = float(whole.max()) or 1.0
+    floor = max(top * 1e-6, float(whole[whole > 0].min(initial=top)))
+    image = None
+    for row, layer in enumerate(layers):
+        values = np.log10(np.maximum(fisher[layer], floor) / top)
+        order = np.argsort(-values, kind="stable")
+        box = (0.0, 1.0, row - 0.38, row + 0.2)
+        image = axes.imshow(
+            values[order][None, :], aspect="auto", extent=box, cmap="viridis", vmin=np.log10(floor / top), vmax=0.0,
+            interpolation="nearest",
+        )  # fmt: skip
+        if plan is not None and layer in plan:
+            chosen = np.isin(order, plan[layer].outputs)
+            at = (np.flatnonzero(chosen) + 0.5) / len(order)
+            axes.plot(
+                at, np.full(len(at), row + 0.3), "|", color=COLOURS[5], markersize=4.5, markeredgewidth=1.2
+            )
+    counts = [
+        f"{len(plan[i].outputs)}/{len(fisher[i])}" if plan and i in plan else f"0/{len(fisher[i])}"
+        for i in layers
+    ]
+    axes.set_yticks(range(len(layers)), [f"layer {i}  {c}" for i, c in zip(layers, counts, strict=True)])
+    axes.set_ylim(len(layers) - 0.4, -0.6)
+    axes.set_xlim(0, 1)
+    axes.set_xticks([0, 1], ["highest potential", "lowest"])
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    figure.colorbar(image, ax=axes, label="log₁₀ of potential / highest", pad=0.02)
+    return _png(figure)
+
+
+def layer_costs(layers: Sequence[Mapping[str, Any]], plan: UpdatePlan | None) -> bytes:
+    """Two rows of bars: forward multiply-accumulates, and weights with the trained share, by layer."""
+    figure = _figure(9.0, 4.2)
+    above, below = figure.subplots(2, 1, sharex=True)
+    ids = [layer["id"] for layer in layers]
+    above.bar(ids, [layer["macs"] / 1e6 for layer in layers], color=COLOURS[0], width=0.8)
+    above.set_ylabel("forward, MMAC")
+    weights = [float(np.prod(layer["weight_shape"])) / 1e3 for layer in layers]
+    trained = [w * _share(layer, plan) for w, layer in zip(weights, layers, strict=True)]
+    below.bar(ids, weights, color=_FAINT, width=0.8, label="frozen")
+    below.bar(ids, trained, color=COLOURS[5], width=0.8, label="trained")
+    below.set_ylabel("weights, thousands")
+    below.set_xlabel("layer")
+    below.legend(frameon=False, loc="upper left")
+    for axes in (above, below):
+        _tidy(axes, "y")
+    return _png(figure)
+
+
+def loss_curve(losses: Sequence[float], accuracies: Sequence[float]) -> bytes:
+    """Loss and accuracy of the pseudo-queries by iteration."""
+    figure = _figure(7.0, 3.0)
+    axes = figure.add_subplot()
+    steps = range(1, len(losses) + 1)
+    axes.plot(steps, losses, color=COLOURS[0], linewidth=1.8)
+    axes.set_ylim(bottom=0.0)
+    axes.set_xlabel("iteration")
+    axes.set_ylabel("loss", color=COLOURS[0])
+    _tidy(axes, "y")
+    if accuracies:
+        right = axes.twinx()
+        right.plot(steps, [100 * a for a in accuracies], color=COLOURS[1], linewidth=1.4)
+        right.set_ylim(0, 102)
+        right.set_ylabel("accuracy, %", color="#a87400")
+        right.spines[["top"]].set_visible(False)
+    return _png(figure)
+
+
+def _share(layer: Mapping[str, Any], plan: UpdatePlan | None) -> float:
+    if plan is None or layer["id"] not in plan or not plan[layer["id"]].weight:
+        return 0.0
+    update = plan[layer["id"]]
+    inputs = 1.0 if update.inputs is None else len(update.inputs) / layer["weight_shape"][1]
+    return inputs * len(update.outputs) / float(layer["weight_shape"][0])
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        hint = "pip install 'tvm_tinytrain[report]'"
+        raise ToolMissingError(
+            "report", "matplotlib", "not installed", "the package matplotlib", hint
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained", dpi=130)
+
+
+def _tidy(axes: Any, grid: str) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis=grid, color=_FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _png(figure: Any) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format="png", metadata={"Software": None})
+    return out.getvalue()

@@ -1,0 +1,220 @@
+"""The page: sections of text, tables and inline pictures; it loads nothing from anywhere."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tvm_tinytrain.errors import ArchiveError
+from tvm_tinytrain.plan import UpdatePlan
+from tvm_tinytrain.reporting import charts
+from tvm_tinytrain.reporting.session_record import SessionRecord
+
+_STYLE = """
+:root { color-scheme: light; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 2rem auto; max-width: 62rem;
+       padding: 0 1rem; }
+h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; }
+p { margin: .3rem 0 .8rem; } .note { color: #666; }
+figure { margin: .6rem 0 1.2rem; } img { max-width: 100%; height: auto; display: block; }
+.cards { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1rem 0; }
+.card { border: 1px solid #ddd; border-radius: .4rem; padding: .5rem .9rem; min-width: 8.5rem; }
+.card b { display: block; font-size: 1.25rem; } .card span { color: #666; font-size: .85rem; }
+table { border-collapse: collapse; font-size: .85rem; margin: .5rem 0 1rem; }
+th, td { padding: .15rem .7rem; text-align: right; border-bottom: 1px solid #eee; white-space: nowrap; }
+th { color: #666; font-weight: 600; } th:first-child, td:first-child, td.t { text-align: left; }
+details { margin: .4rem 0; } summary { cursor: pointer; color: #0072B2; }
+pre { background: #f6f6f6; padding: .7rem; overflow-x: auto; font-size: .8rem; }
+"""
+
+
+@dataclass(frozen=True)
+class _Section:
+    name: str
+    title: str
+    text: str
+    picture: bytes | None = None
+    table: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a page shows; every part may be missing.
+
+    module: a `TrainModule`, or one read back by `load`; memory plans are drawn where the module carries them.
+    session: of an adaptation. accuracy: rows of `fewshot.results.Row` as mappings, or of benchmarks/accuracy.py.
+    In a notebook the report shows itself.
+    """
+
+    module: Any = None
+    session: SessionRecord | None = None
+    accuracy: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+    title: str | None = None
+
+    def html(self) -> str:
+        """The whole page."""
+        title = html.escape(self.title or (self.module.name if self.module is not None else "adaptation"))
+        body = "\n".join(_render(section) for section in self._sections())
+        return (
+            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+            f'<link rel="icon" href="data:,"><style>{_STYLE}</style></head>\n'
+            f"<body><h1>{title}</h1>{self._cards()}\n{body}\n</body></html>\n"
+        )
+
+    def _repr_html_(self) -> str:
+        body = "\n".join(_render(section) for section in self._sections())
+        return f"<style>{_STYLE.replace('body {', '.tinytrain {')}</style><div class='tinytrain'>{self._cards()}{body}</div>"
+
+    def write(self, path: str | Path, *, pictures: bool = False) -> list[Path]:
+        """Write the page, and with `pictures` each picture as a PNG beside it; returns the files written."""
+        page = Path(path)
+        try:
+            page.parent.mkdir(parents=True, exist_ok=True)
+            page.write_text(self.html(), encoding="utf-8")
+            written = [page]
+            for section in self._sections() if pictures else ():
+                if section.picture is not None:
+                    file = page.with_name(f"{page.stem}-{section.name}.png")
+                    file.write_bytes(section.picture)
+                    written.append(file)
+        except OSError as error:
+            raise ArchiveError(
+                "report", str(page), error, "a writable path", "choose another folder"
+            ) from error
+        return written
+
+    def _cards(self) -> str:
+        if self.module is None:
+            return ""
+        meta = self.module.metadata
+        plan = self._plan()
+        memory = meta["memory"]
+        backward = meta["macs"].get("step", meta["macs"].get("accumulate", 0)) - meta["macs"].get(
+            "predict", 0
+        )
+        backward_name = "backward, all candidates" if "adaptive" in meta else "backward"
+        cards = {
+            "arena (SRAM)": f"{memory['arena_bytes'] / 1024:,.1f} KiB",
+            "constants (flash)": f"{memory['flash_constant_bytes'] / 1024:,.1f} KiB",
+            "prediction": f"{meta['macs'].get('predict', 0) / 1e6:,.2f} MMAC",
+            backward_name: f"{backward / 1e6:,.2f} MMAC",
+            "trained layers": f"{0 if plan is None else len(plan)} of {len(meta['layers'])}",
+        }
+        shown = "".join(f"<div class=card><span>{k}</span><b>{v}</b></div>" for k, v in cards.items())
+        return f"<p class=note>for {html.escape(meta['options']['target'])}</p><div class=cards>{shown}</div>"
+
+    def _plan(self) -> UpdatePlan | None:
+        if self.session is not None and self.session.plan is not None:
+            return self.session.plan
+        if self.module is None or "adaptive" in self.module.metadata:
+            return None
+        return UpdatePlan.from_json(json.dumps(self.module.metadata["plan"]))
+
+    def _sections(self) -> Iterator[_Section]:
+        if self.session is not None and self.session.losses:
+            text = "Pseudo-queries of the support set, before each step of the optimizer."
+            picture = charts.loss_curve(self.session.losses, self.session.accuracies)
+            yield _Section("loss", "Adaptation", text, picture)
+        if self.session is not None and self.session.fisher is not None:
+            text = "Fisher potential of each output channel, sorted within its layer; a mark says that it was trained."
+            picture = charts.fisher_map(self.session.fisher, self.session.plan)
+            yield _Section("fisher", "Fisher map and selection", text, picture)
+        if self.accuracy:
+            yield from _accuracy_sections(self.accuracy)
+        if self.module is not None:
+            yield from self._module_sections()
+
+    def _module_sections(self) -> Iterator[_Section]:
+        meta = self.module.metadata
+        plan = self._plan()
+        text = "Work of each layer in the forward pass, and how much of its weights is trained."
+        yield _Section(
+            "layers",
+            "Cost by layer",
+            text,
+            charts.layer_costs(meta["layers"], plan),
+            _layer_table(meta, plan),
+        )
+        arena = getattr(self.module, "arena", None)
+        for entry, problem in {} if arena is None else arena.problems.items():
+            plan_of = arena.plans[entry]
+            text = (
+                f"{len(problem.buffers)} buffers over {max(b.upper for b in problem.buffers)} steps; peak "
+                f"{plan_of.peak:,} bytes, no plan can do with less than {plan_of.lower_bound:,}."
+            )
+            picture = charts.memory_plan(problem, plan_of)
+            yield _Section(f"memory-{entry}", f"Memory plan of {entry}", text, picture)
+        roles = meta["memory"]["bytes_by_role"]
+        rows = [[role, f"{size:,}"] for role, size in sorted(roles.items(), key=lambda item: -item[1])]
+        options = html.escape(
+            json.dumps({"options": meta["options"], "versions": meta["versions"]}, indent=1)
+        )
+        table = (
+            _table(["tensors", "bytes"], rows)
+            + f"<details><summary>options and versions</summary><pre>{options}</pre></details>"
+        )
+        yield _Section("bytes", "Bytes by role", "Arena and flash together.", None, table)
+
+
+def _accuracy_sections(rows: Sequence[Mapping[str, Any]]) -> Iterator[_Section]:
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["network"], row["sampler"]), []).append(row)
+    for number, ((network, sampler), members) in enumerate(groups.items()):
+        tasks = sorted({m["tasks"] for m in members})
+        text = f"Mean over {'–'.join(map(str, tasks))} tasks for each domain, with 95 % intervals."
+        heads = ["domain", "method", "accuracy %", "± 95 %", "gain", "memory KiB", "backward MMAC"]
+        body = [
+            [
+                m["domain"], m["method"], f"{100 * m['accuracy']:.1f}", _percent(m["interval"]), _percent(m["gain"], "+"),
+                f"{m['memory_bytes'] / 1024:,.1f}", f"{m['backward_macs'] / 1e6:.2f}",
+            ]
+            for m in members
+        ]  # fmt: skip
+        table = f"<details><summary>figures</summary>{_table(heads, body, text_columns=2)}</details>"
+        name = f"accuracy-{number}" if len(groups) > 1 else "accuracy"
+        yield _Section(name, f"Accuracy: {network}, {sampler}", text, charts.accuracy(members), table)
+
+
+def _percent(value: float | None, sign: str = "") -> str:
+    return "–" if value is None else f"{100 * value:{sign}.1f}"
+
+
+def _layer_table(meta: Mapping[str, Any], plan: UpdatePlan | None) -> str:
+    rows = []
+    for layer in meta["layers"]:
+        channels = layer["weight_shape"][0]
+        trained = len(plan[layer["id"]].outputs) if plan is not None and layer["id"] in plan else 0
+        shape = "×".join(str(d) for d in layer["weight_shape"])
+        rows.append([str(layer["id"]), layer["weight"], shape, f"{layer['macs']:,}", f"{trained}/{channels}"])
+    heads = ["layer", "weight", "shape", "forward MACs", "trained channels"]
+    return f"<details><summary>all layers</summary>{_table(heads, rows, text_columns=2)}</details>"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
+    head = "".join(f"<th>{html.escape(h)}</th>" for h in heads)
+    lines = "".join(
+        "<tr>"
+        + "".join(
+            f"<td{' class=t' if i < text_columns else ''}>{html.escape(cell)}</td>"
+            for i, cell in enumerate(row)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
+
+
+def _render(section: _Section) -> str:
+    picture = ""
+    if section.picture is not None:
+        data = base64.b64encode(section.picture).decode("ascii")
+        picture = (
+            f'<figure><img alt="{html.escape(section.title)}" src="data:image/png;base64,{data}"></figure>'
+        )
+    return f"<section><h2>{html.escape(section.title)}</h2><p>{html.escape(section.text)}</p>{picture}{section.table}</section>"
