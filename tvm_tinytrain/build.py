@@ -169,7 +169,7 @@ def build(
     config = TrainConfig(
         loss or CrossEntropy(),
         optimizer or SGD(),
-        update or FullTrain(),
+        FullTrain() if update is None else update,  # an empty plan is false, and an error
         budget or Budget(),
         accumulate,
         name,

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from tests.emit.libraries import M7, STRICT, compile_objects, library, m7_flags
-from tvm_tinytrain.build import TrainModule
+from tests.emit.libraries import M7, STRICT, Small, compile_objects, library, m7_flags, small
+from tvm_tinytrain.build import TrainModule, build
 from tvm_tinytrain.config import Adam
 from tvm_tinytrain.emit.c_kernel import MAX_STACK_ARRAY
 from tvm_tinytrain.plan import UpdatePlan
@@ -67,6 +68,16 @@ def test_header_stands_alone(module: TrainModule, tmp_path: Path) -> None:
         f'#include "{name}.h"\n#include "{name}.h"\nint bytes = {name.upper()}_ARENA_BYTES;\n'
     )
     subprocess.run(["gcc", *STRICT, "-c", "user.c"], cwd=tmp_path, check=True)
+
+
+@pytest.mark.host_compiler
+def test_infinite_constants_compile(tmp_path: Path) -> None:
+    net = small()
+    with torch.no_grad():
+        net.head.bias[1] = float("-inf")
+    module = build(net, example_inputs=(torch.zeros(1, *Small.shape),), name="small")
+    assert b"(-INFINITY)" in module.files["tt_small_params.c"]
+    compile_objects(module, tmp_path, "gcc", ["-O2"])
 
 
 def test_text(module: TrainModule) -> None:

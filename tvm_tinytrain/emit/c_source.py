@@ -209,7 +209,10 @@ def _in_flash(library: Library, name: str) -> Storage | None:
 
 
 def _params(library: Library) -> str:
-    parts = [f'{BANNER}#include "{library.prefix}_internal.h"\n']
+    infinite = any(v.dtype == np.float32 and np.isinf(v).any() for v in library.values.values())
+    parts = [
+        f'{BANNER}#include "{library.prefix}_internal.h"\n' + ("\n#include <math.h>\n" if infinite else "")
+    ]
     for name in sorted(library.values):
         storage = _in_flash(library, name)
         if storage is None:

@@ -50,8 +50,26 @@ def from_relax(mod: tvm.IRModule, params: Mapping[str, Any] | None = None) -> tv
                 "a value for every parameter",
                 "pass params={name: array}",
             )
-        values[name] = to_numpy(given[var.name])
+        values[name] = _checked(name, var, to_numpy(given[var.name]))
     return _lift_constants(mod, renamed, env, values, num_input, supply)
+
+
+def _checked(name: str, var: relax.Var, value: np.ndarray) -> np.ndarray:
+    """The value of a parameter if it has the parameter's shape and every element is a number."""
+    shape = tuple(int(d) for d in var.ty.shape)
+    if value.shape != shape:
+        raise ShapeError(
+            "frontend",
+            f"parameter {name}",
+            f"shape {value.shape}",
+            f"shape {shape}",
+            "pass the right array",
+        )
+    if np.isnan(value).any():
+        raise ImportModelError(
+            "frontend", f"parameter {name}", "nan", "finite values", "check the checkpoint it comes from"
+        )
+    return value
 
 
 def to_numpy(value: Any) -> np.ndarray:

@@ -11,7 +11,8 @@ import tvm
 from tvm.relax.frontend import detach_params
 from tvm.relax.frontend.torch import from_exported_program as tvm_from_exported_program
 
-from tvm_tinytrain.errors import ImportModelError, UnsupportedOperatorError
+from tvm_tinytrain.errors import DTypeError, ImportModelError, UnsupportedOperatorError
+from tvm_tinytrain.frontend.names import clean_name
 from tvm_tinytrain.frontend.relax import from_relax
 from tvm_tinytrain.frontend.torch_converters import CONVERTERS
 
@@ -38,6 +39,7 @@ def from_torch(module: torch.nn.Module, example_inputs: Sequence[Any] | None) ->
 
 def from_exported_program(program: torch.export.ExportedProgram) -> tvm.IRModule:
     """The program as Relax, parameters named after their place in the module (``features.0.weight`` → ``features_0_weight``)."""
+    _check_dtypes(program)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
@@ -63,3 +65,17 @@ def from_exported_program(program: torch.export.ExportedProgram) -> tvm.IRModule
         else {}
     )
     return from_relax(mod, values)
+
+
+def _check_dtypes(program: torch.export.ExportedProgram) -> None:
+    """Refuses floating-point parameters other than float32 before TVM meets them: its own complaint names no parameter."""
+    for name, tensor in program.state_dict.items():
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            found = str(tensor.dtype).removeprefix("torch.")
+            raise DTypeError(
+                "frontend",
+                f"parameter {clean_name(name)}",
+                found,
+                "float32",
+                "convert the network with model.float()",
+            )
