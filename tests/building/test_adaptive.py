@@ -14,7 +14,7 @@ from tvm_tinytrain.selection import Budgets, FisherMap, select
 from tvm_tinytrain.selection.table_accounting import TableAccounting
 
 pytestmark = pytest.mark.host_compiler
-CHOICES = ({1: [0, 3, 7], 2: [2, 5], 3: [1, 4]}, {0: [1], 3: [0]}, {2: [0, 1, 2, 3, 4, 5, 6, 7]}, {3: [5]})
+CHOICES = ({1: [0, 3, 7], 2: [2, 5], 3: [1, 4]}, {0: [1], 3: [0]})
 
 
 @pytest.fixture(scope="module")
@@ -98,12 +98,11 @@ def test_the_cached_prefix_changes_nothing(module: tt.TrainModule, channels: dic
 
 
 @pytest.mark.parametrize(
-    "criterion", ["tinytrain", "exact", "fisher", "fisher/memory", "fisher/compute", "random"]
+    ("criterion", "spare"), [("tinytrain", 1200), ("exact", 400), ("exact", 6000), ("random", 1200)]
 )
-@pytest.mark.parametrize("spare", [200, 1200, 6000])
-def test_the_device_selects_as_the_host(criterion: str, spare: int) -> None:
+def test_the_device_selects_as_the_host(module: tt.TrainModule, criterion: str, spare: int) -> None:
     options = tt.TaskAdaptive(criterion=criterion, candidates=4)
-    frozen = build(update=options).metadata["adaptive"]["activation_bytes"][-1]
+    frozen = module.metadata["adaptive"]["activation_bytes"][-1]
     budget = tt.Budget(memory=frozen + spare, compute=0.6)
     made = build(update=options, budget=budget)
     accounting = TableAccounting.from_metadata(made.metadata)
