@@ -32,9 +32,8 @@ def operands(expr: relax.Expr) -> list[relax.Expr]:
 
 def callee(expr: relax.Expr) -> tvm.ir.GlobalVar | None:
     """The kernel that a ``call_tir`` or ``call_tir_inplace`` calls, or None for any other expression."""
-    if isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op):
-        if expr.op.name in ("relax.call_tir", "relax.call_tir_inplace"):
-            return expr.args[0]
+    if op_name(expr) in ("relax.call_tir", "relax.call_tir_inplace"):
+        return expr.args[0]
     return None
 
 

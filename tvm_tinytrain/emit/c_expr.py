@@ -15,11 +15,16 @@ _BINARY = {
     "RShift": ">>", "LShift": "<<", "BitwiseAnd": "&", "BitwiseOr": "|", "BitwiseXor": "^",
 }  # fmt: skip
 _MATH = {
-    "exp": "tt_expf", "log": "tt_logf", "sqrt": "sqrtf", "tanh": "tanhf", "erf": "erff", "fabs": "fabsf", "floor": "floorf", "ceil": "ceilf",
+    "exp": "tt_expf", "log": "tt_logf", "sqrt": "sqrtf", "tanh": "tanhf", "erf": "erff", "fabs": "fabsf",
+    "floor": "floorf", "ceil": "ceilf",
     "pow": "powf", "round": "roundf", "trunc": "truncf", "sin": "sinf", "cos": "cosf", "log1p": "log1pf", "rsqrt": "tt_rsqrtf",
     "sigmoid": "tt_sigmoidf", "nearbyint": "nearbyintf",
 }  # fmt: skip
-_REINTERPRET = {("float32", "uint32"): "tt_bits", ("float32", "int32"): "(int32_t)tt_bits", ("uint32", "float32"): "tt_float"}
+_REINTERPRET = {
+    ("float32", "uint32"): "tt_bits",
+    ("float32", "int32"): "(int32_t)tt_bits",
+    ("uint32", "float32"): "tt_float",
+}
 _C_TYPES = {
     "float32": "float", "float64": "double", "int32": "int32_t", "int64": "int64_t", "int8": "int8_t", "uint8": "uint8_t",
     "uint32": "uint32_t", "uint64": "uint64_t", "uint16": "uint16_t", "int16": "int16_t", "bool": "int32_t",

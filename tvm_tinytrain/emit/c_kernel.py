@@ -45,7 +45,7 @@ class CKernel:
 
 
 def print_kernel(name: str, func: tirx.PrimFunc, *, count_macs: bool = False) -> CKernel:
-    """The C function ``name`` for a lowered PrimFunc whose parameters are all buffers; with ``count_macs`` it counts what it executes."""
+    """The C function ``name`` for a lowered PrimFunc over buffers; with ``count_macs`` it counts what it executes."""
     return _KernelPrinter(name, func, count_macs).run()
 
 
@@ -324,14 +324,18 @@ def _constant_trips(loop: tirx.For) -> bool:
     )
 
 
+def _at(index: Any, variable: Any, value: int) -> Any:
+    """The index where ``variable`` is ``value``."""
+    return tvm_ffi.structural_map(
+        index, [(tvm.ir.Var, lambda v: _int(value, v) if v.same_as(variable) else v)]
+    )
+
+
 def _first_of_run(indices: Any, variable: Any) -> Any:
     """The index at which a run of neighbouring elements begins as ``variable`` counts from zero; None if it is no such run."""
     if len(indices) != 1:
         return None
-    first, second = (
-        tvm_ffi.structural_map(indices[0], [(tvm.ir.Var, lambda v: _int(k, v) if v.same_as(variable) else v)])
-        for k in (0, 1)
-    )
+    first, second = (_at(indices[0], variable, k) for k in (0, 1))
     analyzer = Analyzer()
     if not analyzer.can_prove_equal(second - first, 1) or not analyzer.can_prove_equal(
         indices[0], first + variable

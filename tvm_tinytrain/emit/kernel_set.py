@@ -13,7 +13,7 @@ from tvm import tirx
 from tvm_tinytrain._version import __version__
 from tvm_tinytrain.emit.c_expr import c_type, dtype_of
 from tvm_tinytrain.emit.c_kernel import CKernel, print_kernel
-from tvm_tinytrain.emit.c_source import kernel_source
+from tvm_tinytrain.emit.kernel_source import kernel_source
 from tvm_tinytrain.passes.kernels.builder import ROLES_ATTR, kernel_spec
 from tvm_tinytrain.targets.runtime_files import runtime_folder
 
@@ -110,7 +110,8 @@ def _round(size: int) -> int:
 
 def _header(name: str, arena_bytes: int, printed: Mapping[str, CKernel]) -> str:
     macro = f"TT_{name.upper()}"
-    lines = [f"#ifndef {macro}_H", f"#define {macro}_H", '#include "tinytrain.h"', f"#define {macro}_ARENA_BYTES {arena_bytes}"]  # fmt: skip
+    lines = [f"#ifndef {macro}_H", f"#define {macro}_H", '#include "tinytrain.h"']
+    lines.append(f"#define {macro}_ARENA_BYTES {arena_bytes}")
     lines += [f"extern const tt_library tt_{name}_library;", f"int tt_{name}_init(void *arena, size_t bytes);"]  # fmt: skip
     lines += [f"int tt_{name}_{key}(void *arena);\n{k.prototype};" for key, k in printed.items()]
     return "\n".join([*lines, "#endif", ""])

@@ -52,8 +52,8 @@ _MIN_MAX = {
     },
 }
 _MATH_FUNCTIONS = (
-    "tt_expf", "tt_logf", "tt_sigmoidf", "tt_rsqrtf", "sqrtf", "tanhf", "erff", "fabsf", "floorf", "ceilf", "powf", "roundf", "truncf", "sinf", "cosf", "log1pf", "nearbyintf",
-    "fminf", "fmaxf",     "INFINITY",
+    "tt_expf", "tt_logf", "tt_sigmoidf", "tt_rsqrtf", "sqrtf", "tanhf", "erff", "fabsf", "floorf", "ceilf", "powf",
+    "roundf", "truncf", "sinf", "cosf", "log1pf", "nearbyintf", "fminf", "fmaxf", "INFINITY",
 )  # fmt: skip
 
 

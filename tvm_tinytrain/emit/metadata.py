@@ -81,7 +81,8 @@ def make_metadata(
             "flash_constant_bytes": by_kind.get("const", 0) + by_kind.get("list", 0),
             "bytes_by_role": by_kind,
             "entries": {
-                e.name: {"peak_bytes": arena.plans[e.name].peak, "lower_bound_bytes": arena.plans[e.name].lower_bound, "calls": len(e.calls)}
+                e.name: {"peak_bytes": arena.plans[e.name].peak, "lower_bound_bytes": arena.plans[e.name].lower_bound,
+                         "calls": len(e.calls)}
                 for e in library.program.entries
             },
         },

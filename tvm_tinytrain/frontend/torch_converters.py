@@ -28,10 +28,11 @@ def _scaled_operand(op: Callable[..., relax.Expr], python_op: Callable[..., Any]
     """``op(a, alpha · b)``."""
 
     def convert(node: fx.Node, importer: Any) -> relax.Var:
-        alpha = node.kwargs.get("alpha", 1)
+        alpha: Any = node.kwargs.get("alpha", 1)
         if alpha == 1:
             return importer._binary_op(op, python_op)(node)
-        left, right = (importer.env[a] if isinstance(a, fx.Node) else a for a in node.args[:2])
+        sides: list[Any] = [importer.env[a] if isinstance(a, fx.Node) else a for a in node.args[:2]]
+        left, right = sides
         if not isinstance(right, relax.Expr):
             return _emit(importer, op(left, relax.const(float(right) * alpha, "float32")))
         scaled = _emit(importer, relax.op.multiply(right, relax.const(float(alpha), "float32")))
