@@ -90,7 +90,7 @@ class Results:
             return cls(options)
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
-            records = [Record(**{**r, "outcome": Outcome(**r["outcome"])}) for r in raw["records"]]
+            records = [Record(**{**r, "outcome": _outcome(r["outcome"])}) for r in raw["records"]]
             found = raw["options"]
         except (ValueError, KeyError, TypeError) as error:
             hint = "remove it, or name another file"
@@ -113,6 +113,10 @@ class Results:
             key = (record.network, record.sampler, record.domain, record.outcome.method)
             found.setdefault(key, []).append(record)
         return [_row(key, members, plain) for key, members in found.items()]
+
+
+def _outcome(raw: Mapping[str, Any]) -> Outcome:
+    return Outcome(**{**raw, "losses": tuple(raw["losses"])})
 
 
 def _row(

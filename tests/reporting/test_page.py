@@ -1,0 +1,113 @@
+"""The page: self-contained, complete, readable by a browser without a network."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import tvm_tinytrain as tt
+from tests.needs import TOOLS
+from tvm_tinytrain.cli import main
+from tvm_tinytrain.errors import ArchiveError
+from tvm_tinytrain.reporting import Report, SessionRecord
+from tvm_tinytrain.selection import FisherMap
+
+ROWS = [
+    {
+        "network": "small", "sampler": "5-way 5-shot", "domain": domain, "method": method, "tasks": 20,
+        "accuracy": 0.6 + 0.05 * i, "interval": 0.02, "gain": 0.05 * i, "gain_interval": 0.01, "memory_bytes": 65536.0,
+        "peak_bytes": 65536, "backward_macs": 1.5e6, "seconds": 1.0,
+    }
+    for domain in ("Signs-43", "Textures-10")
+    for i, method in enumerate(("none", "lastlayer", "tinytrain"))
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def module() -> tt.TrainModule:
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 3)
+    )
+    return tt.build(net, "host", example_inputs=(torch.zeros(1, 3, 8, 8),), name="net")
+
+
+def session() -> SessionRecord:
+    rng = np.random.default_rng(0)
+    fisher = FisherMap({0: rng.random(4).astype(np.float32), 1: np.array([0.0, 1e-9, 1.0], np.float32)})
+    return SessionRecord((1.5, 1.1, 0.7), (0.4, 0.6, 0.9), fisher, tt.UpdatePlan.from_channels({1: [2]}))
+
+
+def test_the_page_holds_every_section_and_loads_nothing(module: tt.TrainModule, tmp_path: Path) -> None:
+    files = Report(module, session(), ROWS).write(tmp_path / "page.html", pictures=True)
+    text = files[0].read_text(encoding="utf-8")
+    titles = re.findall("<h2>(.*?)</h2>", text)
+    assert titles[:4] == [
+        "Adaptation",
+        "Fisher map and selection",
+        "Accuracy: small, 5-way 5-shot",
+        "Cost by layer",
+    ]
+    assert {"Memory plan of predict", "Memory plan of step", "Bytes by role"} <= set(titles)
+    assert (
+        not re.search(r"(?:src|href)=\"(?!data:)", text) and "<script" not in text and "@import" not in text
+    )
+    pictures = {f.name for f in files[1:]}
+    assert {"page-loss.png", "page-fisher.png", "page-accuracy.png", "page-layers.png"} <= pictures
+    assert all(f.read_bytes().startswith(b"\x89PNG") for f in files[1:])
+
+
+def test_the_same_report_gives_the_same_bytes(module: tt.TrainModule) -> None:
+    assert Report(module, session(), ROWS).html() == Report(module, session(), ROWS).html()
+
+
+def test_parts_may_be_missing_and_a_notebook_shows_it() -> None:
+    assert "<h2>Accuracy" in Report(accuracy=ROWS).html()
+    assert "<h2>Adaptation" in Report(session=SessionRecord((1.0,)))._repr_html_()
+
+
+def test_a_session_comes_back_from_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "session.json"
+    session().save(path)
+    assert SessionRecord.load(path) == session()
+    path.write_text("{}")
+    with pytest.raises(ArchiveError):
+        SessionRecord.load(path)
+
+
+def test_the_command(module: tt.TrainModule, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    archive = module.export(tmp_path / "net.tar")
+    session().save(tmp_path / "session.json")
+    page = tmp_path / "page.html"
+    assert (
+        main(["report", str(archive), "--html", str(page), "--session", str(tmp_path / "session.json")]) == 0
+    )
+    assert f"wrote {page}" in capsys.readouterr().out and "<h2>Fisher map" in page.read_text(encoding="utf-8")
+    assert main(["report", str(archive)]) == 0
+    assert "net for host" in capsys.readouterr().out
+    assert main(["report"]) == 1
+    assert "name an archive" in capsys.readouterr().err
+
+
+@pytest.mark.needs("chromium")
+def test_a_browser_shows_it_without_complaint(module: tt.TrainModule, tmp_path: Path) -> None:
+    page = Report(module, session(), ROWS).write(tmp_path / "page.html")[0]
+    shot = tmp_path / "shot.png"
+    browser = next(name for name in TOOLS["chromium"].found_by if _found(name))
+    command = [
+        browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr",
+        "--host-resolver-rules=MAP * ~NOTFOUND", "--window-size=1100,3000", f"--screenshot={shot}", page.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert shot.exists() and shot.stat().st_size > 20_000
+    assert "CONSOLE" not in done.stderr
+
+
+def _found(name: str) -> bool:
+    import shutil
+
+    return shutil.which(name) is not None
