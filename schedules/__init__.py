@@ -10,7 +10,8 @@ from tvm_tinytrain.schedules.runtime_rows import runtime_rows
 from tvm_tinytrain.schedules.schedule_kernels import Rule, ScheduleKernels
 from tvm_tinytrain.schedules.streamed import streamed
 from tvm_tinytrain.schedules.sums import sums
-from tvm_tinytrain.schedules.windows import window_weights, windows
+from tvm_tinytrain.schedules.window_weights import window_weights
+from tvm_tinytrain.schedules.windows import windows
 
 RULES: tuple[Rule, ...] = (streamed, runtime_rows, gemm, windows, window_weights, sums, elementwise, fallback)
 """All rules in the order in which they are asked."""

@@ -7,6 +7,7 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 
 from tvm_tinytrain.schedules.blocks import block_names, extents, kind_of, sum_in_registers, tile
+from tvm_tinytrain.schedules.knobs import DEFAULTS, Knobs, up_to
 from tvm_tinytrain.schedules.tiles import best_tile
 
 _KINDS = frozenset(
@@ -15,10 +16,15 @@ _KINDS = frozenset(
         "linear_weight_grad", "linear_rows", "linear_input_grad_rows", "matmul",
     )
 )  # fmt: skip
+_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16)
+_UNROLLED = (1, 2, 4)
 
 
-def gemm(func: tirx.PrimFunc, target: tvm.target.Target) -> Schedule | None:
-    """Tiles the last two axes of the result; the reduction runs outside of the tile, one element of each operand per step."""
+def gemm(func: tirx.PrimFunc, target: tvm.target.Target, knobs: Knobs = DEFAULTS) -> Schedule | None:
+    """Tiles the last two axes of the result; the reduction runs outside of the tile, one element of each operand per step.
+
+    Knobs: ``rows`` and ``columns`` of the tile; ``unroll``, steps of the reduction in the loop's body.
+    """
     kind = kind_of(func)
     if kind not in _KINDS:
         return None
@@ -32,9 +38,14 @@ def gemm(func: tirx.PrimFunc, target: tvm.target.Target) -> Schedule | None:
     products = len(sizes) == 2 or (kind == "matmul" and len(sizes) == 3)
     if not products or not steps:
         return None
-    factors = best_tile(sizes[-2], sizes[-1], steps[-1])
-    outer, inner = tile(schedule, consumer, [*[1] * (len(sizes) - 2), *factors])
-    sum_in_registers(schedule, main, outer[-1], tile_loops=len(sizes))
+    default = best_tile(sizes[-2], sizes[-1], steps[-1])
+    rows = knobs.number(schedule, "rows", up_to(sizes[-2], _SIZES), default[0])
+    columns = knobs.number(schedule, "columns", up_to(sizes[-1], _SIZES), default[1])
+    outer, inner = tile(schedule, consumer, [*[1] * (len(sizes) - 2), rows, columns])
+    unroll = knobs.option("unroll", [u for u in _UNROLLED if steps[-1] % u == 0], 1)
+    sum_in_registers(
+        schedule, main, outer[-1], tile_loops=len(sizes), unrolled_sums=[unroll] if unroll > 1 else []
+    )
     for loop in inner:
         schedule.unroll(loop)
     return schedule

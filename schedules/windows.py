@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import tvm
 from tvm import tirx
 from tvm.s_tir import Schedule
@@ -15,21 +17,36 @@ from tvm_tinytrain.schedules.blocks import (
     sum_in_registers,
     tile,
 )
+from tvm_tinytrain.schedules.knobs import DEFAULTS, Knobs, up_to
 
-DENSE = (4, 1, 4)
-COPY3 = (1, 4, 4)
-COPY = (1, 2, 8)
-GUARD = (1, 1, 16)
+_KINDS = ("conv2d", "conv2d_input_grad", "conv2d_rows", "conv2d_input_grad_rows")
+_CHANNELS = (1, 2, 3, 4, 5, 6, 8)
+_ROWS = (1, 2, 3, 4)
+_COLUMNS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16)
+_YES_NO = (0, 1)
 
 
-def windows(func: tirx.PrimFunc, target: tvm.target.Target) -> Schedule | None:
+@dataclass(frozen=True)
+class WindowTile:
+    """Channels, rows and columns of a tile; ``unroll_rows``: the window's rows are unrolled too."""
+
+    channels: int
+    rows: int
+    columns: int
+    unroll_rows: bool
+
+
+def windows(func: tirx.PrimFunc, target: tvm.target.Target, knobs: Knobs = DEFAULTS) -> Schedule | None:
     """Forward convolutions and gathered input gradients.
 
-    The sums over channels and window rows stay loops, the window's columns are unrolled with the tile, so that each input element is
-    loaded once per window row. A depthwise kernel that copies planes does so channel by channel.
+    The sums over channels stay loops, the window's columns are unrolled with the tile, so that each input element is loaded once per
+    window row; the window's rows stay a loop, which begins and ends where the image does, or are unrolled as well. A depthwise kernel
+    that copies planes does so channel by channel.
+
+    Knobs: ``channels`` (dense), ``rows``, ``columns``, ``unroll_rows``, ``rows_first`` (see `sum_in_registers`).
     """
     kind = kind_of(func)
-    if kind not in ("conv2d", "conv2d_input_grad", "conv2d_rows", "conv2d_input_grad_rows"):
+    if kind not in _KINDS:
         return None
     schedule = Schedule(func)
     names = block_names(schedule)
@@ -41,13 +58,18 @@ def windows(func: tirx.PrimFunc, target: tvm.target.Target) -> Schedule | None:
         return None
     spec = spec_of(func)
     depthwise = spec["groups"] == spec["in_channels"] == spec["out_channels"] > 1
-    if "pad" in names:
-        small = max(spec["kernel"]) <= 3
-        factors, sums = (COPY3, [None, None]) if small else (COPY, [None])
-    else:
-        factors, sums = (GUARD if depthwise else DENSE), [None]
-    outer, inner = tile(schedule, consumer, [min(s, f) for s, f in zip(sizes, factors, strict=True)])
-    sum_in_registers(schedule, main, outer[-1], tile_loops=3, unrolled_sums=sums, rows_first=True)
+    window = extents(schedule, schedule.get_loops(main))[-2:]
+    default = _default(sizes, window, max(spec["kernel"]), depthwise, "pad" in names)
+    factors = [
+        1 if depthwise else knobs.number(schedule, "channels", up_to(sizes[0], _CHANNELS), default.channels),
+        knobs.number(schedule, "rows", up_to(sizes[1], _ROWS), default.rows),
+        knobs.number(schedule, "columns", up_to(sizes[2], _COLUMNS), default.columns),
+    ]
+    outer, inner = tile(schedule, consumer, factors)
+    unroll_rows = knobs.option("unroll_rows", _YES_NO, int(default.unroll_rows))
+    rows_first = bool(knobs.option("rows_first", _YES_NO, 1))
+    unrolled = [None, None] if unroll_rows else [None]
+    sum_in_registers(schedule, main, outer[-1], tile_loops=3, unrolled_sums=unrolled, rows_first=rows_first)
     if "pad" in names:
         pad = schedule.get_sblock("pad")
         schedule.compute_at(pad, outer[0])
@@ -58,28 +80,18 @@ def windows(func: tirx.PrimFunc, target: tvm.target.Target) -> Schedule | None:
     return schedule
 
 
-WEIGHT_DENSE = (4, 1, 1, 8)
-WEIGHT_DENSE_COLUMNS = 4
-WEIGHT_DEPTHWISE = (1, 1, 1, 8)
-WEIGHT_DEPTHWISE_COLUMNS = 16
-
-
-def window_weights(func: tirx.PrimFunc, target: tvm.target.Target) -> Schedule | None:
-    """Gradients of weights: one row of a window, for several output channels, in registers; the sum runs along image rows."""
-    if kind_of(func) != "conv2d_weight_grad":
-        return None
-    schedule = Schedule(func)
-    main, consumer = schedule.get_sblock("conv2d_weight_grad"), schedule.get_sblock("sink")
-    sizes = extents(schedule, schedule.get_loops(consumer))
-    spec = spec_of(func)
-    if len(sizes) != 4:
-        return None
-    depthwise = spec["groups"] > 1
-    limits = WEIGHT_DEPTHWISE if depthwise else WEIGHT_DENSE
-    columns = WEIGHT_DEPTHWISE_COLUMNS if depthwise else WEIGHT_DENSE_COLUMNS
-    outer, inner = tile(schedule, consumer, [min(s, f) for s, f in zip(sizes, limits, strict=True)])
-    width = extents(schedule, schedule.get_loops(main))[-1]
-    sum_in_registers(schedule, main, outer[-1], tile_loops=4, unrolled_sums=[min(columns, width)])
-    for loop in inner:
-        schedule.unroll(loop)
-    return schedule
+def _default(sizes: list[int], window: list[int], kernel: int, depthwise: bool, padded: bool) -> WindowTile:
+    """What measured best on a Cortex-M7 (benchmarks/kernels.py) for such sizes."""
+    height, width = sizes[1:]
+    small = max(window) <= 3
+    if not depthwise:
+        return WindowTile(min(sizes[0], 4), 1, min(width, 4), False)
+    if padded and small:
+        return WindowTile(1, min(height, 4), min(width, 4), True)
+    if padded:
+        return WindowTile(1, min(height, 2), min(width, 8), False)
+    if max(window) <= 2:  # the input's gradient behind a stride: few taps for each result
+        return WindowTile(1, min(height, 4), min(width, 4), True)
+    if kernel <= 3:
+        return WindowTile(1, 1, min(width, 4), True)
+    return WindowTile(1, 1, min(width, 16), False)
