@@ -24,6 +24,28 @@ class BoundLoops:
         return func.with_body(tvm_ffi.structural_map(func.body, [(tirx.For, _bound)]))
 
 
+@tvm.tirx.transform.prim_func_pass(opt_level=0, name="DropSingleLoops")
+class DropSingleLoops:
+    """``for k in i .. i + 1: …k…``  →  ``…i…``
+
+    Bounds leave such loops where a window is as large as its input; TVM's analyzer fails on their ranges.
+    """
+
+    def transform_function(
+        self, func: tirx.PrimFunc, mod: tvm.IRModule, ctx: tvm.transform.PassContext
+    ) -> tirx.PrimFunc:
+        """Rewrites all serial loops of one iteration."""
+        return func.with_body(tvm_ffi.structural_map(func.body, [(tirx.For, _drop_single)]))
+
+
+def _drop_single(loop: tirx.For) -> Any:
+    single = isinstance(loop.extent, tirx.IntImm) and int(loop.extent) == 1
+    if not single or loop.kind != tirx.ForKind.SERIAL or loop.annotations:
+        return loop
+    start, variable = loop.min, loop.loop_var
+    return tvm_ffi.structural_map(loop.body, [(tvm.ir.Var, lambda v: start if v.same_as(variable) else v)])
+
+
 def _bound(loop: tirx.For) -> tirx.For:
     if loop.kind != tirx.ForKind.SERIAL or loop.annotations:
         return loop

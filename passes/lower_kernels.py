@@ -5,7 +5,7 @@ from __future__ import annotations
 import tvm
 from tvm import s_tir, tirx
 
-from tvm_tinytrain.passes.bound_loops import BoundLoops
+from tvm_tinytrain.passes.bound_loops import BoundLoops, DropSingleLoops
 from tvm_tinytrain.passes.split_loops import SplitLoops
 
 TX, ST = tirx.transform, s_tir.transform
@@ -29,6 +29,7 @@ def lowering_passes(target: tvm.target.Target) -> list[tvm.ir.transform.Pass]:
         SplitLoops(),
         TX.ConvertSSA(),
         ST.StmtSimplify(),
+        DropSingleLoops(),
         TX.VectorizeLoop(True),
         TX.StorageRewrite(),
         ST.HoistIfThenElse(),

@@ -117,7 +117,7 @@ class Conv2DSpec:
 
     @property
     def executed_macs(self) -> int:
-        """Multiply-accumulates that the forward kernel executes: a depthwise kernel of stride one goes over the padding, others do not."""
+        """Multiply-accumulates that the forward kernel executes: a depthwise one of stride one goes over the padding, others do not."""
         if self.depthwise and self.stride == (1, 1):
             return self.macs
         return self.out_channels * self.group_inputs * self.taps_inside
