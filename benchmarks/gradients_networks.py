@@ -45,6 +45,8 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "Adam, decay": Adam(1e-3, weight_decay=0.01),
     "AdamW": AdamW(1e-3, weight_decay=0.05),
 }
+STEPS = 2
+"""Steps after which an optimizer is compared with PyTorch's."""
 
 
 @dataclass(frozen=True)
@@ -129,9 +131,7 @@ def reference_of(name: str) -> Reference:
 
 def built(reference: Reference, **options: Any) -> TrainModule:
     """A host library of the reference's network, for its loss."""
-    return build(
-        reference.module, "host", params=reference.params, loss=reference.sample.loss, **options
-    )
+    return build(reference.module, "host", params=reference.params, loss=reference.sample.loss, **options)
 
 
 def gradient_errors(reference: Reference, module: TrainModule, library: InProcess) -> Comparison:
@@ -165,30 +165,35 @@ def measure_updates(
 
 
 def measure_optimizer(reference: Reference, optimizer: Optimizer, library: InProcess) -> Comparison:
-    """Two steps on one sample, so that momentum and moments count; compares how far each parameter moved with torch.optim.
+    """Two steps on one sample, so that momentum and moments count: how far each parameter moved, against torch.optim.
 
-    The movement Δw = w' − w is read from float32 weights, which alone hides errors of ε‖w‖; the comparison is of w'.
+    What a parameter moved, Δw = w' − w, is rounded to multiples of ε‖w‖ in any float32 run, PyTorch's too.
     """
-    moved = {
-        dtype: _torch_steps(reference, optimizer, dtype, steps=2) for dtype in (torch.float64, torch.float32)
+    exact, single = (_torch_moves(reference, optimizer, dtype) for dtype in (torch.float64, torch.float32))
+    names = [name for name in exact if name != "loss"]
+    before = {name: library.read(name) for name in names}
+    for _ in range(STEPS):
+        loss = library.step(reference.sample.x, reference.sample.label)
+    errors = {
+        name: relative(library.read(name).astype(np.float64) - before[name], exact[name]) for name in names
     }
-    for _ in range(2):
-        library.step(reference.sample.x, reference.sample.label)
-    exact, single = moved[torch.float64], moved[torch.float32]
-    errors = {name: relative(library.read(name), value) for name, value in exact.items()}
-    return worst(errors, {name: relative(single[name], value) for name, value in exact.items()})
+    errors["loss"] = relative(np.array([loss]), exact["loss"])
+    return worst(errors, {name: relative(single[name], exact[name]) for name in exact})
 
 
-def _torch_steps(
-    reference: Reference, optimizer: Optimizer, dtype: torch.dtype, steps: int
-) -> dict[str, Array]:
+def _torch_moves(reference: Reference, optimizer: Optimizer, dtype: torch.dtype) -> dict[str, Array]:
+    """w' − w of each parameter after the steps, in float64, and the last step's ``loss``."""
     net = copy.deepcopy(reference.net).to(dtype)
+    before = {name: value.astype(np.float64) for name, value in reference.collect(net, lambda p: p)}
     torchs = _torch_optimizer(optimizer, net)
-    for _ in range(steps):
+    for _ in range(STEPS):
         torchs.zero_grad()
-        reference.loss_of(net, dtype).backward()  # type: ignore[no-untyped-call]
+        loss = reference.loss_of(net, dtype)
+        loss.backward()  # type: ignore[no-untyped-call]
         torchs.step()
-    return dict(reference.collect(net, lambda p: p))
+    after = dict(reference.collect(net, lambda p: p))
+    moves = {name: value.astype(np.float64) - before[name] for name, value in after.items()}
+    return moves | {"loss": loss.detach().numpy().reshape(1)}
 
 
 def _torch_optimizer(o: Optimizer, net: nn.Module) -> torch.optim.Optimizer:

@@ -129,7 +129,7 @@ class Reference:
         net.zero_grad()
         loss = self.loss_of(net, dtype)
         loss.backward()  # type: ignore[no-untyped-call]
-        found = {name: grad for name, grad in self.collect(net, lambda p: p.grad)}
+        found = dict(self.collect(net, lambda p: p.grad))
         return {"loss": loss.detach().numpy().reshape(1), **found}
 
     def loss_of(self, net: nn.Module, dtype: torch.dtype) -> Tensor:
