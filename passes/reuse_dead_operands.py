@@ -55,7 +55,7 @@ def _rewrite(mod: tvm.IRModule, name: str) -> tvm.IRModule:
             if b.var not in chosen:
                 r.keep(b)
                 continue
-            position, gv = chosen[b.var], callee(b.value)
+            position, gv = chosen[b.var], b.value.args[0]
             key = (gv, position)
             if key not in made:
                 made[key] = overwrite_operand(mod[gv], position)

@@ -171,12 +171,14 @@ class MemoryOptions:
     """What the compiler does so that less has to be kept; none of it changes results beyond rounding.
 
     ``masks``: one bit per element of a clamp's output where only its gradient needs it. ``reuse``: elementwise kernels and depthwise
-    convolutions overwrite an operand that dies. ``stream``: inverted bottlenecks and the stem run row by row where that lowers the peak.
+    convolutions overwrite an operand that dies. ``order``: gradients of parameters run as early as what they change allows.
+    ``stream``: inverted bottlenecks and the stem run row by row where that lowers the peak.
     ``input_dtype``: "uint8" takes bytes, from which the first kernel makes x · ``input_scale`` + ``input_offset``; default: [-1, 1].
     """
 
     masks: bool = True
     reuse: bool = True
+    order: bool = True
     stream: bool = True
     input_dtype: str = "float32"
     input_scale: float = 1.0 / 127.5
@@ -189,7 +191,7 @@ class MemoryOptions:
     @staticmethod
     def plain() -> MemoryOptions:
         """Nothing of it: what to compare with."""
-        return MemoryOptions(masks=False, reuse=False, stream=False)
+        return MemoryOptions(masks=False, reuse=False, order=False, stream=False)
 
 
 @dataclass(frozen=True)

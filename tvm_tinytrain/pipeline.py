@@ -24,6 +24,7 @@ from tvm_tinytrain.passes.lower_kernels import LowerKernels
 from tvm_tinytrain.passes.lower_layers import LowerLayers
 from tvm_tinytrain.passes.make_runtime_rows import MakeRuntimeRows
 from tvm_tinytrain.passes.normalise_input import NormaliseInput
+from tvm_tinytrain.passes.order_gradients import OrderGradients
 from tvm_tinytrain.passes.prune_backward import PruneBackward, check_plan, full_update
 from tvm_tinytrain.passes.reserve_names import ReserveNames
 from tvm_tinytrain.passes.reuse_dead_operands import ReuseDeadOperands
@@ -75,6 +76,7 @@ def prune_and_fuse(config: TrainConfig, plan: UpdatePlan) -> Passes:
         PruneBackward(plan, also=config.also_train),
         SplitWeights(),
         FuseUpdate(config.optimizer, accumulate=config.accumulate),
+        *([OrderGradients()] if config.memory.order else []),
     ]
 
 

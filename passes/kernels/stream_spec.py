@@ -41,12 +41,10 @@ class Link:
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Link:
         """Inverse of ``dataclasses.asdict`` after a JSON round trip."""
-        stages = [
-            None if values[k] is None else Stage.from_dict(values[k])
-            for k in ("first", "depthwise", "project")
-        ]
-        tiles = tuple(values["tile_first"]), values["tile_depthwise"], tuple(values["tile_project"])
-        return Link(*stages, *tiles)  # type: ignore[arg-type]
+        first = None if values["first"] is None else Stage.from_dict(values["first"])
+        depthwise, project = Stage.from_dict(values["depthwise"]), Stage.from_dict(values["project"])
+        tile_first, tile_project = (tuple(values[k]) for k in ("tile_first", "tile_project"))
+        return Link(first, depthwise, project, tile_first, values["tile_depthwise"], tile_project)
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -87,7 +87,7 @@ class _Chain:
             count = len(link.stages)
             self.levels.append(_Level(index, link, weights[:count]))
             weights = weights[count:]
-        self.patch = None if spec.patch_shape is None else intermediate("patch", spec.patch_shape)
+        self.patch: Any = None if spec.patch_shape is None else intermediate("patch", spec.patch_shape)
         self.next = intermediate_local(1)
 
     def emit(self) -> None:
