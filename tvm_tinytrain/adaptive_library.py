@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import tvm
@@ -159,7 +160,7 @@ def arena_bytes(library: AdaptiveLibrary, config: TrainConfig) -> int:
 
 def select_scratch_bytes(candidates: int, channels: int) -> int:
     """Bytes that the selection on the device works in: the gathered potentials and tt_select's own scratch."""
-    return 4 * channels + 20 * channels + 512 * candidates + 2048
+    return 4 * channels + 6 * channels + 51 * candidates + 16  # TT_SELECT_SCRATCH_BYTES
 
 
 def _costs(
@@ -186,7 +187,7 @@ def _costs(
 
 def _options(update: TaskAdaptive, config: TrainConfig, full_macs: int, memory: int) -> np.ndarray:
     fraction = config.budget.compute
-    macs = (1 << 64) - 1 if fraction is None else int(full_macs * round(fraction * 10**6)) // 10**6
+    macs = (1 << 64) - 1 if fraction is None else int(Fraction(repr(fraction)) * full_macs)
     if memory > NO_LIMIT:
         raise BudgetError(
             "task-adaptive", "memory budget", memory, f"at most {NO_LIMIT} bytes", "give a smaller budget"

@@ -220,6 +220,14 @@ def _compile(
     return _Compiled(*compile_adaptive(imported, config, target.to_tvm(), instruments, choose))
 
 
+def _digest(text: str, values: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits of the options, the plan and all initial values: a checkpoint fits this library only."""
+    found = hashlib.sha256(text.encode())
+    for name in sorted(values):
+        found.update(name.encode() + b"\0" + values[name].tobytes())
+    return found.hexdigest()[:16]
+
+
 def _options(config: TrainConfig, target: Target) -> dict[str, Any]:
     return {"target": str(target), **describe_options(config)}
 
@@ -247,7 +255,7 @@ def _library(
     library = Library(
         config.name,
         __version__,
-        hashlib.sha256(text.encode()).hexdigest()[:16],
+        _digest(text, values),
         program,
         arena,
         kernels,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import numpy as np
 import pytest
 import torch
@@ -146,3 +148,25 @@ def test_a_plan_that_does_not_fit_changes_nothing(module: tt.TrainModule) -> Non
 def test_a_budget_below_the_frozen_network_names_what_is_alive() -> None:
     with pytest.raises(BudgetError, match="live at step"):
         build(update=tt.TaskAdaptive(candidates=4), budget=tt.Budget(memory=2000))
+
+
+def test_what_was_learnt_is_saved_and_loaded_and_damage_is_refused(module: tt.TrainModule) -> None:
+    with InProcess(module) as trained, InProcess(module) as fresh:
+        install(trained, module, CHOICES[0])
+        for image, label in samples(3):
+            trained.step(image, label, "accumulate")
+        trained.call("apply")
+        library, arena = trained._library, ctypes.c_void_p(trained.arena.ctypes.data)
+        library.tt_model_save_size.restype = ctypes.c_size_t
+        size = library.tt_model_save_size(arena)
+        buffer = (ctypes.c_ubyte * size)()
+        assert library.tt_model_save(arena, buffer, ctypes.c_size_t(size)) == 0
+        target = ctypes.c_void_p(fresh.arena.ctypes.data)
+        image, _ = samples(1)[0]
+        before = fresh.predict(image)
+        buffer[size // 2] ^= 1
+        assert fresh._library.tt_model_load(target, buffer, ctypes.c_size_t(size)) != 0
+        np.testing.assert_array_equal(fresh.predict(image), before)
+        buffer[size // 2] ^= 1
+        assert fresh._library.tt_model_load(target, buffer, ctypes.c_size_t(size)) == 0
+        np.testing.assert_array_equal(fresh.predict(image), trained.predict(image))

@@ -10,6 +10,7 @@ import numpy as np
 
 from tvm_tinytrain.emit.c_cache import cache_macros, cache_tables
 from tvm_tinytrain.emit.c_kernel import CKernel
+from tvm_tinytrain.emit.c_selection import OPTIONS_TENSOR, PLAN_TENSOR, REQUEST_TENSOR, selection_entries
 from tvm_tinytrain.errors import PlanError
 from tvm_tinytrain.passes.adaptive import ALWAYS, AdaptivePlan, Guard
 from tvm_tinytrain.passes.frozen_prefix import CachePoint, cache_points
@@ -17,9 +18,11 @@ from tvm_tinytrain.passes.plan_memory import ArenaPlan
 from tvm_tinytrain.passes.program import Entry, KernelCall, Program
 from tvm_tinytrain.targets.runtime_files import runtime_folder
 
-PLAN_TENSOR = "plan"
-REQUEST_TENSOR = "request"
-OPTIONS_TENSOR = "options"
+__all__ = [
+    "OPTIONS_TENSOR",
+    "PLAN_TENSOR",
+    "REQUEST_TENSOR",
+]  # tensors of the library's own plan, named here too
 SLOT_TENSOR = "slot"
 OPTION_WORDS = 8
 """memory bytes, MACs (low, high word), criterion, ratio (numerator << 16 | denominator), overflow, seed (low, high word)."""
@@ -89,10 +92,15 @@ class AdaptiveLibrary:
             "activation_bytes": list(self.plan.activation_bytes),
             "links": [{"needed": needed, "macs": macs} for needed, macs in self.links],
             "full_macs": self.full_macs,
-            "rows": [{"name": r.name, "candidate": r.candidate, "row_bytes": r.row_bytes} for r in self.plan.rows],
+            "rows": [{"name": r.name, "candidate": r.candidate, "row_bytes": r.row_bytes, "kind": row_kind(self.sources[r.name])} for r in self.plan.rows],
             "cache": {"slot_bytes": self.slot_bytes(program)},
             "plan_words": {"depth": 0, "selected": 1, "rows": 3, "offsets": 3 + len(self.layers)},
         }  # fmt: skip
+
+
+def row_kind(source: str) -> str:
+    """What a row tensor is to a checkpoint: "copy" (saved), "zero" or "channels" (made anew)."""
+    return source if source in ("zero", "channels") else "copy"
 
 
 def moving_buffers(adaptive: AdaptiveLibrary, entry: str) -> list[str]:
@@ -295,7 +303,7 @@ def adaptive_extras(
     adaptive: AdaptiveLibrary, prefix: str, arena: ArenaPlan, values: Mapping[str, np.ndarray]
 ) -> tuple[str, str]:
     """(what stands before the entries: tables; what stands behind them: fisher_begin, select, install, release)."""
-    return _tables(adaptive, prefix, arena), _selection(adaptive, prefix, arena)
+    return _tables(adaptive, prefix, arena), selection_entries(adaptive, prefix, arena)
 
 
 def _tables(adaptive: AdaptiveLibrary, prefix: str, arena: ArenaPlan) -> str:
@@ -316,6 +324,7 @@ def _tables(adaptive: AdaptiveLibrary, prefix: str, arena: ArenaPlan) -> str:
     links = [f"    {{UINT64_C(0x{needed:x}), {macs}}}," for needed, macs in adaptive.links] or ["    {0, 0},"]
     return "\n".join(
         [
+            '#include "tt_checkpoint.h"',
             '#include "tt_rows.h"',
             '#include "tt_select.h"',
             "",
@@ -342,57 +351,6 @@ def _tables(adaptive: AdaptiveLibrary, prefix: str, arena: ArenaPlan) -> str:
             "",
         ]
     )
-
-
-def _selection(adaptive: AdaptiveLibrary, prefix: str, arena: ArenaPlan) -> str:
-    fisher = adaptive.plan.depths[-1]
-    offsets = ", ".join(str(fisher.offset("fisher", f"delta_{layer}")) for layer, _, _, _ in adaptive.layers)
-    count, total = len(adaptive.layers), adaptive.total_channels
-    scratch = fisher.plans["fisher"]["fisher.scratch"]
-    size = next(b.size for b in fisher.problems["fisher"].buffers if b.name == "fisher.scratch")
-    request, options = arena.fixed[REQUEST_TENSOR], arena.fixed[OPTIONS_TENSOR]
-    return f"""static const uint32_t delta_at[{count}] = {{{offsets}}};
-
-int {prefix}_fisher_begin(void *arena) {{
-  unsigned char *const base = (unsigned char *)arena;
-  if (TT_PLAN(base)[TT_PLAN_DEPTH] != {count}) /* release first */
-    return TT_ERR_STATE;
-  for (uint32_t c = 0; c < {count}; ++c)
-    memset(base + delta_at[c], 0, candidate_channels[c] * sizeof(float));
-  return TT_OK;
-}}
-
-int {prefix}_install(void *arena) {{
-  unsigned char *const base = (unsigned char *)arena;
-  return tt_rows_install(&rows_table, TT_PLAN(base), base + {request}, base);
-}}
-
-int {prefix}_release(void *arena) {{
-  unsigned char *const base = (unsigned char *)arena;
-  tt_rows_clear(&rows_table, TT_PLAN(base));
-  return TT_OK;
-}}
-
-int {prefix}_select(void *arena) {{
-  unsigned char *const base = (unsigned char *)arena;
-  const uint32_t *const words = (const uint32_t *)(const void *)(base + {options});
-  float *const potentials = (float *)(void *)(base + {scratch});
-  const tt_select_options options = {{(uint8_t)words[3], (uint8_t)words[5], (uint16_t)(words[4] >> 16), (uint16_t)words[4],
-                                     words[0], (uint64_t)words[2] << 32 | words[1], (uint64_t)words[7] << 32 | words[6],
-                                     16384}};
-  tt_select_result result;
-  uint32_t first = 0;
-  int status;
-  if (TT_PLAN(base)[TT_PLAN_DEPTH] != {count}) /* release first */
-    return TT_ERR_STATE;
-  for (uint32_t c = 0; c < {count}; ++c) {{
-    memcpy(potentials + first, base + delta_at[c], candidate_channels[c] * sizeof(float));
-    first += candidate_channels[c];
-  }}
-  status = tt_select(&problem, &options, potentials, potentials + {total}, {size - 4 * total}, base + {request}, &result);
-  return status == TT_OK ? {prefix}_install(arena) : status;
-}}
-"""
 
 
 def runtime_files() -> dict[str, bytes]:

@@ -175,6 +175,14 @@ def _public_header(library: Library) -> str:
             f"/* {notes[entry]} */",
             f"int {p}_{entry}(void *arena);",
         ]
+    if library.adaptive is not None:
+        lines += [
+            "/* Bytes of a checkpoint of what was trained; writes it to a buffer outside of the arena; takes it back. Refuses a",
+            " * damaged checkpoint or another library's, and then changes nothing (see tt_checkpoint.h). */",
+            f"size_t {p}_save_size(const void *arena);",
+            f"int {p}_save(const void *arena, void *buffer, size_t capacity);",
+            f"int {p}_load(void *arena, const void *bytes, size_t count);",
+        ]
     lines += ["", "#ifdef __cplusplus", "}", "#endif", ""]
     return _guard(library, "", "\n".join(lines))
 

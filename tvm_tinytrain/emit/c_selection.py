@@ -1,0 +1,83 @@
+"""The entries of a task-adaptive library that decide what is trained, and that save and load it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tvm_tinytrain.passes.plan_memory import ArenaPlan
+
+if TYPE_CHECKING:
+    from tvm_tinytrain.emit.c_adaptive import AdaptiveLibrary
+
+PLAN_TENSOR = "plan"
+REQUEST_TENSOR = "request"
+OPTIONS_TENSOR = "options"
+
+
+def selection_entries(adaptive: AdaptiveLibrary, prefix: str, arena: ArenaPlan) -> str:
+    """fisher_begin, install, release, save, load and select."""
+    fisher = adaptive.plan.depths[-1]
+    offsets = ", ".join(str(fisher.offset("fisher", f"delta_{layer}")) for layer, _, _, _ in adaptive.layers)
+    count, total = len(adaptive.layers), adaptive.total_channels
+    scratch = fisher.plans["fisher"]["fisher.scratch"]
+    size = next(b.size for b in fisher.problems["fisher"].buffers if b.name == "fisher.scratch")
+    request, options = arena.fixed[REQUEST_TENSOR], arena.fixed[OPTIONS_TENSOR]
+    plan = arena.fixed[PLAN_TENSOR]
+    return f"""static const uint32_t delta_at[{count}] = {{{offsets}}};
+
+int {prefix}_fisher_begin(void *arena) {{
+  unsigned char *const base = (unsigned char *)arena;
+  if (TT_PLAN(base)[TT_PLAN_DEPTH] != {count}) /* release first */
+    return TT_ERR_STATE;
+  for (uint32_t c = 0; c < {count}; ++c)
+    memset(base + delta_at[c], 0, candidate_channels[c] * sizeof(float));
+  return TT_OK;
+}}
+
+int {prefix}_install(void *arena) {{
+  unsigned char *const base = (unsigned char *)arena;
+  return tt_rows_install(&rows_table, TT_PLAN(base), base + {request}, base);
+}}
+
+int {prefix}_release(void *arena) {{
+  unsigned char *const base = (unsigned char *)arena;
+  tt_rows_clear(&rows_table, TT_PLAN(base));
+  return TT_OK;
+}}
+
+size_t {prefix}_save_size(const void *arena) {{
+  const unsigned char *const base = (const unsigned char *)arena;
+  return tt_checkpoint_size(&rows_table, (const uint32_t *)(const void *)(base + {plan}));
+}}
+
+int {prefix}_save(const void *arena, void *buffer, size_t capacity) {{
+  const unsigned char *const base = (const unsigned char *)arena;
+  return tt_checkpoint_write(&rows_table, {prefix}_library.digest, (const uint32_t *)(const void *)(base + {plan}), base,
+                             buffer, capacity);
+}}
+
+int {prefix}_load(void *arena, const void *bytes, size_t count) {{
+  unsigned char *const base = (unsigned char *)arena;
+  return tt_checkpoint_load(&rows_table, {prefix}_library.digest, bytes, count, TT_PLAN(base), base);
+}}
+
+int {prefix}_select(void *arena) {{
+  unsigned char *const base = (unsigned char *)arena;
+  const uint32_t *const words = (const uint32_t *)(const void *)(base + {options});
+  float *const potentials = (float *)(void *)(base + {scratch});
+  const tt_select_options options = {{(uint8_t)words[3], (uint8_t)words[5], (uint16_t)(words[4] >> 16), (uint16_t)words[4],
+                                     words[0], (uint64_t)words[2] << 32 | words[1], (uint64_t)words[7] << 32 | words[6],
+                                     16384}};
+  tt_select_result result;
+  uint32_t first = 0;
+  int status;
+  if (TT_PLAN(base)[TT_PLAN_DEPTH] != {count}) /* release first */
+    return TT_ERR_STATE;
+  for (uint32_t c = 0; c < {count}; ++c) {{
+    memcpy(potentials + first, base + delta_at[c], candidate_channels[c] * sizeof(float));
+    first += candidate_channels[c];
+  }}
+  status = tt_select(&problem, &options, potentials, potentials + {total}, {size - 4 * total}, base + {request}, &result);
+  return status == TT_OK ? {prefix}_install(arena) : status;
+}}
+"""
