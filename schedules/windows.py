@@ -84,6 +84,10 @@ def _default(sizes: list[int], window: list[int], kernel: int, depthwise: bool, 
     """What measured best on a Cortex-M7 (benchmarks/kernels.py) for such sizes."""
     height, width = sizes[1:]
     small = max(window) <= 3
+    if (
+        not depthwise and max(window) < kernel
+    ):  # the input's gradient behind a stride: every other tap meets a column
+        return WindowTile(min(sizes[0], 3), 1, min(width, 8), False)
     if not depthwise:
         return WindowTile(min(sizes[0], 4), 1, min(width, 4), False)
     if padded and small:
