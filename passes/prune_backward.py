@@ -31,9 +31,9 @@ class PruneBackward:
     """Keeps the gradients of the plan's layers, computed for the plan's channels only; what then is dead disappears.
 
     ``dw[co, …] = weight_grad(x, dy)``  →  ``dw[k, …] = weight_grad(x, dy, channels)`` with the constant list ``channels_<layer>``;
-    ``also`` names parameters that belong to no layer and are trained whole. ``always_lists`` gives even a layer that is trained whole its list.
-    The chain of input gradients ends by itself at the earliest
-    selected layer, because nothing reads what is in front of it.
+    the chain of input gradients ends by itself at the earliest selected layer, because nothing reads what is in front of it.
+    ``also`` names parameters that belong to no layer and are trained whole; ``always_lists`` gives even a layer that is trained
+    whole its list.
     """
 
     def __init__(self, plan: UpdatePlan, *, also: Sequence[str] = (), always_lists: bool = False) -> None:

@@ -18,7 +18,7 @@ Interval = tuple[int, int]
 
 @tvm.tirx.transform.prim_func_pass(opt_level=0, name="SplitLoops")
 class SplitLoops:
-    """``for o in 3: for i in 6: if o * 6 + i < 16: …``  →  ``for o in 2: for i in 6: …`` and, for o = 2, ``for i in 6: if 12 + i < 16: …``
+    """``for o in 3: for i in 6: if o * 6 + i < 16: …`` → ``for o in 2: for i in 6: …``; o = 2: ``for i in 6: if 12 + i < 16: …``
 
     Splits where a condition, for all iterations of the loops inside, turns from true to undecided or false; what is left of the
     conditions is known after unrolling. Applies to serial loops of constant extent with the annotation ``tt.pieces``.

@@ -92,7 +92,8 @@ class AdaptiveLibrary:
             "activation_bytes": list(self.plan.activation_bytes),
             "links": [{"needed": needed, "macs": macs} for needed, macs in self.links],
             "full_macs": self.full_macs,
-            "rows": [{"name": r.name, "candidate": r.candidate, "row_bytes": r.row_bytes, "kind": row_kind(self.sources[r.name])} for r in self.plan.rows],
+            "rows": [{"name": r.name, "candidate": r.candidate, "row_bytes": r.row_bytes,
+                 "kind": row_kind(self.sources[r.name])} for r in self.plan.rows],
             "cache": {"slot_bytes": self.slot_bytes(program)},
             "plan_words": {"depth": 0, "selected": 1, "rows": 3, "offsets": 3 + len(self.layers)},
         }  # fmt: skip
