@@ -17,19 +17,23 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 import torch
 
 from benchmarks.common import Report, parse, parser, print_table
+from tvm_tinytrain.config import Prototypical
 from tvm_tinytrain.fewshot.datasets import Dataset, from_folder
-from tvm_tinytrain.fewshot.episodes import FixedWays, Sampler, VariousWays
+from tvm_tinytrain.fewshot.episodes import FixedWays, Sampler, VariousWays, sample_episode
 from tvm_tinytrain.fewshot.evaluate import Contest, evaluate
-from tvm_tinytrain.fewshot.methods import METHODS, build_methods
+from tvm_tinytrain.fewshot.methods import METHODS, LibraryFiles, Method, build_methods
+from tvm_tinytrain.fewshot.protonet import prototypical_logits
+from tvm_tinytrain.fewshot.reference import adapt_reference
 from tvm_tinytrain.fewshot.results import Row, cells
 from tvm_tinytrain.fewshot.tasks import PAPER_RATES, AdaptOptions
 from tvm_tinytrain.micro.in_process import InProcess
@@ -153,10 +157,48 @@ def _run(name: str, datasets: list[Dataset], options: argparse.Namespace, report
         seconds = time.perf_counter() - start
         print(f"{name}: task {done} of {jobs}, {seconds:.0f} s", file=sys.stderr, flush=True)
 
+    full = next((m for m in methods if m.name == "fulltrain"), None)
+    if full is not None:
+        with report.attempt(f"{name}: agreement with PyTorch"):
+            _check_agreement(report, name, full, files, datasets, load)
     results = evaluate(contest, load, path=state, processes=options.processes, progress=progress)
     rows = results.rows()
     report.rows += [asdict(row) for row in rows]
     return rows
+
+
+def _check_agreement(
+    report: Report,
+    network: str,
+    method: Method,
+    files: tuple[Path, Path],
+    datasets: list[Dataset],
+    load: Callable[[LibraryFiles], InProcess],
+) -> None:
+    """FullTrain by compiled code and by PyTorch from the same draws: 40 steps of Adam on up to three tasks."""
+    same: list[bool] = []
+    worst = 0.0
+    loss = Prototypical(through_prototypes=False)
+    with load(method.library) as library:
+        for dataset in datasets[:3]:
+            episode = sample_episode(dataset, FixedWays(5, 1, 15), 0, 0)
+            images, labels = episode.support_set()
+            queries, _ = episode.query_set()
+            library.init()
+            result = library.adapt(images, labels, lr=1e-4, loss=loss, seed=0)
+            model = load_int8_backbone(*files)
+            adapt_reference(model, images, labels, lr=1e-4, loss=loss, seed=0)
+            with torch.no_grad():
+                embedded = [model(torch.from_numpy(a)) for a in (images, queries)]
+                scores = prototypical_logits(embedded[0], torch.from_numpy(labels), embedded[1], loss)
+            same += (result.classify(library, queries) == scores.argmax(dim=1).numpy()).tolist()
+            pairs = [
+                (library.read(n.replace(".", "_")), p.detach().numpy()) for n, p in model.named_parameters()
+            ]
+            missed = sum(float(np.sum((found.reshape(e.shape) - e) ** 2)) for found, e in pairs)
+            worst = max(worst, (missed / sum(float(np.sum(e**2)) for _, e in pairs)) ** 0.5)
+    report.at_least(f"{network}: predictions as PyTorch's", 99.5, 100 * fmean(same), "%")
+    report.at_most(f"{network}: weights after 40 steps against PyTorch's", 1e-3, worst, "relative")
 
 
 def _check(report: Report, network: str, rows: list[Row]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def _evaluate(a: argparse.Namespace) -> int:
     from tvm_tinytrain.fewshot.episodes import FixedWays, Sampler, VariousWays
     from tvm_tinytrain.fewshot.evaluate import Contest, evaluate
     from tvm_tinytrain.fewshot.methods import build_methods
-    from tvm_tinytrain.fewshot.results import as_csv, as_text
+    from tvm_tinytrain.fewshot.results import Row, as_csv, as_text
     from tvm_tinytrain.fewshot.tasks import AdaptOptions
     from tvm_tinytrain.micro.in_process import InProcess
 
@@ -114,7 +114,7 @@ def _evaluate(a: argparse.Namespace) -> int:
         results = evaluate(contest, load, path=a.state, processes=a.processes, progress=progress)
     rows = results.rows()
     if os.environ.get("RANK", "0") == "0":
-        printed = {
+        printed: dict[str, Callable[[Sequence[Row]], str]] = {
             "text": as_text,
             "csv": as_csv,
             "json": lambda r: json.dumps([asdict(x) for x in r], indent=1),

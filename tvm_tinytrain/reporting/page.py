@@ -7,6 +7,7 @@ import html
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class Report:
     def html(self) -> str:
         """The whole page."""
         title = html.escape(self.title or (self.module.name if self.module is not None else "adaptation"))
-        body = "\n".join(_render(section) for section in self._sections())
+        body = "\n".join(_render(section) for section in self._sections)
         return (
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
             f'<link rel="icon" href="data:,"><style>{_STYLE}</style></head>\n'
@@ -67,7 +68,7 @@ class Report:
         )
 
     def _repr_html_(self) -> str:
-        body = "\n".join(_render(section) for section in self._sections())
+        body = "\n".join(_render(section) for section in self._sections)
         return f"<style>{_STYLE.replace('body {', '.tinytrain {')}</style><div class='tinytrain'>{self._cards()}{body}</div>"
 
     def write(self, path: str | Path, *, pictures: bool = False) -> list[Path]:
@@ -77,7 +78,7 @@ class Report:
             page.parent.mkdir(parents=True, exist_ok=True)
             page.write_text(self.html(), encoding="utf-8")
             written = [page]
-            for section in self._sections() if pictures else ():
+            for section in self._sections if pictures else ():
                 if section.picture is not None:
                     file = page.with_name(f"{page.stem}-{section.name}.png")
                     file.write_bytes(section.picture)
@@ -115,7 +116,11 @@ class Report:
             return None
         return UpdatePlan.from_json(json.dumps(self.module.metadata["plan"]))
 
-    def _sections(self) -> Iterator[_Section]:
+    @cached_property
+    def _sections(self) -> tuple[_Section, ...]:
+        return tuple(self._make_sections())
+
+    def _make_sections(self) -> Iterator[_Section]:
         if self.session is not None and self.session.losses:
             text = "Pseudo-queries of the support set, before each step of the optimizer."
             picture = charts.loss_curve(self.session.losses, self.session.accuracies)
@@ -140,8 +145,8 @@ class Report:
             charts.layer_costs(meta["layers"], plan),
             _layer_table(meta, plan),
         )
-        arena = getattr(self.module, "arena", None)
-        for entry, problem in {} if arena is None else arena.problems.items():
+        arena: Any = getattr(self.module, "arena", None)
+        for entry, problem in () if arena is None else arena.problems.items():
             plan_of = arena.plans[entry]
             text = (
                 f"{len(problem.buffers)} buffers over {max(b.upper for b in problem.buffers)} steps; peak "
