@@ -32,19 +32,19 @@ int tt_small_init(void *arena, size_t bytes) {
 int tt_small_predict(void *arena) {
   unsigned char *const base = (unsigned char *)arena;
   /* lv3 [1, 2, 4, 4] */
-  tt_small_conv2d(TT_F32(256), TT_F32(0), TT_F32(216), TT_F32(400));
+  tt_small_kernel_conv2d(TT_F32(256), TT_F32(0), TT_F32(216), TT_F32(400));
   /* lv7 [1, 2, 4, 4] */
-  tt_small_conv2d1(TT_F32(400), TT_F32(72), TT_F32(144), TT_F32(528), base + 256);
+  tt_small_kernel_conv2d1(TT_F32(400), TT_F32(72), TT_F32(144), TT_F32(528), base + 256);
   /* lv10 [1, 2, 4, 4] */
-  tt_small_conv2d2(TT_F32(528), TT_F32(152), TT_F32(168), TT_F32(256));
+  tt_small_kernel_conv2d2(TT_F32(528), TT_F32(152), TT_F32(168), TT_F32(256));
   /* lv11 [1, 2, 4, 4] */
-  tt_small_add1(TT_F32(256), TT_F32(400));
+  tt_small_kernel_add1(TT_F32(256), TT_F32(400));
   /* lv12 [1, 2, 2, 2] */
-  tt_small_max_pool2d(TT_F32(256), TT_F32(384));
+  tt_small_kernel_max_pool2d(TT_F32(256), TT_F32(384));
   /* lv16 [1, 2] */
-  tt_small_mean(TT_F32(384), TT_F32(272));
+  tt_small_kernel_mean(TT_F32(384), TT_F32(272));
   /* gv1 [1, 3] */
-  tt_small_linear(TT_F32(272), TT_F32(176), TT_F32(200), TT_F32(256));
+  tt_small_kernel_linear(TT_F32(272), TT_F32(176), TT_F32(200), TT_F32(256));
   return TT_OK;
 }
 
@@ -53,59 +53,59 @@ int tt_small_step(void *arena) {
   if (*TT_I32(224) < 0 || *TT_I32(224) >= 3)
     return TT_ERR_BAD_VALUE;
   /* lv3 [1, 2, 4, 4] */
-  tt_small_conv2d(TT_F32(256), TT_F32(0), TT_F32(216), TT_F32(320));
+  tt_small_kernel_conv2d(TT_F32(256), TT_F32(0), TT_F32(216), TT_F32(320));
   /* lv7 [1, 2, 4, 4] */
-  tt_small_conv2d1(TT_F32(320), TT_F32(72), TT_F32(144), TT_F32(448), base + 576);
+  tt_small_kernel_conv2d1(TT_F32(320), TT_F32(72), TT_F32(144), TT_F32(448), base + 576);
   /* lv10 [1, 2, 4, 4] */
-  tt_small_conv2d2(TT_F32(448), TT_F32(152), TT_F32(168), TT_F32(576));
+  tt_small_kernel_conv2d2(TT_F32(448), TT_F32(152), TT_F32(168), TT_F32(576));
   /* lv11 [1, 2, 4, 4] */
-  tt_small_add1(TT_F32(576), TT_F32(320));
+  tt_small_kernel_add1(TT_F32(576), TT_F32(320));
   /* lv12 [1, 2, 2, 2] */
-  tt_small_max_pool2d(TT_F32(576), TT_F32(712));
+  tt_small_kernel_max_pool2d(TT_F32(576), TT_F32(712));
   /* lv16 [1, 2] */
-  tt_small_mean(TT_F32(712), TT_F32(704));
+  tt_small_kernel_mean(TT_F32(712), TT_F32(704));
   /* gv [1, 3] */
-  tt_small_linear(TT_F32(704), TT_F32(176), TT_F32(200), TT_F32(728));
+  tt_small_kernel_linear(TT_F32(704), TT_F32(176), TT_F32(200), TT_F32(728));
   /* loss [1] */
-  tt_small_softmax_cross_entropy(TT_F32(728), TT_I32(224), TT_F32(248));
+  tt_small_kernel_softmax_cross_entropy(TT_F32(728), TT_I32(224), TT_F32(248));
   /* lv [1, 3] */
-  tt_small_softmax_cross_entropy_grad(TT_F32(728), TT_I32(224), TT_F32(712));
+  tt_small_kernel_softmax_cross_entropy_grad(TT_F32(728), TT_I32(224), TT_F32(712));
   /* lv1 [1, 2] */
-  tt_small_linear_input_grad(TT_F32(712), TT_F32(176), TT_F32(728));
+  tt_small_kernel_linear_input_grad(TT_F32(712), TT_F32(176), TT_F32(728));
   /* lv2 [3, 2] */
-  tt_small_linear_weight_grad1(TT_F32(704), TT_F32(712), TT_F32(176), TT_F32(232));
+  tt_small_kernel_linear_weight_grad1(TT_F32(704), TT_F32(712), TT_F32(176), TT_F32(232));
   /* lv5 [3] */
-  tt_small_bias_grad2(TT_F32(712), TT_F32(200), TT_F32(232));
+  tt_small_kernel_bias_grad2(TT_F32(712), TT_F32(200), TT_F32(232));
   /* lv6 [1, 2, 2, 2] */
-  tt_small_fused_multiply_reshape1_broadcast_to(TT_F32(728), TT_F32(832));
+  tt_small_kernel_fused_multiply_reshape1_broadcast_to(TT_F32(728), TT_F32(832));
   /* lv13 [1, 2, 4, 4] */
-  tt_small_max_pool2d_grad(TT_F32(576), TT_F32(832), TT_F32(704));
+  tt_small_kernel_max_pool2d_grad(TT_F32(576), TT_F32(832), TT_F32(704));
   /* lv14 [1, 2, 4, 4] */
-  tt_small_conv2d_input_grad(TT_F32(704), TT_F32(152), TT_F32(576));
+  tt_small_kernel_conv2d_input_grad(TT_F32(704), TT_F32(152), TT_F32(576));
   /* mask_lv7 [4] */
-  tt_small_pack_mask(TT_F32(448), TT_U8(832));
+  tt_small_kernel_pack_mask(TT_F32(448), TT_U8(832));
   /* lv151 [2, 2, 1, 1] */
-  tt_small_conv2d_weight_grad3(TT_F32(448), TT_F32(704), TT_F32(152), TT_F32(232));
+  tt_small_kernel_conv2d_weight_grad3(TT_F32(448), TT_F32(704), TT_F32(152), TT_F32(232));
   /* lv18 [2] */
-  tt_small_bias_grad3(TT_F32(704), TT_F32(168), TT_F32(232));
+  tt_small_kernel_bias_grad3(TT_F32(704), TT_F32(168), TT_F32(232));
   /* lv191 [32] */
-  tt_small_clip_grad_mask1(TT_U8(832), TT_F32(576));
+  tt_small_kernel_clip_grad_mask1(TT_U8(832), TT_F32(576));
   /* lv201 [1, 2, 4, 4] */
-  tt_small_conv2d_input_grad1(TT_F32(576), TT_F32(72), TT_F32(448), base + 832);
+  tt_small_kernel_conv2d_input_grad1(TT_F32(576), TT_F32(72), TT_F32(448), base + 832);
   /* mask_lv3 [4] */
-  tt_small_pack_mask(TT_F32(320), TT_U8(832));
+  tt_small_kernel_pack_mask(TT_F32(320), TT_U8(832));
   /* lv211 [2, 1, 3, 3] */
-  tt_small_conv2d_weight_grad4(TT_F32(320), TT_F32(576), TT_F32(72), TT_F32(232));
+  tt_small_kernel_conv2d_weight_grad4(TT_F32(320), TT_F32(576), TT_F32(72), TT_F32(232));
   /* lv23 [2] */
-  tt_small_bias_grad3(TT_F32(576), TT_F32(144), TT_F32(232));
+  tt_small_kernel_bias_grad3(TT_F32(576), TT_F32(144), TT_F32(232));
   /* lv110 [32] */
-  tt_small_fused_add_reshape2(TT_F32(704), TT_F32(448), TT_F32(320));
+  tt_small_kernel_fused_add_reshape2(TT_F32(704), TT_F32(448), TT_F32(320));
   /* lv251 [32] */
-  tt_small_clip_grad_mask1(TT_U8(832), TT_F32(320));
+  tt_small_kernel_clip_grad_mask1(TT_U8(832), TT_F32(320));
   /* lv261 [2, 1, 3, 3] */
-  tt_small_conv2d_weight_grad5(TT_F32(256), TT_F32(320), TT_F32(0), TT_F32(232));
+  tt_small_kernel_conv2d_weight_grad5(TT_F32(256), TT_F32(320), TT_F32(0), TT_F32(232));
   /* lv28 [2] */
-  tt_small_bias_grad3(TT_F32(320), TT_F32(216), TT_F32(232));
+  tt_small_kernel_bias_grad3(TT_F32(320), TT_F32(216), TT_F32(232));
   return TT_OK;
 }
 
@@ -133,4 +133,4 @@ static const tt_entry entries[] = {
     {"step", tt_small_step},
 };
 
-const tt_library tt_small_library = {"small", "VERSION", "69ae495770bbc893", TT_SMALL_ARENA_BYTES, 8, 13, tensors, 3, entries};
+const tt_library tt_small_library = {"small", "VERSION", "3363f23098bf836e", TT_SMALL_ARENA_BYTES, 8, 13, tensors, 3, entries};

@@ -3,9 +3,20 @@
 
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 
 static inline int32_t tt_mini(int32_t a, int32_t b) { return a < b ? a : b; }
 static inline int32_t tt_maxi(int32_t a, int32_t b) { return a > b ? a : b; }
+static inline uint32_t tt_bits(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+static inline float tt_float(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
 static inline void tt_copy(float *restrict to, const float *restrict from, int32_t count) {
 #if defined(__thumb2__)
   for (; count >= 8; count -= 8)
@@ -25,108 +36,133 @@ static inline void tt_zero(float *to, int32_t count) {
 static inline float tt_minf(float a, float b) { return fminf(a, b); }
 static inline float tt_maxf(float a, float b) { return fmaxf(a, b); }
 
-void tt_small_add1(float *restrict lv10, const float *restrict lv3) {
-  for (int32_t ax1 = 0; ax1 < 2; ++ax1) {
-    for (int32_t ax2 = 0; ax2 < 4; ++ax2) {
-      for (int32_t ax3 = 0; ax3 < 4; ++ax3) {
-        const int32_t cse_v1 = ((ax1 * 16) + (ax2 * 4)) + ax3;
-        lv10[cse_v1] = lv10[cse_v1] + lv3[cse_v1];
-      }
+void tt_small_kernel_add1(float *restrict lv10, const float *restrict lv3) {
+  for (int32_t ax0_ax1_ax2_ax3_fused_0 = 0; ax0_ax1_ax2_ax3_fused_0 < 8; ++ax0_ax1_ax2_ax3_fused_0) {
+    const int32_t cse_v1 = ax0_ax1_ax2_ax3_fused_0 * 4;
+    lv10[cse_v1] = lv10[cse_v1] + lv3[cse_v1];
+    const int32_t cse_v2 = cse_v1 + 1;
+    lv10[cse_v2] = lv10[cse_v2] + lv3[cse_v2];
+    const int32_t cse_v3 = cse_v1 + 2;
+    lv10[cse_v3] = lv10[cse_v3] + lv3[cse_v3];
+    const int32_t cse_v4 = cse_v1 + 3;
+    lv10[cse_v4] = lv10[cse_v4] + lv3[cse_v4];
+  }
+}
+
+void tt_small_kernel_bias_grad2(const float *restrict dy, float *restrict weight, const float *restrict hyper) {
+  float v_0 = 0, v_1 = 0, v_2 = 0;
+  v_0 = 0.0f;
+  v_1 = 0.0f;
+  v_2 = 0.0f;
+  v_0 = v_0 + dy[0];
+  v_1 = v_1 + dy[1];
+  v_2 = v_2 + dy[2];
+  weight[0] = weight[0] - (hyper[0] * v_0);
+  weight[1] = weight[1] - (hyper[0] * v_1);
+  weight[2] = weight[2] - (hyper[0] * v_2);
+}
+
+void tt_small_kernel_bias_grad3(const float *restrict dy, float *restrict weight, const float *restrict hyper) {
+  float v_0 = 0, v_1 = 0;
+  v_0 = 0.0f;
+  v_1 = 0.0f;
+  for (int32_t ax2_0 = 0; ax2_0 < 4; ++ax2_0) {
+    const int32_t cse_v1 = ax2_0 * 4;
+    v_0 = v_0 + dy[cse_v1];
+    v_1 = v_1 + dy[cse_v1 + 16];
+    v_0 = v_0 + dy[cse_v1 + 1];
+    v_1 = v_1 + dy[cse_v1 + 17];
+    v_0 = v_0 + dy[cse_v1 + 2];
+    v_1 = v_1 + dy[cse_v1 + 18];
+    v_0 = v_0 + dy[cse_v1 + 3];
+    v_1 = v_1 + dy[cse_v1 + 19];
+  }
+  weight[0] = weight[0] - (hyper[0] * v_0);
+  weight[1] = weight[1] - (hyper[0] * v_1);
+}
+
+void tt_small_kernel_clip_grad_mask1(const uint8_t *restrict mask, float *restrict dy) {
+  for (int32_t i_0 = 0; i_0 < 4; ++i_0) {
+    const int32_t cse_v1 = i_0 * 8;
+    dy[cse_v1] = tt_float((tt_bits(dy[cse_v1]) & ((uint32_t)(0 - ((((int32_t)mask[i_0]) >> 0) & 1)))));
+    const int32_t cse_v2 = cse_v1 + 1;
+    dy[cse_v2] = tt_float((tt_bits(dy[cse_v2]) & ((uint32_t)(0 - ((((int32_t)mask[i_0]) >> 1) & 1)))));
+    const int32_t cse_v3 = cse_v1 + 2;
+    dy[cse_v3] = tt_float((tt_bits(dy[cse_v3]) & ((uint32_t)(0 - ((((int32_t)mask[i_0]) >> 2) & 1)))));
+    const int32_t cse_v4 = cse_v1 + 3;
+    dy[cse_v4] = tt_float((tt_bits(dy[cse_v4]) & ((uint32_t)(0 - ((((int32_t)mask[i_0]) >> 3) & 1)))));
+    const int32_t cse_v5 = cse_v1 + 4;
+    dy[cse_v5] = tt_float((tt_bits(dy[cse_v5]) & ((uint32_t)(0 - ((((int32_t)mask[i_0]) >> 4) & 1)))));
+    const int32_t cse_v6 = cse_v1 + 5;
+    dy[cse_v6] = tt_float((tt_bits(dy[cse_v6]) & ((uint32_t)(0 - ((((int32_t)mask[i_0]) >> 5) & 1)))));
+    const int32_t cse_v7 = cse_v1 + 6;
+    dy[cse_v7] = tt_float((tt_bits(dy[cse_v7]) & ((uint32_t)(0 - ((((int32_t)mask[i_0]) >> 6) & 1)))));
+    const int32_t cse_v8 = cse_v1 + 7;
+    dy[cse_v8] = tt_float((tt_bits(dy[cse_v8]) & ((uint32_t)(0 - ((((int32_t)mask[i_0]) >> 7) & 1)))));
+  }
+}
+
+void tt_small_kernel_conv2d(const float *restrict x, const float *restrict w, const float *restrict b, float *restrict y) {
+  float acc_0 = 0, acc_1 = 0, acc_2 = 0, acc_3 = 0, acc_4 = 0, acc_5 = 0, acc_6 = 0, acc_7 = 0;
+  for (int32_t i_0 = 0; i_0 < 4; ++i_0) {
+    acc_0 = b[0];
+    acc_1 = b[0];
+    acc_2 = b[0];
+    acc_3 = b[0];
+    acc_4 = b[1];
+    acc_5 = b[1];
+    acc_6 = b[1];
+    acc_7 = b[1];
+    const int32_t cse_v1 = i_0 * 4;
+    const int32_t cse_v3 = tt_maxi(0, (1 - i_0));
+    for (int32_t ax4 = cse_v3; ax4 < cse_v3 + (tt_mini(3, (5 - i_0)) - cse_v3); ++ax4) {
+      const int32_t cse_v2 = ax4 * 3;
+      const int32_t cse_v4 = cse_v1 + (ax4 * 4);
+      const int32_t cse_v10 = cse_v4 - 4;
+      acc_1 = acc_1 + (x[cse_v10] * w[cse_v2]);
+      const int32_t cse_v11 = cse_v4 - 3;
+      acc_2 = acc_2 + (x[cse_v11] * w[cse_v2]);
+      const int32_t cse_v12 = cse_v4 - 2;
+      acc_3 = acc_3 + (x[cse_v12] * w[cse_v2]);
+      const int32_t cse_v5 = cse_v2 + 1;
+      acc_0 = acc_0 + (x[cse_v10] * w[cse_v5]);
+      acc_1 = acc_1 + (x[cse_v11] * w[cse_v5]);
+      acc_2 = acc_2 + (x[cse_v12] * w[cse_v5]);
+      const int32_t cse_v13 = cse_v4 - 1;
+      acc_3 = acc_3 + (x[cse_v13] * w[cse_v5]);
+      const int32_t cse_v6 = cse_v2 + 2;
+      acc_0 = acc_0 + (x[cse_v11] * w[cse_v6]);
+      acc_1 = acc_1 + (x[cse_v12] * w[cse_v6]);
+      acc_2 = acc_2 + (x[cse_v13] * w[cse_v6]);
+      const int32_t cse_v7 = cse_v2 + 9;
+      acc_5 = acc_5 + (x[cse_v10] * w[cse_v7]);
+      acc_6 = acc_6 + (x[cse_v11] * w[cse_v7]);
+      acc_7 = acc_7 + (x[cse_v12] * w[cse_v7]);
+      const int32_t cse_v8 = cse_v2 + 10;
+      acc_4 = acc_4 + (x[cse_v10] * w[cse_v8]);
+      acc_5 = acc_5 + (x[cse_v11] * w[cse_v8]);
+      acc_6 = acc_6 + (x[cse_v12] * w[cse_v8]);
+      acc_7 = acc_7 + (x[cse_v13] * w[cse_v8]);
+      const int32_t cse_v9 = cse_v2 + 11;
+      acc_4 = acc_4 + (x[cse_v11] * w[cse_v9]);
+      acc_5 = acc_5 + (x[cse_v12] * w[cse_v9]);
+      acc_6 = acc_6 + (x[cse_v13] * w[cse_v9]);
     }
+    y[cse_v1] = tt_minf(tt_maxf(acc_0, 0.0f), 6.0f);
+    y[cse_v1 + 1] = tt_minf(tt_maxf(acc_1, 0.0f), 6.0f);
+    y[cse_v1 + 2] = tt_minf(tt_maxf(acc_2, 0.0f), 6.0f);
+    y[cse_v1 + 3] = tt_minf(tt_maxf(acc_3, 0.0f), 6.0f);
+    y[cse_v1 + 16] = tt_minf(tt_maxf(acc_4, 0.0f), 6.0f);
+    y[cse_v1 + 17] = tt_minf(tt_maxf(acc_5, 0.0f), 6.0f);
+    y[cse_v1 + 18] = tt_minf(tt_maxf(acc_6, 0.0f), 6.0f);
+    y[cse_v1 + 19] = tt_minf(tt_maxf(acc_7, 0.0f), 6.0f);
   }
 }
 
-void tt_small_bias_grad2(const float *restrict dy, float *restrict weight, const float *restrict hyper) {
-  float _local = 0;
-  for (int32_t v_0 = 0; v_0 < 3; ++v_0) {
-    _local = 0.0f;
-    _local = _local + dy[v_0];
-    weight[v_0] = weight[v_0] - (hyper[0] * _local);
-  }
-}
-
-void tt_small_bias_grad3(const float *restrict dy, float *restrict weight, const float *restrict hyper) {
-  float _local = 0;
-  for (int32_t v_0 = 0; v_0 < 2; ++v_0) {
-    _local = 0.0f;
-    for (int32_t ax2 = 0; ax2 < 16; ++ax2) {
-      _local = _local + dy[(v_0 * 16) + ax2];
-    }
-    weight[v_0] = weight[v_0] - (hyper[0] * _local);
-  }
-}
-
-void tt_small_clip_grad_mask1(const uint8_t *restrict mask, float *restrict dy) {
-  for (int32_t i = 0; i < 32; ++i) {
-    dy[i] = (0 < ((((int32_t)mask[i >> 3]) >> (i & 7)) & 1)) ? dy[i] : 0.0f;
-  }
-}
-
-void tt_small_conv2d(const float *restrict x, const float *restrict w, const float *restrict b, float *restrict y) {
-  float acc_local_0 = 0, acc_local_1 = 0, acc_local_2 = 0, acc_local_3 = 0, acc_local_4 = 0, acc_local_5 = 0, acc_local_6 = 0, acc_local_7 = 0;
-  for (int32_t o_0 = 0; o_0 < 1; ++o_0) {
-    for (int32_t i_0 = 0; i_0 < 4; ++i_0) {
-      for (int32_t j_0 = 0; j_0 < 1; ++j_0) {
-        acc_local_0 = b[0];
-        acc_local_1 = b[0];
-        acc_local_2 = b[0];
-        acc_local_3 = b[0];
-        acc_local_4 = b[1];
-        acc_local_5 = b[1];
-        acc_local_6 = b[1];
-        acc_local_7 = b[1];
-        const int32_t cse_v1 = i_0 * 4;
-        const int32_t cse_v3 = tt_maxi(0, (1 - i_0));
-        for (int32_t ax4 = cse_v3; ax4 < cse_v3 + (tt_mini(3, (5 - i_0)) - cse_v3); ++ax4) {
-          const int32_t cse_v2 = ax4 * 3;
-          const int32_t cse_v4 = cse_v1 + (ax4 * 4);
-          const int32_t cse_v10 = cse_v4 - 4;
-          acc_local_1 = acc_local_1 + (x[cse_v10] * w[cse_v2]);
-          const int32_t cse_v11 = cse_v4 - 3;
-          acc_local_2 = acc_local_2 + (x[cse_v11] * w[cse_v2]);
-          const int32_t cse_v12 = cse_v4 - 2;
-          acc_local_3 = acc_local_3 + (x[cse_v12] * w[cse_v2]);
-          const int32_t cse_v5 = cse_v2 + 1;
-          acc_local_0 = acc_local_0 + (x[cse_v10] * w[cse_v5]);
-          acc_local_1 = acc_local_1 + (x[cse_v11] * w[cse_v5]);
-          acc_local_2 = acc_local_2 + (x[cse_v12] * w[cse_v5]);
-          const int32_t cse_v13 = cse_v4 - 1;
-          acc_local_3 = acc_local_3 + (x[cse_v13] * w[cse_v5]);
-          const int32_t cse_v6 = cse_v2 + 2;
-          acc_local_0 = acc_local_0 + (x[cse_v11] * w[cse_v6]);
-          acc_local_1 = acc_local_1 + (x[cse_v12] * w[cse_v6]);
-          acc_local_2 = acc_local_2 + (x[cse_v13] * w[cse_v6]);
-          const int32_t cse_v7 = cse_v2 + 9;
-          acc_local_5 = acc_local_5 + (x[cse_v10] * w[cse_v7]);
-          acc_local_6 = acc_local_6 + (x[cse_v11] * w[cse_v7]);
-          acc_local_7 = acc_local_7 + (x[cse_v12] * w[cse_v7]);
-          const int32_t cse_v8 = cse_v2 + 10;
-          acc_local_4 = acc_local_4 + (x[cse_v10] * w[cse_v8]);
-          acc_local_5 = acc_local_5 + (x[cse_v11] * w[cse_v8]);
-          acc_local_6 = acc_local_6 + (x[cse_v12] * w[cse_v8]);
-          acc_local_7 = acc_local_7 + (x[cse_v13] * w[cse_v8]);
-          const int32_t cse_v9 = cse_v2 + 11;
-          acc_local_4 = acc_local_4 + (x[cse_v11] * w[cse_v9]);
-          acc_local_5 = acc_local_5 + (x[cse_v12] * w[cse_v9]);
-          acc_local_6 = acc_local_6 + (x[cse_v13] * w[cse_v9]);
-        }
-        y[cse_v1] = tt_minf(tt_maxf(acc_local_0, 0.0f), 6.0f);
-        y[cse_v1 + 1] = tt_minf(tt_maxf(acc_local_1, 0.0f), 6.0f);
-        y[cse_v1 + 2] = tt_minf(tt_maxf(acc_local_2, 0.0f), 6.0f);
-        y[cse_v1 + 3] = tt_minf(tt_maxf(acc_local_3, 0.0f), 6.0f);
-        y[cse_v1 + 16] = tt_minf(tt_maxf(acc_local_4, 0.0f), 6.0f);
-        y[cse_v1 + 17] = tt_minf(tt_maxf(acc_local_5, 0.0f), 6.0f);
-        y[cse_v1 + 18] = tt_minf(tt_maxf(acc_local_6, 0.0f), 6.0f);
-        y[cse_v1 + 19] = tt_minf(tt_maxf(acc_local_7, 0.0f), 6.0f);
-      }
-    }
-  }
-}
-
-void tt_small_conv2d1(const float *restrict x, const float *restrict w, const float *restrict b, float *restrict y, unsigned char *restrict workspace) {
+void tt_small_kernel_conv2d1(const float *restrict x, const float *restrict w, const float *restrict b, float *restrict y, unsigned char *restrict workspace) {
   float *restrict padded = (float *)(void *)(workspace + 0);
-  float acc_local_0 = 0, acc_local_1 = 0, acc_local_2 = 0, acc_local_3 = 0, acc_local_4 = 0, acc_local_5 = 0, acc_local_6 = 0, acc_local_7 = 0;
-  float acc_local_8 = 0, acc_local_9 = 0, acc_local_10 = 0, acc_local_11 = 0, acc_local_12 = 0, acc_local_13 = 0, acc_local_14 = 0, acc_local_15 = 0;
+  float acc_0 = 0, acc_1 = 0, acc_2 = 0, acc_3 = 0, acc_4 = 0, acc_5 = 0, acc_6 = 0, acc_7 = 0;
+  float acc_8 = 0, acc_9 = 0, acc_10 = 0, acc_11 = 0, acc_12 = 0, acc_13 = 0, acc_14 = 0, acc_15 = 0;
   for (int32_t o_0 = 0; o_0 < 2; ++o_0) {
     padded[0] = 0.0f;
     tt_zero(padded + 1, 4);
@@ -141,341 +177,333 @@ void tt_small_conv2d1(const float *restrict x, const float *restrict w, const fl
     padded[30] = 0.0f;
     tt_zero(padded + 31, 4);
     padded[35] = 0.0f;
-    for (int32_t i_0 = 0; i_0 < 1; ++i_0) {
-      for (int32_t j_0 = 0; j_0 < 1; ++j_0) {
-        acc_local_0 = b[o_0];
-        acc_local_1 = b[o_0];
-        acc_local_2 = b[o_0];
-        acc_local_3 = b[o_0];
-        acc_local_4 = b[o_0];
-        acc_local_5 = b[o_0];
-        acc_local_6 = b[o_0];
-        acc_local_7 = b[o_0];
-        acc_local_8 = b[o_0];
-        acc_local_9 = b[o_0];
-        acc_local_10 = b[o_0];
-        acc_local_11 = b[o_0];
-        acc_local_12 = b[o_0];
-        acc_local_13 = b[o_0];
-        acc_local_14 = b[o_0];
-        acc_local_15 = b[o_0];
-        const int32_t cse_v3 = o_0 * 9;
-        acc_local_0 = acc_local_0 + (padded[0] * w[cse_v3]);
-        acc_local_1 = acc_local_1 + (padded[1] * w[cse_v3]);
-        acc_local_2 = acc_local_2 + (padded[2] * w[cse_v3]);
-        acc_local_3 = acc_local_3 + (padded[3] * w[cse_v3]);
-        const int32_t cse_v4 = cse_v3 + 1;
-        acc_local_0 = acc_local_0 + (padded[1] * w[cse_v4]);
-        acc_local_1 = acc_local_1 + (padded[2] * w[cse_v4]);
-        acc_local_2 = acc_local_2 + (padded[3] * w[cse_v4]);
-        acc_local_3 = acc_local_3 + (padded[4] * w[cse_v4]);
-        const int32_t cse_v5 = cse_v3 + 2;
-        acc_local_0 = acc_local_0 + (padded[2] * w[cse_v5]);
-        acc_local_1 = acc_local_1 + (padded[3] * w[cse_v5]);
-        acc_local_2 = acc_local_2 + (padded[4] * w[cse_v5]);
-        acc_local_3 = acc_local_3 + (padded[5] * w[cse_v5]);
-        acc_local_4 = acc_local_4 + (padded[6] * w[cse_v3]);
-        acc_local_5 = acc_local_5 + (padded[7] * w[cse_v3]);
-        acc_local_6 = acc_local_6 + (padded[8] * w[cse_v3]);
-        acc_local_7 = acc_local_7 + (padded[9] * w[cse_v3]);
-        acc_local_4 = acc_local_4 + (padded[7] * w[cse_v4]);
-        acc_local_5 = acc_local_5 + (padded[8] * w[cse_v4]);
-        acc_local_6 = acc_local_6 + (padded[9] * w[cse_v4]);
-        acc_local_7 = acc_local_7 + (padded[10] * w[cse_v4]);
-        acc_local_4 = acc_local_4 + (padded[8] * w[cse_v5]);
-        acc_local_5 = acc_local_5 + (padded[9] * w[cse_v5]);
-        acc_local_6 = acc_local_6 + (padded[10] * w[cse_v5]);
-        acc_local_7 = acc_local_7 + (padded[11] * w[cse_v5]);
-        acc_local_8 = acc_local_8 + (padded[12] * w[cse_v3]);
-        acc_local_9 = acc_local_9 + (padded[13] * w[cse_v3]);
-        acc_local_10 = acc_local_10 + (padded[14] * w[cse_v3]);
-        acc_local_11 = acc_local_11 + (padded[15] * w[cse_v3]);
-        acc_local_8 = acc_local_8 + (padded[13] * w[cse_v4]);
-        acc_local_9 = acc_local_9 + (padded[14] * w[cse_v4]);
-        acc_local_10 = acc_local_10 + (padded[15] * w[cse_v4]);
-        acc_local_11 = acc_local_11 + (padded[16] * w[cse_v4]);
-        acc_local_8 = acc_local_8 + (padded[14] * w[cse_v5]);
-        acc_local_9 = acc_local_9 + (padded[15] * w[cse_v5]);
-        acc_local_10 = acc_local_10 + (padded[16] * w[cse_v5]);
-        acc_local_11 = acc_local_11 + (padded[17] * w[cse_v5]);
-        acc_local_12 = acc_local_12 + (padded[18] * w[cse_v3]);
-        acc_local_13 = acc_local_13 + (padded[19] * w[cse_v3]);
-        acc_local_14 = acc_local_14 + (padded[20] * w[cse_v3]);
-        acc_local_15 = acc_local_15 + (padded[21] * w[cse_v3]);
-        acc_local_12 = acc_local_12 + (padded[19] * w[cse_v4]);
-        acc_local_13 = acc_local_13 + (padded[20] * w[cse_v4]);
-        acc_local_14 = acc_local_14 + (padded[21] * w[cse_v4]);
-        acc_local_15 = acc_local_15 + (padded[22] * w[cse_v4]);
-        acc_local_12 = acc_local_12 + (padded[20] * w[cse_v5]);
-        acc_local_13 = acc_local_13 + (padded[21] * w[cse_v5]);
-        acc_local_14 = acc_local_14 + (padded[22] * w[cse_v5]);
-        acc_local_15 = acc_local_15 + (padded[23] * w[cse_v5]);
-        const int32_t cse_v6 = cse_v3 + 3;
-        acc_local_0 = acc_local_0 + (padded[6] * w[cse_v6]);
-        acc_local_1 = acc_local_1 + (padded[7] * w[cse_v6]);
-        acc_local_2 = acc_local_2 + (padded[8] * w[cse_v6]);
-        acc_local_3 = acc_local_3 + (padded[9] * w[cse_v6]);
-        const int32_t cse_v7 = cse_v3 + 4;
-        acc_local_0 = acc_local_0 + (padded[7] * w[cse_v7]);
-        acc_local_1 = acc_local_1 + (padded[8] * w[cse_v7]);
-        acc_local_2 = acc_local_2 + (padded[9] * w[cse_v7]);
-        acc_local_3 = acc_local_3 + (padded[10] * w[cse_v7]);
-        const int32_t cse_v8 = cse_v3 + 5;
-        acc_local_0 = acc_local_0 + (padded[8] * w[cse_v8]);
-        acc_local_1 = acc_local_1 + (padded[9] * w[cse_v8]);
-        acc_local_2 = acc_local_2 + (padded[10] * w[cse_v8]);
-        acc_local_3 = acc_local_3 + (padded[11] * w[cse_v8]);
-        acc_local_4 = acc_local_4 + (padded[12] * w[cse_v6]);
-        acc_local_5 = acc_local_5 + (padded[13] * w[cse_v6]);
-        acc_local_6 = acc_local_6 + (padded[14] * w[cse_v6]);
-        acc_local_7 = acc_local_7 + (padded[15] * w[cse_v6]);
-        acc_local_4 = acc_local_4 + (padded[13] * w[cse_v7]);
-        acc_local_5 = acc_local_5 + (padded[14] * w[cse_v7]);
-        acc_local_6 = acc_local_6 + (padded[15] * w[cse_v7]);
-        acc_local_7 = acc_local_7 + (padded[16] * w[cse_v7]);
-        acc_local_4 = acc_local_4 + (padded[14] * w[cse_v8]);
-        acc_local_5 = acc_local_5 + (padded[15] * w[cse_v8]);
-        acc_local_6 = acc_local_6 + (padded[16] * w[cse_v8]);
-        acc_local_7 = acc_local_7 + (padded[17] * w[cse_v8]);
-        acc_local_8 = acc_local_8 + (padded[18] * w[cse_v6]);
-        acc_local_9 = acc_local_9 + (padded[19] * w[cse_v6]);
-        acc_local_10 = acc_local_10 + (padded[20] * w[cse_v6]);
-        acc_local_11 = acc_local_11 + (padded[21] * w[cse_v6]);
-        acc_local_8 = acc_local_8 + (padded[19] * w[cse_v7]);
-        acc_local_9 = acc_local_9 + (padded[20] * w[cse_v7]);
-        acc_local_10 = acc_local_10 + (padded[21] * w[cse_v7]);
-        acc_local_11 = acc_local_11 + (padded[22] * w[cse_v7]);
-        acc_local_8 = acc_local_8 + (padded[20] * w[cse_v8]);
-        acc_local_9 = acc_local_9 + (padded[21] * w[cse_v8]);
-        acc_local_10 = acc_local_10 + (padded[22] * w[cse_v8]);
-        acc_local_11 = acc_local_11 + (padded[23] * w[cse_v8]);
-        acc_local_12 = acc_local_12 + (padded[24] * w[cse_v6]);
-        acc_local_13 = acc_local_13 + (padded[25] * w[cse_v6]);
-        acc_local_14 = acc_local_14 + (padded[26] * w[cse_v6]);
-        acc_local_15 = acc_local_15 + (padded[27] * w[cse_v6]);
-        acc_local_12 = acc_local_12 + (padded[25] * w[cse_v7]);
-        acc_local_13 = acc_local_13 + (padded[26] * w[cse_v7]);
-        acc_local_14 = acc_local_14 + (padded[27] * w[cse_v7]);
-        acc_local_15 = acc_local_15 + (padded[28] * w[cse_v7]);
-        acc_local_12 = acc_local_12 + (padded[26] * w[cse_v8]);
-        acc_local_13 = acc_local_13 + (padded[27] * w[cse_v8]);
-        acc_local_14 = acc_local_14 + (padded[28] * w[cse_v8]);
-        acc_local_15 = acc_local_15 + (padded[29] * w[cse_v8]);
-        const int32_t cse_v9 = cse_v3 + 6;
-        acc_local_0 = acc_local_0 + (padded[12] * w[cse_v9]);
-        acc_local_1 = acc_local_1 + (padded[13] * w[cse_v9]);
-        acc_local_2 = acc_local_2 + (padded[14] * w[cse_v9]);
-        acc_local_3 = acc_local_3 + (padded[15] * w[cse_v9]);
-        const int32_t cse_v10 = cse_v3 + 7;
-        acc_local_0 = acc_local_0 + (padded[13] * w[cse_v10]);
-        acc_local_1 = acc_local_1 + (padded[14] * w[cse_v10]);
-        acc_local_2 = acc_local_2 + (padded[15] * w[cse_v10]);
-        acc_local_3 = acc_local_3 + (padded[16] * w[cse_v10]);
-        const int32_t cse_v11 = cse_v3 + 8;
-        acc_local_0 = acc_local_0 + (padded[14] * w[cse_v11]);
-        acc_local_1 = acc_local_1 + (padded[15] * w[cse_v11]);
-        acc_local_2 = acc_local_2 + (padded[16] * w[cse_v11]);
-        acc_local_3 = acc_local_3 + (padded[17] * w[cse_v11]);
-        acc_local_4 = acc_local_4 + (padded[18] * w[cse_v9]);
-        acc_local_5 = acc_local_5 + (padded[19] * w[cse_v9]);
-        acc_local_6 = acc_local_6 + (padded[20] * w[cse_v9]);
-        acc_local_7 = acc_local_7 + (padded[21] * w[cse_v9]);
-        acc_local_4 = acc_local_4 + (padded[19] * w[cse_v10]);
-        acc_local_5 = acc_local_5 + (padded[20] * w[cse_v10]);
-        acc_local_6 = acc_local_6 + (padded[21] * w[cse_v10]);
-        acc_local_7 = acc_local_7 + (padded[22] * w[cse_v10]);
-        acc_local_4 = acc_local_4 + (padded[20] * w[cse_v11]);
-        acc_local_5 = acc_local_5 + (padded[21] * w[cse_v11]);
-        acc_local_6 = acc_local_6 + (padded[22] * w[cse_v11]);
-        acc_local_7 = acc_local_7 + (padded[23] * w[cse_v11]);
-        acc_local_8 = acc_local_8 + (padded[24] * w[cse_v9]);
-        acc_local_9 = acc_local_9 + (padded[25] * w[cse_v9]);
-        acc_local_10 = acc_local_10 + (padded[26] * w[cse_v9]);
-        acc_local_11 = acc_local_11 + (padded[27] * w[cse_v9]);
-        acc_local_8 = acc_local_8 + (padded[25] * w[cse_v10]);
-        acc_local_9 = acc_local_9 + (padded[26] * w[cse_v10]);
-        acc_local_10 = acc_local_10 + (padded[27] * w[cse_v10]);
-        acc_local_11 = acc_local_11 + (padded[28] * w[cse_v10]);
-        acc_local_8 = acc_local_8 + (padded[26] * w[cse_v11]);
-        acc_local_9 = acc_local_9 + (padded[27] * w[cse_v11]);
-        acc_local_10 = acc_local_10 + (padded[28] * w[cse_v11]);
-        acc_local_11 = acc_local_11 + (padded[29] * w[cse_v11]);
-        acc_local_12 = acc_local_12 + (padded[30] * w[cse_v9]);
-        acc_local_13 = acc_local_13 + (padded[31] * w[cse_v9]);
-        acc_local_14 = acc_local_14 + (padded[32] * w[cse_v9]);
-        acc_local_15 = acc_local_15 + (padded[33] * w[cse_v9]);
-        acc_local_12 = acc_local_12 + (padded[31] * w[cse_v10]);
-        acc_local_13 = acc_local_13 + (padded[32] * w[cse_v10]);
-        acc_local_14 = acc_local_14 + (padded[33] * w[cse_v10]);
-        acc_local_15 = acc_local_15 + (padded[34] * w[cse_v10]);
-        acc_local_12 = acc_local_12 + (padded[32] * w[cse_v11]);
-        acc_local_13 = acc_local_13 + (padded[33] * w[cse_v11]);
-        acc_local_14 = acc_local_14 + (padded[34] * w[cse_v11]);
-        acc_local_15 = acc_local_15 + (padded[35] * w[cse_v11]);
-        y[cse_v2] = tt_minf(tt_maxf(acc_local_0, 0.0f), 6.0f);
-        y[cse_v2 + 1] = tt_minf(tt_maxf(acc_local_1, 0.0f), 6.0f);
-        y[cse_v2 + 2] = tt_minf(tt_maxf(acc_local_2, 0.0f), 6.0f);
-        y[cse_v2 + 3] = tt_minf(tt_maxf(acc_local_3, 0.0f), 6.0f);
-        y[cse_v2 + 4] = tt_minf(tt_maxf(acc_local_4, 0.0f), 6.0f);
-        y[cse_v2 + 5] = tt_minf(tt_maxf(acc_local_5, 0.0f), 6.0f);
-        y[cse_v2 + 6] = tt_minf(tt_maxf(acc_local_6, 0.0f), 6.0f);
-        y[cse_v2 + 7] = tt_minf(tt_maxf(acc_local_7, 0.0f), 6.0f);
-        y[cse_v2 + 8] = tt_minf(tt_maxf(acc_local_8, 0.0f), 6.0f);
-        y[cse_v2 + 9] = tt_minf(tt_maxf(acc_local_9, 0.0f), 6.0f);
-        y[cse_v2 + 10] = tt_minf(tt_maxf(acc_local_10, 0.0f), 6.0f);
-        y[cse_v2 + 11] = tt_minf(tt_maxf(acc_local_11, 0.0f), 6.0f);
-        y[cse_v2 + 12] = tt_minf(tt_maxf(acc_local_12, 0.0f), 6.0f);
-        y[cse_v2 + 13] = tt_minf(tt_maxf(acc_local_13, 0.0f), 6.0f);
-        y[cse_v2 + 14] = tt_minf(tt_maxf(acc_local_14, 0.0f), 6.0f);
-        y[cse_v2 + 15] = tt_minf(tt_maxf(acc_local_15, 0.0f), 6.0f);
-      }
-    }
+    acc_0 = b[o_0];
+    acc_1 = b[o_0];
+    acc_2 = b[o_0];
+    acc_3 = b[o_0];
+    acc_4 = b[o_0];
+    acc_5 = b[o_0];
+    acc_6 = b[o_0];
+    acc_7 = b[o_0];
+    acc_8 = b[o_0];
+    acc_9 = b[o_0];
+    acc_10 = b[o_0];
+    acc_11 = b[o_0];
+    acc_12 = b[o_0];
+    acc_13 = b[o_0];
+    acc_14 = b[o_0];
+    acc_15 = b[o_0];
+    const int32_t cse_v3 = o_0 * 9;
+    acc_0 = acc_0 + (padded[0] * w[cse_v3]);
+    acc_1 = acc_1 + (padded[1] * w[cse_v3]);
+    acc_2 = acc_2 + (padded[2] * w[cse_v3]);
+    acc_3 = acc_3 + (padded[3] * w[cse_v3]);
+    const int32_t cse_v4 = cse_v3 + 1;
+    acc_0 = acc_0 + (padded[1] * w[cse_v4]);
+    acc_1 = acc_1 + (padded[2] * w[cse_v4]);
+    acc_2 = acc_2 + (padded[3] * w[cse_v4]);
+    acc_3 = acc_3 + (padded[4] * w[cse_v4]);
+    const int32_t cse_v5 = cse_v3 + 2;
+    acc_0 = acc_0 + (padded[2] * w[cse_v5]);
+    acc_1 = acc_1 + (padded[3] * w[cse_v5]);
+    acc_2 = acc_2 + (padded[4] * w[cse_v5]);
+    acc_3 = acc_3 + (padded[5] * w[cse_v5]);
+    acc_4 = acc_4 + (padded[6] * w[cse_v3]);
+    acc_5 = acc_5 + (padded[7] * w[cse_v3]);
+    acc_6 = acc_6 + (padded[8] * w[cse_v3]);
+    acc_7 = acc_7 + (padded[9] * w[cse_v3]);
+    acc_4 = acc_4 + (padded[7] * w[cse_v4]);
+    acc_5 = acc_5 + (padded[8] * w[cse_v4]);
+    acc_6 = acc_6 + (padded[9] * w[cse_v4]);
+    acc_7 = acc_7 + (padded[10] * w[cse_v4]);
+    acc_4 = acc_4 + (padded[8] * w[cse_v5]);
+    acc_5 = acc_5 + (padded[9] * w[cse_v5]);
+    acc_6 = acc_6 + (padded[10] * w[cse_v5]);
+    acc_7 = acc_7 + (padded[11] * w[cse_v5]);
+    acc_8 = acc_8 + (padded[12] * w[cse_v3]);
+    acc_9 = acc_9 + (padded[13] * w[cse_v3]);
+    acc_10 = acc_10 + (padded[14] * w[cse_v3]);
+    acc_11 = acc_11 + (padded[15] * w[cse_v3]);
+    acc_8 = acc_8 + (padded[13] * w[cse_v4]);
+    acc_9 = acc_9 + (padded[14] * w[cse_v4]);
+    acc_10 = acc_10 + (padded[15] * w[cse_v4]);
+    acc_11 = acc_11 + (padded[16] * w[cse_v4]);
+    acc_8 = acc_8 + (padded[14] * w[cse_v5]);
+    acc_9 = acc_9 + (padded[15] * w[cse_v5]);
+    acc_10 = acc_10 + (padded[16] * w[cse_v5]);
+    acc_11 = acc_11 + (padded[17] * w[cse_v5]);
+    acc_12 = acc_12 + (padded[18] * w[cse_v3]);
+    acc_13 = acc_13 + (padded[19] * w[cse_v3]);
+    acc_14 = acc_14 + (padded[20] * w[cse_v3]);
+    acc_15 = acc_15 + (padded[21] * w[cse_v3]);
+    acc_12 = acc_12 + (padded[19] * w[cse_v4]);
+    acc_13 = acc_13 + (padded[20] * w[cse_v4]);
+    acc_14 = acc_14 + (padded[21] * w[cse_v4]);
+    acc_15 = acc_15 + (padded[22] * w[cse_v4]);
+    acc_12 = acc_12 + (padded[20] * w[cse_v5]);
+    acc_13 = acc_13 + (padded[21] * w[cse_v5]);
+    acc_14 = acc_14 + (padded[22] * w[cse_v5]);
+    acc_15 = acc_15 + (padded[23] * w[cse_v5]);
+    const int32_t cse_v6 = cse_v3 + 3;
+    acc_0 = acc_0 + (padded[6] * w[cse_v6]);
+    acc_1 = acc_1 + (padded[7] * w[cse_v6]);
+    acc_2 = acc_2 + (padded[8] * w[cse_v6]);
+    acc_3 = acc_3 + (padded[9] * w[cse_v6]);
+    const int32_t cse_v7 = cse_v3 + 4;
+    acc_0 = acc_0 + (padded[7] * w[cse_v7]);
+    acc_1 = acc_1 + (padded[8] * w[cse_v7]);
+    acc_2 = acc_2 + (padded[9] * w[cse_v7]);
+    acc_3 = acc_3 + (padded[10] * w[cse_v7]);
+    const int32_t cse_v8 = cse_v3 + 5;
+    acc_0 = acc_0 + (padded[8] * w[cse_v8]);
+    acc_1 = acc_1 + (padded[9] * w[cse_v8]);
+    acc_2 = acc_2 + (padded[10] * w[cse_v8]);
+    acc_3 = acc_3 + (padded[11] * w[cse_v8]);
+    acc_4 = acc_4 + (padded[12] * w[cse_v6]);
+    acc_5 = acc_5 + (padded[13] * w[cse_v6]);
+    acc_6 = acc_6 + (padded[14] * w[cse_v6]);
+    acc_7 = acc_7 + (padded[15] * w[cse_v6]);
+    acc_4 = acc_4 + (padded[13] * w[cse_v7]);
+    acc_5 = acc_5 + (padded[14] * w[cse_v7]);
+    acc_6 = acc_6 + (padded[15] * w[cse_v7]);
+    acc_7 = acc_7 + (padded[16] * w[cse_v7]);
+    acc_4 = acc_4 + (padded[14] * w[cse_v8]);
+    acc_5 = acc_5 + (padded[15] * w[cse_v8]);
+    acc_6 = acc_6 + (padded[16] * w[cse_v8]);
+    acc_7 = acc_7 + (padded[17] * w[cse_v8]);
+    acc_8 = acc_8 + (padded[18] * w[cse_v6]);
+    acc_9 = acc_9 + (padded[19] * w[cse_v6]);
+    acc_10 = acc_10 + (padded[20] * w[cse_v6]);
+    acc_11 = acc_11 + (padded[21] * w[cse_v6]);
+    acc_8 = acc_8 + (padded[19] * w[cse_v7]);
+    acc_9 = acc_9 + (padded[20] * w[cse_v7]);
+    acc_10 = acc_10 + (padded[21] * w[cse_v7]);
+    acc_11 = acc_11 + (padded[22] * w[cse_v7]);
+    acc_8 = acc_8 + (padded[20] * w[cse_v8]);
+    acc_9 = acc_9 + (padded[21] * w[cse_v8]);
+    acc_10 = acc_10 + (padded[22] * w[cse_v8]);
+    acc_11 = acc_11 + (padded[23] * w[cse_v8]);
+    acc_12 = acc_12 + (padded[24] * w[cse_v6]);
+    acc_13 = acc_13 + (padded[25] * w[cse_v6]);
+    acc_14 = acc_14 + (padded[26] * w[cse_v6]);
+    acc_15 = acc_15 + (padded[27] * w[cse_v6]);
+    acc_12 = acc_12 + (padded[25] * w[cse_v7]);
+    acc_13 = acc_13 + (padded[26] * w[cse_v7]);
+    acc_14 = acc_14 + (padded[27] * w[cse_v7]);
+    acc_15 = acc_15 + (padded[28] * w[cse_v7]);
+    acc_12 = acc_12 + (padded[26] * w[cse_v8]);
+    acc_13 = acc_13 + (padded[27] * w[cse_v8]);
+    acc_14 = acc_14 + (padded[28] * w[cse_v8]);
+    acc_15 = acc_15 + (padded[29] * w[cse_v8]);
+    const int32_t cse_v9 = cse_v3 + 6;
+    acc_0 = acc_0 + (padded[12] * w[cse_v9]);
+    acc_1 = acc_1 + (padded[13] * w[cse_v9]);
+    acc_2 = acc_2 + (padded[14] * w[cse_v9]);
+    acc_3 = acc_3 + (padded[15] * w[cse_v9]);
+    const int32_t cse_v10 = cse_v3 + 7;
+    acc_0 = acc_0 + (padded[13] * w[cse_v10]);
+    acc_1 = acc_1 + (padded[14] * w[cse_v10]);
+    acc_2 = acc_2 + (padded[15] * w[cse_v10]);
+    acc_3 = acc_3 + (padded[16] * w[cse_v10]);
+    const int32_t cse_v11 = cse_v3 + 8;
+    acc_0 = acc_0 + (padded[14] * w[cse_v11]);
+    acc_1 = acc_1 + (padded[15] * w[cse_v11]);
+    acc_2 = acc_2 + (padded[16] * w[cse_v11]);
+    acc_3 = acc_3 + (padded[17] * w[cse_v11]);
+    acc_4 = acc_4 + (padded[18] * w[cse_v9]);
+    acc_5 = acc_5 + (padded[19] * w[cse_v9]);
+    acc_6 = acc_6 + (padded[20] * w[cse_v9]);
+    acc_7 = acc_7 + (padded[21] * w[cse_v9]);
+    acc_4 = acc_4 + (padded[19] * w[cse_v10]);
+    acc_5 = acc_5 + (padded[20] * w[cse_v10]);
+    acc_6 = acc_6 + (padded[21] * w[cse_v10]);
+    acc_7 = acc_7 + (padded[22] * w[cse_v10]);
+    acc_4 = acc_4 + (padded[20] * w[cse_v11]);
+    acc_5 = acc_5 + (padded[21] * w[cse_v11]);
+    acc_6 = acc_6 + (padded[22] * w[cse_v11]);
+    acc_7 = acc_7 + (padded[23] * w[cse_v11]);
+    acc_8 = acc_8 + (padded[24] * w[cse_v9]);
+    acc_9 = acc_9 + (padded[25] * w[cse_v9]);
+    acc_10 = acc_10 + (padded[26] * w[cse_v9]);
+    acc_11 = acc_11 + (padded[27] * w[cse_v9]);
+    acc_8 = acc_8 + (padded[25] * w[cse_v10]);
+    acc_9 = acc_9 + (padded[26] * w[cse_v10]);
+    acc_10 = acc_10 + (padded[27] * w[cse_v10]);
+    acc_11 = acc_11 + (padded[28] * w[cse_v10]);
+    acc_8 = acc_8 + (padded[26] * w[cse_v11]);
+    acc_9 = acc_9 + (padded[27] * w[cse_v11]);
+    acc_10 = acc_10 + (padded[28] * w[cse_v11]);
+    acc_11 = acc_11 + (padded[29] * w[cse_v11]);
+    acc_12 = acc_12 + (padded[30] * w[cse_v9]);
+    acc_13 = acc_13 + (padded[31] * w[cse_v9]);
+    acc_14 = acc_14 + (padded[32] * w[cse_v9]);
+    acc_15 = acc_15 + (padded[33] * w[cse_v9]);
+    acc_12 = acc_12 + (padded[31] * w[cse_v10]);
+    acc_13 = acc_13 + (padded[32] * w[cse_v10]);
+    acc_14 = acc_14 + (padded[33] * w[cse_v10]);
+    acc_15 = acc_15 + (padded[34] * w[cse_v10]);
+    acc_12 = acc_12 + (padded[32] * w[cse_v11]);
+    acc_13 = acc_13 + (padded[33] * w[cse_v11]);
+    acc_14 = acc_14 + (padded[34] * w[cse_v11]);
+    acc_15 = acc_15 + (padded[35] * w[cse_v11]);
+    y[cse_v2] = tt_minf(tt_maxf(acc_0, 0.0f), 6.0f);
+    y[cse_v2 + 1] = tt_minf(tt_maxf(acc_1, 0.0f), 6.0f);
+    y[cse_v2 + 2] = tt_minf(tt_maxf(acc_2, 0.0f), 6.0f);
+    y[cse_v2 + 3] = tt_minf(tt_maxf(acc_3, 0.0f), 6.0f);
+    y[cse_v2 + 4] = tt_minf(tt_maxf(acc_4, 0.0f), 6.0f);
+    y[cse_v2 + 5] = tt_minf(tt_maxf(acc_5, 0.0f), 6.0f);
+    y[cse_v2 + 6] = tt_minf(tt_maxf(acc_6, 0.0f), 6.0f);
+    y[cse_v2 + 7] = tt_minf(tt_maxf(acc_7, 0.0f), 6.0f);
+    y[cse_v2 + 8] = tt_minf(tt_maxf(acc_8, 0.0f), 6.0f);
+    y[cse_v2 + 9] = tt_minf(tt_maxf(acc_9, 0.0f), 6.0f);
+    y[cse_v2 + 10] = tt_minf(tt_maxf(acc_10, 0.0f), 6.0f);
+    y[cse_v2 + 11] = tt_minf(tt_maxf(acc_11, 0.0f), 6.0f);
+    y[cse_v2 + 12] = tt_minf(tt_maxf(acc_12, 0.0f), 6.0f);
+    y[cse_v2 + 13] = tt_minf(tt_maxf(acc_13, 0.0f), 6.0f);
+    y[cse_v2 + 14] = tt_minf(tt_maxf(acc_14, 0.0f), 6.0f);
+    y[cse_v2 + 15] = tt_minf(tt_maxf(acc_15, 0.0f), 6.0f);
   }
 }
 
-void tt_small_conv2d2(const float *restrict x, const float *restrict w, const float *restrict b, float *restrict y) {
-  float acc_local_0 = 0, acc_local_1 = 0, acc_local_2 = 0, acc_local_3 = 0, acc_local_4 = 0, acc_local_5 = 0, acc_local_6 = 0, acc_local_7 = 0;
-  float acc_local_8 = 0, acc_local_9 = 0, acc_local_10 = 0, acc_local_11 = 0, acc_local_12 = 0, acc_local_13 = 0, acc_local_14 = 0, acc_local_15 = 0;
-  for (int32_t o_0 = 0; o_0 < 1; ++o_0) {
-    for (int32_t p_0 = 0; p_0 < 2; ++p_0) {
-      acc_local_0 = b[0];
-      acc_local_1 = b[0];
-      acc_local_2 = b[0];
-      acc_local_3 = b[0];
-      acc_local_4 = b[0];
-      acc_local_5 = b[0];
-      acc_local_6 = b[0];
-      acc_local_7 = b[0];
-      acc_local_8 = b[1];
-      acc_local_9 = b[1];
-      acc_local_10 = b[1];
-      acc_local_11 = b[1];
-      acc_local_12 = b[1];
-      acc_local_13 = b[1];
-      acc_local_14 = b[1];
-      acc_local_15 = b[1];
-      const int32_t cse_v1 = p_0 * 8;
-      for (int32_t ax2 = 0; ax2 < 2; ++ax2) {
-        const int32_t cse_v3 = (ax2 * 16) + cse_v1;
-        acc_local_0 = acc_local_0 + (x[cse_v3] * w[ax2]);
-        const int32_t cse_v4 = cse_v3 + 1;
-        acc_local_1 = acc_local_1 + (x[cse_v4] * w[ax2]);
-        const int32_t cse_v5 = cse_v3 + 2;
-        acc_local_2 = acc_local_2 + (x[cse_v5] * w[ax2]);
-        const int32_t cse_v6 = cse_v3 + 3;
-        acc_local_3 = acc_local_3 + (x[cse_v6] * w[ax2]);
-        const int32_t cse_v7 = cse_v3 + 4;
-        acc_local_4 = acc_local_4 + (x[cse_v7] * w[ax2]);
-        const int32_t cse_v8 = cse_v3 + 5;
-        acc_local_5 = acc_local_5 + (x[cse_v8] * w[ax2]);
-        const int32_t cse_v9 = cse_v3 + 6;
-        acc_local_6 = acc_local_6 + (x[cse_v9] * w[ax2]);
-        const int32_t cse_v10 = cse_v3 + 7;
-        acc_local_7 = acc_local_7 + (x[cse_v10] * w[ax2]);
-        const int32_t cse_v2 = ax2 + 2;
-        acc_local_8 = acc_local_8 + (x[cse_v3] * w[cse_v2]);
-        acc_local_9 = acc_local_9 + (x[cse_v4] * w[cse_v2]);
-        acc_local_10 = acc_local_10 + (x[cse_v5] * w[cse_v2]);
-        acc_local_11 = acc_local_11 + (x[cse_v6] * w[cse_v2]);
-        acc_local_12 = acc_local_12 + (x[cse_v7] * w[cse_v2]);
-        acc_local_13 = acc_local_13 + (x[cse_v8] * w[cse_v2]);
-        acc_local_14 = acc_local_14 + (x[cse_v9] * w[cse_v2]);
-        acc_local_15 = acc_local_15 + (x[cse_v10] * w[cse_v2]);
-      }
-      y[cse_v1] = acc_local_0;
-      y[cse_v1 + 1] = acc_local_1;
-      y[cse_v1 + 2] = acc_local_2;
-      y[cse_v1 + 3] = acc_local_3;
-      y[cse_v1 + 4] = acc_local_4;
-      y[cse_v1 + 5] = acc_local_5;
-      y[cse_v1 + 6] = acc_local_6;
-      y[cse_v1 + 7] = acc_local_7;
-      y[cse_v1 + 16] = acc_local_8;
-      y[cse_v1 + 17] = acc_local_9;
-      y[cse_v1 + 18] = acc_local_10;
-      y[cse_v1 + 19] = acc_local_11;
-      y[cse_v1 + 20] = acc_local_12;
-      y[cse_v1 + 21] = acc_local_13;
-      y[cse_v1 + 22] = acc_local_14;
-      y[cse_v1 + 23] = acc_local_15;
+void tt_small_kernel_conv2d2(const float *restrict x, const float *restrict w, const float *restrict b, float *restrict y) {
+  float acc_0 = 0, acc_1 = 0, acc_2 = 0, acc_3 = 0, acc_4 = 0, acc_5 = 0, acc_6 = 0, acc_7 = 0;
+  float acc_8 = 0, acc_9 = 0, acc_10 = 0, acc_11 = 0, acc_12 = 0, acc_13 = 0, acc_14 = 0, acc_15 = 0;
+  for (int32_t p_0 = 0; p_0 < 2; ++p_0) {
+    acc_0 = b[0];
+    acc_1 = b[0];
+    acc_2 = b[0];
+    acc_3 = b[0];
+    acc_4 = b[0];
+    acc_5 = b[0];
+    acc_6 = b[0];
+    acc_7 = b[0];
+    acc_8 = b[1];
+    acc_9 = b[1];
+    acc_10 = b[1];
+    acc_11 = b[1];
+    acc_12 = b[1];
+    acc_13 = b[1];
+    acc_14 = b[1];
+    acc_15 = b[1];
+    const int32_t cse_v1 = p_0 * 8;
+    for (int32_t ax2 = 0; ax2 < 2; ++ax2) {
+      const int32_t cse_v3 = (ax2 * 16) + cse_v1;
+      acc_0 = acc_0 + (x[cse_v3] * w[ax2]);
+      const int32_t cse_v4 = cse_v3 + 1;
+      acc_1 = acc_1 + (x[cse_v4] * w[ax2]);
+      const int32_t cse_v5 = cse_v3 + 2;
+      acc_2 = acc_2 + (x[cse_v5] * w[ax2]);
+      const int32_t cse_v6 = cse_v3 + 3;
+      acc_3 = acc_3 + (x[cse_v6] * w[ax2]);
+      const int32_t cse_v7 = cse_v3 + 4;
+      acc_4 = acc_4 + (x[cse_v7] * w[ax2]);
+      const int32_t cse_v8 = cse_v3 + 5;
+      acc_5 = acc_5 + (x[cse_v8] * w[ax2]);
+      const int32_t cse_v9 = cse_v3 + 6;
+      acc_6 = acc_6 + (x[cse_v9] * w[ax2]);
+      const int32_t cse_v10 = cse_v3 + 7;
+      acc_7 = acc_7 + (x[cse_v10] * w[ax2]);
+      const int32_t cse_v2 = ax2 + 2;
+      acc_8 = acc_8 + (x[cse_v3] * w[cse_v2]);
+      acc_9 = acc_9 + (x[cse_v4] * w[cse_v2]);
+      acc_10 = acc_10 + (x[cse_v5] * w[cse_v2]);
+      acc_11 = acc_11 + (x[cse_v6] * w[cse_v2]);
+      acc_12 = acc_12 + (x[cse_v7] * w[cse_v2]);
+      acc_13 = acc_13 + (x[cse_v8] * w[cse_v2]);
+      acc_14 = acc_14 + (x[cse_v9] * w[cse_v2]);
+      acc_15 = acc_15 + (x[cse_v10] * w[cse_v2]);
     }
+    y[cse_v1] = acc_0;
+    y[cse_v1 + 1] = acc_1;
+    y[cse_v1 + 2] = acc_2;
+    y[cse_v1 + 3] = acc_3;
+    y[cse_v1 + 4] = acc_4;
+    y[cse_v1 + 5] = acc_5;
+    y[cse_v1 + 6] = acc_6;
+    y[cse_v1 + 7] = acc_7;
+    y[cse_v1 + 16] = acc_8;
+    y[cse_v1 + 17] = acc_9;
+    y[cse_v1 + 18] = acc_10;
+    y[cse_v1 + 19] = acc_11;
+    y[cse_v1 + 20] = acc_12;
+    y[cse_v1 + 21] = acc_13;
+    y[cse_v1 + 22] = acc_14;
+    y[cse_v1 + 23] = acc_15;
   }
 }
 
-void tt_small_conv2d_input_grad(const float *restrict dy, const float *restrict w, float *restrict dx) {
-  float acc_local_0 = 0, acc_local_1 = 0, acc_local_2 = 0, acc_local_3 = 0, acc_local_4 = 0, acc_local_5 = 0, acc_local_6 = 0, acc_local_7 = 0;
-  float acc_local_8 = 0, acc_local_9 = 0, acc_local_10 = 0, acc_local_11 = 0, acc_local_12 = 0, acc_local_13 = 0, acc_local_14 = 0, acc_local_15 = 0;
-  for (int32_t c_0 = 0; c_0 < 1; ++c_0) {
-    for (int32_t p_0 = 0; p_0 < 2; ++p_0) {
-      acc_local_0 = 0.0f;
-      acc_local_1 = 0.0f;
-      acc_local_2 = 0.0f;
-      acc_local_3 = 0.0f;
-      acc_local_4 = 0.0f;
-      acc_local_5 = 0.0f;
-      acc_local_6 = 0.0f;
-      acc_local_7 = 0.0f;
-      acc_local_8 = 0.0f;
-      acc_local_9 = 0.0f;
-      acc_local_10 = 0.0f;
-      acc_local_11 = 0.0f;
-      acc_local_12 = 0.0f;
-      acc_local_13 = 0.0f;
-      acc_local_14 = 0.0f;
-      acc_local_15 = 0.0f;
-      const int32_t cse_v1 = p_0 * 8;
-      for (int32_t ax2 = 0; ax2 < 2; ++ax2) {
-        const int32_t cse_v2 = ax2 * 2;
-        const int32_t cse_v3 = (ax2 * 16) + cse_v1;
-        acc_local_0 = acc_local_0 + (dy[cse_v3] * w[cse_v2]);
-        const int32_t cse_v5 = cse_v3 + 1;
-        acc_local_1 = acc_local_1 + (dy[cse_v5] * w[cse_v2]);
-        const int32_t cse_v6 = cse_v3 + 2;
-        acc_local_2 = acc_local_2 + (dy[cse_v6] * w[cse_v2]);
-        const int32_t cse_v7 = cse_v3 + 3;
-        acc_local_3 = acc_local_3 + (dy[cse_v7] * w[cse_v2]);
-        const int32_t cse_v8 = cse_v3 + 4;
-        acc_local_4 = acc_local_4 + (dy[cse_v8] * w[cse_v2]);
-        const int32_t cse_v9 = cse_v3 + 5;
-        acc_local_5 = acc_local_5 + (dy[cse_v9] * w[cse_v2]);
-        const int32_t cse_v10 = cse_v3 + 6;
-        acc_local_6 = acc_local_6 + (dy[cse_v10] * w[cse_v2]);
-        const int32_t cse_v11 = cse_v3 + 7;
-        acc_local_7 = acc_local_7 + (dy[cse_v11] * w[cse_v2]);
-        const int32_t cse_v4 = cse_v2 + 1;
-        acc_local_8 = acc_local_8 + (dy[cse_v3] * w[cse_v4]);
-        acc_local_9 = acc_local_9 + (dy[cse_v5] * w[cse_v4]);
-        acc_local_10 = acc_local_10 + (dy[cse_v6] * w[cse_v4]);
-        acc_local_11 = acc_local_11 + (dy[cse_v7] * w[cse_v4]);
-        acc_local_12 = acc_local_12 + (dy[cse_v8] * w[cse_v4]);
-        acc_local_13 = acc_local_13 + (dy[cse_v9] * w[cse_v4]);
-        acc_local_14 = acc_local_14 + (dy[cse_v10] * w[cse_v4]);
-        acc_local_15 = acc_local_15 + (dy[cse_v11] * w[cse_v4]);
-      }
-      dx[cse_v1] = acc_local_0;
-      dx[cse_v1 + 1] = acc_local_1;
-      dx[cse_v1 + 2] = acc_local_2;
-      dx[cse_v1 + 3] = acc_local_3;
-      dx[cse_v1 + 4] = acc_local_4;
-      dx[cse_v1 + 5] = acc_local_5;
-      dx[cse_v1 + 6] = acc_local_6;
-      dx[cse_v1 + 7] = acc_local_7;
-      dx[cse_v1 + 16] = acc_local_8;
-      dx[cse_v1 + 17] = acc_local_9;
-      dx[cse_v1 + 18] = acc_local_10;
-      dx[cse_v1 + 19] = acc_local_11;
-      dx[cse_v1 + 20] = acc_local_12;
-      dx[cse_v1 + 21] = acc_local_13;
-      dx[cse_v1 + 22] = acc_local_14;
-      dx[cse_v1 + 23] = acc_local_15;
+void tt_small_kernel_conv2d_input_grad(const float *restrict dy, const float *restrict w, float *restrict dx) {
+  float acc_0 = 0, acc_1 = 0, acc_2 = 0, acc_3 = 0, acc_4 = 0, acc_5 = 0, acc_6 = 0, acc_7 = 0;
+  float acc_8 = 0, acc_9 = 0, acc_10 = 0, acc_11 = 0, acc_12 = 0, acc_13 = 0, acc_14 = 0, acc_15 = 0;
+  for (int32_t p_0 = 0; p_0 < 2; ++p_0) {
+    acc_0 = 0.0f;
+    acc_1 = 0.0f;
+    acc_2 = 0.0f;
+    acc_3 = 0.0f;
+    acc_4 = 0.0f;
+    acc_5 = 0.0f;
+    acc_6 = 0.0f;
+    acc_7 = 0.0f;
+    acc_8 = 0.0f;
+    acc_9 = 0.0f;
+    acc_10 = 0.0f;
+    acc_11 = 0.0f;
+    acc_12 = 0.0f;
+    acc_13 = 0.0f;
+    acc_14 = 0.0f;
+    acc_15 = 0.0f;
+    const int32_t cse_v1 = p_0 * 8;
+    for (int32_t ax2 = 0; ax2 < 2; ++ax2) {
+      const int32_t cse_v2 = ax2 * 2;
+      const int32_t cse_v3 = (ax2 * 16) + cse_v1;
+      acc_0 = acc_0 + (dy[cse_v3] * w[cse_v2]);
+      const int32_t cse_v5 = cse_v3 + 1;
+      acc_1 = acc_1 + (dy[cse_v5] * w[cse_v2]);
+      const int32_t cse_v6 = cse_v3 + 2;
+      acc_2 = acc_2 + (dy[cse_v6] * w[cse_v2]);
+      const int32_t cse_v7 = cse_v3 + 3;
+      acc_3 = acc_3 + (dy[cse_v7] * w[cse_v2]);
+      const int32_t cse_v8 = cse_v3 + 4;
+      acc_4 = acc_4 + (dy[cse_v8] * w[cse_v2]);
+      const int32_t cse_v9 = cse_v3 + 5;
+      acc_5 = acc_5 + (dy[cse_v9] * w[cse_v2]);
+      const int32_t cse_v10 = cse_v3 + 6;
+      acc_6 = acc_6 + (dy[cse_v10] * w[cse_v2]);
+      const int32_t cse_v11 = cse_v3 + 7;
+      acc_7 = acc_7 + (dy[cse_v11] * w[cse_v2]);
+      const int32_t cse_v4 = cse_v2 + 1;
+      acc_8 = acc_8 + (dy[cse_v3] * w[cse_v4]);
+      acc_9 = acc_9 + (dy[cse_v5] * w[cse_v4]);
+      acc_10 = acc_10 + (dy[cse_v6] * w[cse_v4]);
+      acc_11 = acc_11 + (dy[cse_v7] * w[cse_v4]);
+      acc_12 = acc_12 + (dy[cse_v8] * w[cse_v4]);
+      acc_13 = acc_13 + (dy[cse_v9] * w[cse_v4]);
+      acc_14 = acc_14 + (dy[cse_v10] * w[cse_v4]);
+      acc_15 = acc_15 + (dy[cse_v11] * w[cse_v4]);
     }
+    dx[cse_v1] = acc_0;
+    dx[cse_v1 + 1] = acc_1;
+    dx[cse_v1 + 2] = acc_2;
+    dx[cse_v1 + 3] = acc_3;
+    dx[cse_v1 + 4] = acc_4;
+    dx[cse_v1 + 5] = acc_5;
+    dx[cse_v1 + 6] = acc_6;
+    dx[cse_v1 + 7] = acc_7;
+    dx[cse_v1 + 16] = acc_8;
+    dx[cse_v1 + 17] = acc_9;
+    dx[cse_v1 + 18] = acc_10;
+    dx[cse_v1 + 19] = acc_11;
+    dx[cse_v1 + 20] = acc_12;
+    dx[cse_v1 + 21] = acc_13;
+    dx[cse_v1 + 22] = acc_14;
+    dx[cse_v1 + 23] = acc_15;
   }
 }
 
-void tt_small_conv2d_input_grad1(const float *restrict dy, const float *restrict w, float *restrict dx, unsigned char *restrict workspace) {
+void tt_small_kernel_conv2d_input_grad1(const float *restrict dy, const float *restrict w, float *restrict dx, unsigned char *restrict workspace) {
   float *restrict padded = (float *)(void *)(workspace + 0);
-  float acc_local_0 = 0, acc_local_1 = 0, acc_local_2 = 0, acc_local_3 = 0, acc_local_4 = 0, acc_local_5 = 0, acc_local_6 = 0, acc_local_7 = 0;
-  float acc_local_8 = 0, acc_local_9 = 0, acc_local_10 = 0, acc_local_11 = 0, acc_local_12 = 0, acc_local_13 = 0, acc_local_14 = 0, acc_local_15 = 0;
+  float acc_0 = 0, acc_1 = 0, acc_2 = 0, acc_3 = 0, acc_4 = 0, acc_5 = 0, acc_6 = 0, acc_7 = 0;
+  float acc_8 = 0, acc_9 = 0, acc_10 = 0, acc_11 = 0, acc_12 = 0, acc_13 = 0, acc_14 = 0, acc_15 = 0;
   for (int32_t c_0 = 0; c_0 < 2; ++c_0) {
     padded[0] = 0.0f;
     tt_zero(padded + 1, 4);
@@ -490,341 +518,326 @@ void tt_small_conv2d_input_grad1(const float *restrict dy, const float *restrict
     padded[30] = 0.0f;
     tt_zero(padded + 31, 4);
     padded[35] = 0.0f;
-    for (int32_t i_0 = 0; i_0 < 1; ++i_0) {
-      for (int32_t j_0 = 0; j_0 < 1; ++j_0) {
-        acc_local_0 = 0.0f;
-        acc_local_1 = 0.0f;
-        acc_local_2 = 0.0f;
-        acc_local_3 = 0.0f;
-        acc_local_4 = 0.0f;
-        acc_local_5 = 0.0f;
-        acc_local_6 = 0.0f;
-        acc_local_7 = 0.0f;
-        acc_local_8 = 0.0f;
-        acc_local_9 = 0.0f;
-        acc_local_10 = 0.0f;
-        acc_local_11 = 0.0f;
-        acc_local_12 = 0.0f;
-        acc_local_13 = 0.0f;
-        acc_local_14 = 0.0f;
-        acc_local_15 = 0.0f;
-        const int32_t cse_v3 = c_0 * 9;
-        acc_local_0 = acc_local_0 + (padded[14] * w[cse_v3]);
-        acc_local_1 = acc_local_1 + (padded[15] * w[cse_v3]);
-        acc_local_2 = acc_local_2 + (padded[16] * w[cse_v3]);
-        acc_local_3 = acc_local_3 + (padded[17] * w[cse_v3]);
-        const int32_t cse_v4 = cse_v3 + 1;
-        acc_local_0 = acc_local_0 + (padded[13] * w[cse_v4]);
-        acc_local_1 = acc_local_1 + (padded[14] * w[cse_v4]);
-        acc_local_2 = acc_local_2 + (padded[15] * w[cse_v4]);
-        acc_local_3 = acc_local_3 + (padded[16] * w[cse_v4]);
-        const int32_t cse_v5 = cse_v3 + 2;
-        acc_local_0 = acc_local_0 + (padded[12] * w[cse_v5]);
-        acc_local_1 = acc_local_1 + (padded[13] * w[cse_v5]);
-        acc_local_2 = acc_local_2 + (padded[14] * w[cse_v5]);
-        acc_local_3 = acc_local_3 + (padded[15] * w[cse_v5]);
-        acc_local_4 = acc_local_4 + (padded[20] * w[cse_v3]);
-        acc_local_5 = acc_local_5 + (padded[21] * w[cse_v3]);
-        acc_local_6 = acc_local_6 + (padded[22] * w[cse_v3]);
-        acc_local_7 = acc_local_7 + (padded[23] * w[cse_v3]);
-        acc_local_4 = acc_local_4 + (padded[19] * w[cse_v4]);
-        acc_local_5 = acc_local_5 + (padded[20] * w[cse_v4]);
-        acc_local_6 = acc_local_6 + (padded[21] * w[cse_v4]);
-        acc_local_7 = acc_local_7 + (padded[22] * w[cse_v4]);
-        acc_local_4 = acc_local_4 + (padded[18] * w[cse_v5]);
-        acc_local_5 = acc_local_5 + (padded[19] * w[cse_v5]);
-        acc_local_6 = acc_local_6 + (padded[20] * w[cse_v5]);
-        acc_local_7 = acc_local_7 + (padded[21] * w[cse_v5]);
-        acc_local_8 = acc_local_8 + (padded[26] * w[cse_v3]);
-        acc_local_9 = acc_local_9 + (padded[27] * w[cse_v3]);
-        acc_local_10 = acc_local_10 + (padded[28] * w[cse_v3]);
-        acc_local_11 = acc_local_11 + (padded[29] * w[cse_v3]);
-        acc_local_8 = acc_local_8 + (padded[25] * w[cse_v4]);
-        acc_local_9 = acc_local_9 + (padded[26] * w[cse_v4]);
-        acc_local_10 = acc_local_10 + (padded[27] * w[cse_v4]);
-        acc_local_11 = acc_local_11 + (padded[28] * w[cse_v4]);
-        acc_local_8 = acc_local_8 + (padded[24] * w[cse_v5]);
-        acc_local_9 = acc_local_9 + (padded[25] * w[cse_v5]);
-        acc_local_10 = acc_local_10 + (padded[26] * w[cse_v5]);
-        acc_local_11 = acc_local_11 + (padded[27] * w[cse_v5]);
-        acc_local_12 = acc_local_12 + (padded[32] * w[cse_v3]);
-        acc_local_13 = acc_local_13 + (padded[33] * w[cse_v3]);
-        acc_local_14 = acc_local_14 + (padded[34] * w[cse_v3]);
-        acc_local_15 = acc_local_15 + (padded[35] * w[cse_v3]);
-        acc_local_12 = acc_local_12 + (padded[31] * w[cse_v4]);
-        acc_local_13 = acc_local_13 + (padded[32] * w[cse_v4]);
-        acc_local_14 = acc_local_14 + (padded[33] * w[cse_v4]);
-        acc_local_15 = acc_local_15 + (padded[34] * w[cse_v4]);
-        acc_local_12 = acc_local_12 + (padded[30] * w[cse_v5]);
-        acc_local_13 = acc_local_13 + (padded[31] * w[cse_v5]);
-        acc_local_14 = acc_local_14 + (padded[32] * w[cse_v5]);
-        acc_local_15 = acc_local_15 + (padded[33] * w[cse_v5]);
-        const int32_t cse_v6 = cse_v3 + 3;
-        acc_local_0 = acc_local_0 + (padded[8] * w[cse_v6]);
-        acc_local_1 = acc_local_1 + (padded[9] * w[cse_v6]);
-        acc_local_2 = acc_local_2 + (padded[10] * w[cse_v6]);
-        acc_local_3 = acc_local_3 + (padded[11] * w[cse_v6]);
-        const int32_t cse_v7 = cse_v3 + 4;
-        acc_local_0 = acc_local_0 + (padded[7] * w[cse_v7]);
-        acc_local_1 = acc_local_1 + (padded[8] * w[cse_v7]);
-        acc_local_2 = acc_local_2 + (padded[9] * w[cse_v7]);
-        acc_local_3 = acc_local_3 + (padded[10] * w[cse_v7]);
-        const int32_t cse_v8 = cse_v3 + 5;
-        acc_local_0 = acc_local_0 + (padded[6] * w[cse_v8]);
-        acc_local_1 = acc_local_1 + (padded[7] * w[cse_v8]);
-        acc_local_2 = acc_local_2 + (padded[8] * w[cse_v8]);
-        acc_local_3 = acc_local_3 + (padded[9] * w[cse_v8]);
-        acc_local_4 = acc_local_4 + (padded[14] * w[cse_v6]);
-        acc_local_5 = acc_local_5 + (padded[15] * w[cse_v6]);
-        acc_local_6 = acc_local_6 + (padded[16] * w[cse_v6]);
-        acc_local_7 = acc_local_7 + (padded[17] * w[cse_v6]);
-        acc_local_4 = acc_local_4 + (padded[13] * w[cse_v7]);
-        acc_local_5 = acc_local_5 + (padded[14] * w[cse_v7]);
-        acc_local_6 = acc_local_6 + (padded[15] * w[cse_v7]);
-        acc_local_7 = acc_local_7 + (padded[16] * w[cse_v7]);
-        acc_local_4 = acc_local_4 + (padded[12] * w[cse_v8]);
-        acc_local_5 = acc_local_5 + (padded[13] * w[cse_v8]);
-        acc_local_6 = acc_local_6 + (padded[14] * w[cse_v8]);
-        acc_local_7 = acc_local_7 + (padded[15] * w[cse_v8]);
-        acc_local_8 = acc_local_8 + (padded[20] * w[cse_v6]);
-        acc_local_9 = acc_local_9 + (padded[21] * w[cse_v6]);
-        acc_local_10 = acc_local_10 + (padded[22] * w[cse_v6]);
-        acc_local_11 = acc_local_11 + (padded[23] * w[cse_v6]);
-        acc_local_8 = acc_local_8 + (padded[19] * w[cse_v7]);
-        acc_local_9 = acc_local_9 + (padded[20] * w[cse_v7]);
-        acc_local_10 = acc_local_10 + (padded[21] * w[cse_v7]);
-        acc_local_11 = acc_local_11 + (padded[22] * w[cse_v7]);
-        acc_local_8 = acc_local_8 + (padded[18] * w[cse_v8]);
-        acc_local_9 = acc_local_9 + (padded[19] * w[cse_v8]);
-        acc_local_10 = acc_local_10 + (padded[20] * w[cse_v8]);
-        acc_local_11 = acc_local_11 + (padded[21] * w[cse_v8]);
-        acc_local_12 = acc_local_12 + (padded[26] * w[cse_v6]);
-        acc_local_13 = acc_local_13 + (padded[27] * w[cse_v6]);
-        acc_local_14 = acc_local_14 + (padded[28] * w[cse_v6]);
-        acc_local_15 = acc_local_15 + (padded[29] * w[cse_v6]);
-        acc_local_12 = acc_local_12 + (padded[25] * w[cse_v7]);
-        acc_local_13 = acc_local_13 + (padded[26] * w[cse_v7]);
-        acc_local_14 = acc_local_14 + (padded[27] * w[cse_v7]);
-        acc_local_15 = acc_local_15 + (padded[28] * w[cse_v7]);
-        acc_local_12 = acc_local_12 + (padded[24] * w[cse_v8]);
-        acc_local_13 = acc_local_13 + (padded[25] * w[cse_v8]);
-        acc_local_14 = acc_local_14 + (padded[26] * w[cse_v8]);
-        acc_local_15 = acc_local_15 + (padded[27] * w[cse_v8]);
-        const int32_t cse_v9 = cse_v3 + 6;
-        acc_local_0 = acc_local_0 + (padded[2] * w[cse_v9]);
-        acc_local_1 = acc_local_1 + (padded[3] * w[cse_v9]);
-        acc_local_2 = acc_local_2 + (padded[4] * w[cse_v9]);
-        acc_local_3 = acc_local_3 + (padded[5] * w[cse_v9]);
-        const int32_t cse_v10 = cse_v3 + 7;
-        acc_local_0 = acc_local_0 + (padded[1] * w[cse_v10]);
-        acc_local_1 = acc_local_1 + (padded[2] * w[cse_v10]);
-        acc_local_2 = acc_local_2 + (padded[3] * w[cse_v10]);
-        acc_local_3 = acc_local_3 + (padded[4] * w[cse_v10]);
-        const int32_t cse_v11 = cse_v3 + 8;
-        acc_local_0 = acc_local_0 + (padded[0] * w[cse_v11]);
-        acc_local_1 = acc_local_1 + (padded[1] * w[cse_v11]);
-        acc_local_2 = acc_local_2 + (padded[2] * w[cse_v11]);
-        acc_local_3 = acc_local_3 + (padded[3] * w[cse_v11]);
-        acc_local_4 = acc_local_4 + (padded[8] * w[cse_v9]);
-        acc_local_5 = acc_local_5 + (padded[9] * w[cse_v9]);
-        acc_local_6 = acc_local_6 + (padded[10] * w[cse_v9]);
-        acc_local_7 = acc_local_7 + (padded[11] * w[cse_v9]);
-        acc_local_4 = acc_local_4 + (padded[7] * w[cse_v10]);
-        acc_local_5 = acc_local_5 + (padded[8] * w[cse_v10]);
-        acc_local_6 = acc_local_6 + (padded[9] * w[cse_v10]);
-        acc_local_7 = acc_local_7 + (padded[10] * w[cse_v10]);
-        acc_local_4 = acc_local_4 + (padded[6] * w[cse_v11]);
-        acc_local_5 = acc_local_5 + (padded[7] * w[cse_v11]);
-        acc_local_6 = acc_local_6 + (padded[8] * w[cse_v11]);
-        acc_local_7 = acc_local_7 + (padded[9] * w[cse_v11]);
-        acc_local_8 = acc_local_8 + (padded[14] * w[cse_v9]);
-        acc_local_9 = acc_local_9 + (padded[15] * w[cse_v9]);
-        acc_local_10 = acc_local_10 + (padded[16] * w[cse_v9]);
-        acc_local_11 = acc_local_11 + (padded[17] * w[cse_v9]);
-        acc_local_8 = acc_local_8 + (padded[13] * w[cse_v10]);
-        acc_local_9 = acc_local_9 + (padded[14] * w[cse_v10]);
-        acc_local_10 = acc_local_10 + (padded[15] * w[cse_v10]);
-        acc_local_11 = acc_local_11 + (padded[16] * w[cse_v10]);
-        acc_local_8 = acc_local_8 + (padded[12] * w[cse_v11]);
-        acc_local_9 = acc_local_9 + (padded[13] * w[cse_v11]);
-        acc_local_10 = acc_local_10 + (padded[14] * w[cse_v11]);
-        acc_local_11 = acc_local_11 + (padded[15] * w[cse_v11]);
-        acc_local_12 = acc_local_12 + (padded[20] * w[cse_v9]);
-        acc_local_13 = acc_local_13 + (padded[21] * w[cse_v9]);
-        acc_local_14 = acc_local_14 + (padded[22] * w[cse_v9]);
-        acc_local_15 = acc_local_15 + (padded[23] * w[cse_v9]);
-        acc_local_12 = acc_local_12 + (padded[19] * w[cse_v10]);
-        acc_local_13 = acc_local_13 + (padded[20] * w[cse_v10]);
-        acc_local_14 = acc_local_14 + (padded[21] * w[cse_v10]);
-        acc_local_15 = acc_local_15 + (padded[22] * w[cse_v10]);
-        acc_local_12 = acc_local_12 + (padded[18] * w[cse_v11]);
-        acc_local_13 = acc_local_13 + (padded[19] * w[cse_v11]);
-        acc_local_14 = acc_local_14 + (padded[20] * w[cse_v11]);
-        acc_local_15 = acc_local_15 + (padded[21] * w[cse_v11]);
-        dx[cse_v2] = acc_local_0;
-        dx[cse_v2 + 1] = acc_local_1;
-        dx[cse_v2 + 2] = acc_local_2;
-        dx[cse_v2 + 3] = acc_local_3;
-        dx[cse_v2 + 4] = acc_local_4;
-        dx[cse_v2 + 5] = acc_local_5;
-        dx[cse_v2 + 6] = acc_local_6;
-        dx[cse_v2 + 7] = acc_local_7;
-        dx[cse_v2 + 8] = acc_local_8;
-        dx[cse_v2 + 9] = acc_local_9;
-        dx[cse_v2 + 10] = acc_local_10;
-        dx[cse_v2 + 11] = acc_local_11;
-        dx[cse_v2 + 12] = acc_local_12;
-        dx[cse_v2 + 13] = acc_local_13;
-        dx[cse_v2 + 14] = acc_local_14;
-        dx[cse_v2 + 15] = acc_local_15;
-      }
-    }
+    acc_0 = 0.0f;
+    acc_1 = 0.0f;
+    acc_2 = 0.0f;
+    acc_3 = 0.0f;
+    acc_4 = 0.0f;
+    acc_5 = 0.0f;
+    acc_6 = 0.0f;
+    acc_7 = 0.0f;
+    acc_8 = 0.0f;
+    acc_9 = 0.0f;
+    acc_10 = 0.0f;
+    acc_11 = 0.0f;
+    acc_12 = 0.0f;
+    acc_13 = 0.0f;
+    acc_14 = 0.0f;
+    acc_15 = 0.0f;
+    const int32_t cse_v3 = c_0 * 9;
+    acc_0 = acc_0 + (padded[14] * w[cse_v3]);
+    acc_1 = acc_1 + (padded[15] * w[cse_v3]);
+    acc_2 = acc_2 + (padded[16] * w[cse_v3]);
+    acc_3 = acc_3 + (padded[17] * w[cse_v3]);
+    const int32_t cse_v4 = cse_v3 + 1;
+    acc_0 = acc_0 + (padded[13] * w[cse_v4]);
+    acc_1 = acc_1 + (padded[14] * w[cse_v4]);
+    acc_2 = acc_2 + (padded[15] * w[cse_v4]);
+    acc_3 = acc_3 + (padded[16] * w[cse_v4]);
+    const int32_t cse_v5 = cse_v3 + 2;
+    acc_0 = acc_0 + (padded[12] * w[cse_v5]);
+    acc_1 = acc_1 + (padded[13] * w[cse_v5]);
+    acc_2 = acc_2 + (padded[14] * w[cse_v5]);
+    acc_3 = acc_3 + (padded[15] * w[cse_v5]);
+    acc_4 = acc_4 + (padded[20] * w[cse_v3]);
+    acc_5 = acc_5 + (padded[21] * w[cse_v3]);
+    acc_6 = acc_6 + (padded[22] * w[cse_v3]);
+    acc_7 = acc_7 + (padded[23] * w[cse_v3]);
+    acc_4 = acc_4 + (padded[19] * w[cse_v4]);
+    acc_5 = acc_5 + (padded[20] * w[cse_v4]);
+    acc_6 = acc_6 + (padded[21] * w[cse_v4]);
+    acc_7 = acc_7 + (padded[22] * w[cse_v4]);
+    acc_4 = acc_4 + (padded[18] * w[cse_v5]);
+    acc_5 = acc_5 + (padded[19] * w[cse_v5]);
+    acc_6 = acc_6 + (padded[20] * w[cse_v5]);
+    acc_7 = acc_7 + (padded[21] * w[cse_v5]);
+    acc_8 = acc_8 + (padded[26] * w[cse_v3]);
+    acc_9 = acc_9 + (padded[27] * w[cse_v3]);
+    acc_10 = acc_10 + (padded[28] * w[cse_v3]);
+    acc_11 = acc_11 + (padded[29] * w[cse_v3]);
+    acc_8 = acc_8 + (padded[25] * w[cse_v4]);
+    acc_9 = acc_9 + (padded[26] * w[cse_v4]);
+    acc_10 = acc_10 + (padded[27] * w[cse_v4]);
+    acc_11 = acc_11 + (padded[28] * w[cse_v4]);
+    acc_8 = acc_8 + (padded[24] * w[cse_v5]);
+    acc_9 = acc_9 + (padded[25] * w[cse_v5]);
+    acc_10 = acc_10 + (padded[26] * w[cse_v5]);
+    acc_11 = acc_11 + (padded[27] * w[cse_v5]);
+    acc_12 = acc_12 + (padded[32] * w[cse_v3]);
+    acc_13 = acc_13 + (padded[33] * w[cse_v3]);
+    acc_14 = acc_14 + (padded[34] * w[cse_v3]);
+    acc_15 = acc_15 + (padded[35] * w[cse_v3]);
+    acc_12 = acc_12 + (padded[31] * w[cse_v4]);
+    acc_13 = acc_13 + (padded[32] * w[cse_v4]);
+    acc_14 = acc_14 + (padded[33] * w[cse_v4]);
+    acc_15 = acc_15 + (padded[34] * w[cse_v4]);
+    acc_12 = acc_12 + (padded[30] * w[cse_v5]);
+    acc_13 = acc_13 + (padded[31] * w[cse_v5]);
+    acc_14 = acc_14 + (padded[32] * w[cse_v5]);
+    acc_15 = acc_15 + (padded[33] * w[cse_v5]);
+    const int32_t cse_v6 = cse_v3 + 3;
+    acc_0 = acc_0 + (padded[8] * w[cse_v6]);
+    acc_1 = acc_1 + (padded[9] * w[cse_v6]);
+    acc_2 = acc_2 + (padded[10] * w[cse_v6]);
+    acc_3 = acc_3 + (padded[11] * w[cse_v6]);
+    const int32_t cse_v7 = cse_v3 + 4;
+    acc_0 = acc_0 + (padded[7] * w[cse_v7]);
+    acc_1 = acc_1 + (padded[8] * w[cse_v7]);
+    acc_2 = acc_2 + (padded[9] * w[cse_v7]);
+    acc_3 = acc_3 + (padded[10] * w[cse_v7]);
+    const int32_t cse_v8 = cse_v3 + 5;
+    acc_0 = acc_0 + (padded[6] * w[cse_v8]);
+    acc_1 = acc_1 + (padded[7] * w[cse_v8]);
+    acc_2 = acc_2 + (padded[8] * w[cse_v8]);
+    acc_3 = acc_3 + (padded[9] * w[cse_v8]);
+    acc_4 = acc_4 + (padded[14] * w[cse_v6]);
+    acc_5 = acc_5 + (padded[15] * w[cse_v6]);
+    acc_6 = acc_6 + (padded[16] * w[cse_v6]);
+    acc_7 = acc_7 + (padded[17] * w[cse_v6]);
+    acc_4 = acc_4 + (padded[13] * w[cse_v7]);
+    acc_5 = acc_5 + (padded[14] * w[cse_v7]);
+    acc_6 = acc_6 + (padded[15] * w[cse_v7]);
+    acc_7 = acc_7 + (padded[16] * w[cse_v7]);
+    acc_4 = acc_4 + (padded[12] * w[cse_v8]);
+    acc_5 = acc_5 + (padded[13] * w[cse_v8]);
+    acc_6 = acc_6 + (padded[14] * w[cse_v8]);
+    acc_7 = acc_7 + (padded[15] * w[cse_v8]);
+    acc_8 = acc_8 + (padded[20] * w[cse_v6]);
+    acc_9 = acc_9 + (padded[21] * w[cse_v6]);
+    acc_10 = acc_10 + (padded[22] * w[cse_v6]);
+    acc_11 = acc_11 + (padded[23] * w[cse_v6]);
+    acc_8 = acc_8 + (padded[19] * w[cse_v7]);
+    acc_9 = acc_9 + (padded[20] * w[cse_v7]);
+    acc_10 = acc_10 + (padded[21] * w[cse_v7]);
+    acc_11 = acc_11 + (padded[22] * w[cse_v7]);
+    acc_8 = acc_8 + (padded[18] * w[cse_v8]);
+    acc_9 = acc_9 + (padded[19] * w[cse_v8]);
+    acc_10 = acc_10 + (padded[20] * w[cse_v8]);
+    acc_11 = acc_11 + (padded[21] * w[cse_v8]);
+    acc_12 = acc_12 + (padded[26] * w[cse_v6]);
+    acc_13 = acc_13 + (padded[27] * w[cse_v6]);
+    acc_14 = acc_14 + (padded[28] * w[cse_v6]);
+    acc_15 = acc_15 + (padded[29] * w[cse_v6]);
+    acc_12 = acc_12 + (padded[25] * w[cse_v7]);
+    acc_13 = acc_13 + (padded[26] * w[cse_v7]);
+    acc_14 = acc_14 + (padded[27] * w[cse_v7]);
+    acc_15 = acc_15 + (padded[28] * w[cse_v7]);
+    acc_12 = acc_12 + (padded[24] * w[cse_v8]);
+    acc_13 = acc_13 + (padded[25] * w[cse_v8]);
+    acc_14 = acc_14 + (padded[26] * w[cse_v8]);
+    acc_15 = acc_15 + (padded[27] * w[cse_v8]);
+    const int32_t cse_v9 = cse_v3 + 6;
+    acc_0 = acc_0 + (padded[2] * w[cse_v9]);
+    acc_1 = acc_1 + (padded[3] * w[cse_v9]);
+    acc_2 = acc_2 + (padded[4] * w[cse_v9]);
+    acc_3 = acc_3 + (padded[5] * w[cse_v9]);
+    const int32_t cse_v10 = cse_v3 + 7;
+    acc_0 = acc_0 + (padded[1] * w[cse_v10]);
+    acc_1 = acc_1 + (padded[2] * w[cse_v10]);
+    acc_2 = acc_2 + (padded[3] * w[cse_v10]);
+    acc_3 = acc_3 + (padded[4] * w[cse_v10]);
+    const int32_t cse_v11 = cse_v3 + 8;
+    acc_0 = acc_0 + (padded[0] * w[cse_v11]);
+    acc_1 = acc_1 + (padded[1] * w[cse_v11]);
+    acc_2 = acc_2 + (padded[2] * w[cse_v11]);
+    acc_3 = acc_3 + (padded[3] * w[cse_v11]);
+    acc_4 = acc_4 + (padded[8] * w[cse_v9]);
+    acc_5 = acc_5 + (padded[9] * w[cse_v9]);
+    acc_6 = acc_6 + (padded[10] * w[cse_v9]);
+    acc_7 = acc_7 + (padded[11] * w[cse_v9]);
+    acc_4 = acc_4 + (padded[7] * w[cse_v10]);
+    acc_5 = acc_5 + (padded[8] * w[cse_v10]);
+    acc_6 = acc_6 + (padded[9] * w[cse_v10]);
+    acc_7 = acc_7 + (padded[10] * w[cse_v10]);
+    acc_4 = acc_4 + (padded[6] * w[cse_v11]);
+    acc_5 = acc_5 + (padded[7] * w[cse_v11]);
+    acc_6 = acc_6 + (padded[8] * w[cse_v11]);
+    acc_7 = acc_7 + (padded[9] * w[cse_v11]);
+    acc_8 = acc_8 + (padded[14] * w[cse_v9]);
+    acc_9 = acc_9 + (padded[15] * w[cse_v9]);
+    acc_10 = acc_10 + (padded[16] * w[cse_v9]);
+    acc_11 = acc_11 + (padded[17] * w[cse_v9]);
+    acc_8 = acc_8 + (padded[13] * w[cse_v10]);
+    acc_9 = acc_9 + (padded[14] * w[cse_v10]);
+    acc_10 = acc_10 + (padded[15] * w[cse_v10]);
+    acc_11 = acc_11 + (padded[16] * w[cse_v10]);
+    acc_8 = acc_8 + (padded[12] * w[cse_v11]);
+    acc_9 = acc_9 + (padded[13] * w[cse_v11]);
+    acc_10 = acc_10 + (padded[14] * w[cse_v11]);
+    acc_11 = acc_11 + (padded[15] * w[cse_v11]);
+    acc_12 = acc_12 + (padded[20] * w[cse_v9]);
+    acc_13 = acc_13 + (padded[21] * w[cse_v9]);
+    acc_14 = acc_14 + (padded[22] * w[cse_v9]);
+    acc_15 = acc_15 + (padded[23] * w[cse_v9]);
+    acc_12 = acc_12 + (padded[19] * w[cse_v10]);
+    acc_13 = acc_13 + (padded[20] * w[cse_v10]);
+    acc_14 = acc_14 + (padded[21] * w[cse_v10]);
+    acc_15 = acc_15 + (padded[22] * w[cse_v10]);
+    acc_12 = acc_12 + (padded[18] * w[cse_v11]);
+    acc_13 = acc_13 + (padded[19] * w[cse_v11]);
+    acc_14 = acc_14 + (padded[20] * w[cse_v11]);
+    acc_15 = acc_15 + (padded[21] * w[cse_v11]);
+    dx[cse_v2] = acc_0;
+    dx[cse_v2 + 1] = acc_1;
+    dx[cse_v2 + 2] = acc_2;
+    dx[cse_v2 + 3] = acc_3;
+    dx[cse_v2 + 4] = acc_4;
+    dx[cse_v2 + 5] = acc_5;
+    dx[cse_v2 + 6] = acc_6;
+    dx[cse_v2 + 7] = acc_7;
+    dx[cse_v2 + 8] = acc_8;
+    dx[cse_v2 + 9] = acc_9;
+    dx[cse_v2 + 10] = acc_10;
+    dx[cse_v2 + 11] = acc_11;
+    dx[cse_v2 + 12] = acc_12;
+    dx[cse_v2 + 13] = acc_13;
+    dx[cse_v2 + 14] = acc_14;
+    dx[cse_v2 + 15] = acc_15;
   }
 }
 
-void tt_small_conv2d_weight_grad3(const float *restrict x, const float *restrict dy, float *restrict weight, const float *restrict hyper) {
-  float acc_local_0 = 0, acc_local_1 = 0, acc_local_2 = 0, acc_local_3 = 0;
-  for (int32_t r_0 = 0; r_0 < 1; ++r_0) {
-    for (int32_t c_0 = 0; c_0 < 1; ++c_0) {
-      acc_local_0 = 0.0f;
-      acc_local_1 = 0.0f;
-      acc_local_2 = 0.0f;
-      acc_local_3 = 0.0f;
-      for (int32_t ax2 = 0; ax2 < 16; ++ax2) {
-        acc_local_0 = acc_local_0 + (dy[ax2] * x[ax2]);
-        const int32_t cse_v1 = ax2 + 16;
-        acc_local_1 = acc_local_1 + (dy[ax2] * x[cse_v1]);
-        acc_local_2 = acc_local_2 + (dy[cse_v1] * x[ax2]);
-        acc_local_3 = acc_local_3 + (dy[cse_v1] * x[cse_v1]);
-      }
-      weight[0] = weight[0] - (hyper[0] * acc_local_0);
-      weight[1] = weight[1] - (hyper[0] * acc_local_1);
-      weight[2] = weight[2] - (hyper[0] * acc_local_2);
-      weight[3] = weight[3] - (hyper[0] * acc_local_3);
-    }
+void tt_small_kernel_conv2d_weight_grad3(const float *restrict x, const float *restrict dy, float *restrict weight, const float *restrict hyper) {
+  float acc_0 = 0, acc_1 = 0, acc_2 = 0, acc_3 = 0;
+  acc_0 = 0.0f;
+  acc_1 = 0.0f;
+  acc_2 = 0.0f;
+  acc_3 = 0.0f;
+  for (int32_t ax2 = 0; ax2 < 16; ++ax2) {
+    acc_0 = acc_0 + (dy[ax2] * x[ax2]);
+    const int32_t cse_v1 = ax2 + 16;
+    acc_1 = acc_1 + (dy[ax2] * x[cse_v1]);
+    acc_2 = acc_2 + (dy[cse_v1] * x[ax2]);
+    acc_3 = acc_3 + (dy[cse_v1] * x[cse_v1]);
   }
+  weight[0] = weight[0] - (hyper[0] * acc_0);
+  weight[1] = weight[1] - (hyper[0] * acc_1);
+  weight[2] = weight[2] - (hyper[0] * acc_2);
+  weight[3] = weight[3] - (hyper[0] * acc_3);
 }
 
-void tt_small_conv2d_weight_grad4(const float *restrict x, const float *restrict dy, float *restrict weight, const float *restrict hyper) {
-  float acc_local_0 = 0, acc_local_1 = 0, acc_local_2 = 0;
+void tt_small_kernel_conv2d_weight_grad4(const float *restrict x, const float *restrict dy, float *restrict weight, const float *restrict hyper) {
+  float acc_0 = 0, acc_1 = 0, acc_2 = 0;
   for (int32_t r_0 = 0; r_0 < 2; ++r_0) {
-    for (int32_t c_0 = 0; c_0 < 1; ++c_0) {
-      for (int32_t kh_0 = 0; kh_0 < 3; ++kh_0) {
-        for (int32_t kw_0 = 0; kw_0 < 1; ++kw_0) {
-          acc_local_0 = 0.0f;
-          acc_local_1 = 0.0f;
-          acc_local_2 = 0.0f;
-          const int32_t cse_v1 = tt_maxi(0, (1 - kh_0));
-          for (int32_t ax4 = cse_v1; ax4 < cse_v1 + (tt_mini(4, (5 - kh_0)) - cse_v1); ++ax4) {
-            for (int32_t ax5_0 = 0; ax5_0 < 1; ++ax5_0) {
-              const int32_t cse_v2 = (r_0 * 16) + (ax4 * 4);
-              const int32_t cse_v4 = cse_v2 + (kh_0 * 4);
-              const int32_t cse_v10 = cse_v4 - 4;
-              acc_local_1 = acc_local_1 + (dy[cse_v2] * x[cse_v10]);
-              const int32_t cse_v11 = cse_v4 - 3;
-              acc_local_2 = acc_local_2 + (dy[cse_v2] * x[cse_v11]);
-              const int32_t cse_v5 = cse_v2 + 1;
-              acc_local_0 = acc_local_0 + (dy[cse_v5] * x[cse_v10]);
-              acc_local_1 = acc_local_1 + (dy[cse_v5] * x[cse_v11]);
-              const int32_t cse_v12 = cse_v4 - 2;
-              acc_local_2 = acc_local_2 + (dy[cse_v5] * x[cse_v12]);
-              const int32_t cse_v6 = cse_v2 + 2;
-              acc_local_0 = acc_local_0 + (dy[cse_v6] * x[cse_v11]);
-              acc_local_1 = acc_local_1 + (dy[cse_v6] * x[cse_v12]);
-              const int32_t cse_v13 = cse_v4 - 1;
-              acc_local_2 = acc_local_2 + (dy[cse_v6] * x[cse_v13]);
-              const int32_t cse_v7 = cse_v2 + 3;
-              acc_local_0 = acc_local_0 + (dy[cse_v7] * x[cse_v12]);
-              acc_local_1 = acc_local_1 + (dy[cse_v7] * x[cse_v13]);
-            }
-          }
-          const int32_t cse_v3 = (r_0 * 9) + (kh_0 * 3);
-          weight[cse_v3] = weight[cse_v3] - (hyper[0] * acc_local_0);
-          const int32_t cse_v8 = cse_v3 + 1;
-          weight[cse_v8] = weight[cse_v8] - (hyper[0] * acc_local_1);
-          const int32_t cse_v9 = cse_v3 + 2;
-          weight[cse_v9] = weight[cse_v9] - (hyper[0] * acc_local_2);
-        }
+    for (int32_t kh_0 = 0; kh_0 < 3; ++kh_0) {
+      acc_0 = 0.0f;
+      acc_1 = 0.0f;
+      acc_2 = 0.0f;
+      const int32_t cse_v1 = tt_maxi(0, (1 - kh_0));
+      for (int32_t ax4 = cse_v1; ax4 < cse_v1 + (tt_mini(4, (5 - kh_0)) - cse_v1); ++ax4) {
+        const int32_t cse_v2 = (r_0 * 16) + (ax4 * 4);
+        const int32_t cse_v4 = cse_v2 + (kh_0 * 4);
+        const int32_t cse_v10 = cse_v4 - 4;
+        acc_1 = acc_1 + (dy[cse_v2] * x[cse_v10]);
+        const int32_t cse_v11 = cse_v4 - 3;
+        acc_2 = acc_2 + (dy[cse_v2] * x[cse_v11]);
+        const int32_t cse_v5 = cse_v2 + 1;
+        acc_0 = acc_0 + (dy[cse_v5] * x[cse_v10]);
+        acc_1 = acc_1 + (dy[cse_v5] * x[cse_v11]);
+        const int32_t cse_v12 = cse_v4 - 2;
+        acc_2 = acc_2 + (dy[cse_v5] * x[cse_v12]);
+        const int32_t cse_v6 = cse_v2 + 2;
+        acc_0 = acc_0 + (dy[cse_v6] * x[cse_v11]);
+        acc_1 = acc_1 + (dy[cse_v6] * x[cse_v12]);
+        const int32_t cse_v13 = cse_v4 - 1;
+        acc_2 = acc_2 + (dy[cse_v6] * x[cse_v13]);
+        const int32_t cse_v7 = cse_v2 + 3;
+        acc_0 = acc_0 + (dy[cse_v7] * x[cse_v12]);
+        acc_1 = acc_1 + (dy[cse_v7] * x[cse_v13]);
       }
+      const int32_t cse_v3 = (r_0 * 9) + (kh_0 * 3);
+      weight[cse_v3] = weight[cse_v3] - (hyper[0] * acc_0);
+      const int32_t cse_v8 = cse_v3 + 1;
+      weight[cse_v8] = weight[cse_v8] - (hyper[0] * acc_1);
+      const int32_t cse_v9 = cse_v3 + 2;
+      weight[cse_v9] = weight[cse_v9] - (hyper[0] * acc_2);
     }
   }
 }
 
-void tt_small_conv2d_weight_grad5(const float *restrict x, const float *restrict dy, float *restrict weight, const float *restrict hyper) {
-  float acc_local_0 = 0, acc_local_1 = 0, acc_local_2 = 0, acc_local_3 = 0, acc_local_4 = 0, acc_local_5 = 0;
-  for (int32_t r_0 = 0; r_0 < 1; ++r_0) {
-    for (int32_t c_0 = 0; c_0 < 1; ++c_0) {
-      for (int32_t kh_0 = 0; kh_0 < 3; ++kh_0) {
-        for (int32_t kw_0 = 0; kw_0 < 1; ++kw_0) {
-          acc_local_0 = 0.0f;
-          acc_local_1 = 0.0f;
-          acc_local_2 = 0.0f;
-          acc_local_3 = 0.0f;
-          acc_local_4 = 0.0f;
-          acc_local_5 = 0.0f;
-          const int32_t cse_v3 = tt_maxi(0, (1 - kh_0));
-          for (int32_t ax4 = cse_v3; ax4 < cse_v3 + (tt_mini(4, (5 - kh_0)) - cse_v3); ++ax4) {
-            for (int32_t ax5_0 = 0; ax5_0 < 1; ++ax5_0) {
-              const int32_t cse_v1 = ax4 * 4;
-              const int32_t cse_v4 = cse_v1 + (kh_0 * 4);
-              const int32_t cse_v17 = cse_v4 - 4;
-              acc_local_1 = acc_local_1 + (dy[cse_v1] * x[cse_v17]);
-              const int32_t cse_v18 = cse_v4 - 3;
-              acc_local_2 = acc_local_2 + (dy[cse_v1] * x[cse_v18]);
-              const int32_t cse_v5 = cse_v1 + 16;
-              acc_local_4 = acc_local_4 + (dy[cse_v5] * x[cse_v17]);
-              acc_local_5 = acc_local_5 + (dy[cse_v5] * x[cse_v18]);
-              const int32_t cse_v6 = cse_v1 + 1;
-              acc_local_0 = acc_local_0 + (dy[cse_v6] * x[cse_v17]);
-              acc_local_1 = acc_local_1 + (dy[cse_v6] * x[cse_v18]);
-              const int32_t cse_v19 = cse_v4 - 2;
-              acc_local_2 = acc_local_2 + (dy[cse_v6] * x[cse_v19]);
-              const int32_t cse_v7 = cse_v1 + 17;
-              acc_local_3 = acc_local_3 + (dy[cse_v7] * x[cse_v17]);
-              acc_local_4 = acc_local_4 + (dy[cse_v7] * x[cse_v18]);
-              acc_local_5 = acc_local_5 + (dy[cse_v7] * x[cse_v19]);
-              const int32_t cse_v8 = cse_v1 + 2;
-              acc_local_0 = acc_local_0 + (dy[cse_v8] * x[cse_v18]);
-              acc_local_1 = acc_local_1 + (dy[cse_v8] * x[cse_v19]);
-              const int32_t cse_v20 = cse_v4 - 1;
-              acc_local_2 = acc_local_2 + (dy[cse_v8] * x[cse_v20]);
-              const int32_t cse_v9 = cse_v1 + 18;
-              acc_local_3 = acc_local_3 + (dy[cse_v9] * x[cse_v18]);
-              acc_local_4 = acc_local_4 + (dy[cse_v9] * x[cse_v19]);
-              acc_local_5 = acc_local_5 + (dy[cse_v9] * x[cse_v20]);
-              const int32_t cse_v10 = cse_v1 + 3;
-              acc_local_0 = acc_local_0 + (dy[cse_v10] * x[cse_v19]);
-              acc_local_1 = acc_local_1 + (dy[cse_v10] * x[cse_v20]);
-              const int32_t cse_v11 = cse_v1 + 19;
-              acc_local_3 = acc_local_3 + (dy[cse_v11] * x[cse_v19]);
-              acc_local_4 = acc_local_4 + (dy[cse_v11] * x[cse_v20]);
-            }
-          }
-          const int32_t cse_v2 = kh_0 * 3;
-          weight[cse_v2] = weight[cse_v2] - (hyper[0] * acc_local_0);
-          const int32_t cse_v12 = cse_v2 + 1;
-          weight[cse_v12] = weight[cse_v12] - (hyper[0] * acc_local_1);
-          const int32_t cse_v13 = cse_v2 + 2;
-          weight[cse_v13] = weight[cse_v13] - (hyper[0] * acc_local_2);
-          const int32_t cse_v14 = cse_v2 + 9;
-          weight[cse_v14] = weight[cse_v14] - (hyper[0] * acc_local_3);
-          const int32_t cse_v15 = cse_v2 + 10;
-          weight[cse_v15] = weight[cse_v15] - (hyper[0] * acc_local_4);
-          const int32_t cse_v16 = cse_v2 + 11;
-          weight[cse_v16] = weight[cse_v16] - (hyper[0] * acc_local_5);
-        }
-      }
+void tt_small_kernel_conv2d_weight_grad5(const float *restrict x, const float *restrict dy, float *restrict weight, const float *restrict hyper) {
+  float acc_0 = 0, acc_1 = 0, acc_2 = 0, acc_3 = 0, acc_4 = 0, acc_5 = 0;
+  for (int32_t kh_0 = 0; kh_0 < 3; ++kh_0) {
+    acc_0 = 0.0f;
+    acc_1 = 0.0f;
+    acc_2 = 0.0f;
+    acc_3 = 0.0f;
+    acc_4 = 0.0f;
+    acc_5 = 0.0f;
+    const int32_t cse_v3 = tt_maxi(0, (1 - kh_0));
+    for (int32_t ax4 = cse_v3; ax4 < cse_v3 + (tt_mini(4, (5 - kh_0)) - cse_v3); ++ax4) {
+      const int32_t cse_v1 = ax4 * 4;
+      const int32_t cse_v4 = cse_v1 + (kh_0 * 4);
+      const int32_t cse_v17 = cse_v4 - 4;
+      acc_1 = acc_1 + (dy[cse_v1] * x[cse_v17]);
+      const int32_t cse_v18 = cse_v4 - 3;
+      acc_2 = acc_2 + (dy[cse_v1] * x[cse_v18]);
+      const int32_t cse_v5 = cse_v1 + 16;
+      acc_4 = acc_4 + (dy[cse_v5] * x[cse_v17]);
+      acc_5 = acc_5 + (dy[cse_v5] * x[cse_v18]);
+      const int32_t cse_v6 = cse_v1 + 1;
+      acc_0 = acc_0 + (dy[cse_v6] * x[cse_v17]);
+      acc_1 = acc_1 + (dy[cse_v6] * x[cse_v18]);
+      const int32_t cse_v19 = cse_v4 - 2;
+      acc_2 = acc_2 + (dy[cse_v6] * x[cse_v19]);
+      const int32_t cse_v7 = cse_v1 + 17;
+      acc_3 = acc_3 + (dy[cse_v7] * x[cse_v17]);
+      acc_4 = acc_4 + (dy[cse_v7] * x[cse_v18]);
+      acc_5 = acc_5 + (dy[cse_v7] * x[cse_v19]);
+      const int32_t cse_v8 = cse_v1 + 2;
+      acc_0 = acc_0 + (dy[cse_v8] * x[cse_v18]);
+      acc_1 = acc_1 + (dy[cse_v8] * x[cse_v19]);
+      const int32_t cse_v20 = cse_v4 - 1;
+      acc_2 = acc_2 + (dy[cse_v8] * x[cse_v20]);
+      const int32_t cse_v9 = cse_v1 + 18;
+      acc_3 = acc_3 + (dy[cse_v9] * x[cse_v18]);
+      acc_4 = acc_4 + (dy[cse_v9] * x[cse_v19]);
+      acc_5 = acc_5 + (dy[cse_v9] * x[cse_v20]);
+      const int32_t cse_v10 = cse_v1 + 3;
+      acc_0 = acc_0 + (dy[cse_v10] * x[cse_v19]);
+      acc_1 = acc_1 + (dy[cse_v10] * x[cse_v20]);
+      const int32_t cse_v11 = cse_v1 + 19;
+      acc_3 = acc_3 + (dy[cse_v11] * x[cse_v19]);
+      acc_4 = acc_4 + (dy[cse_v11] * x[cse_v20]);
     }
+    const int32_t cse_v2 = kh_0 * 3;
+    weight[cse_v2] = weight[cse_v2] - (hyper[0] * acc_0);
+    const int32_t cse_v12 = cse_v2 + 1;
+    weight[cse_v12] = weight[cse_v12] - (hyper[0] * acc_1);
+    const int32_t cse_v13 = cse_v2 + 2;
+    weight[cse_v13] = weight[cse_v13] - (hyper[0] * acc_2);
+    const int32_t cse_v14 = cse_v2 + 9;
+    weight[cse_v14] = weight[cse_v14] - (hyper[0] * acc_3);
+    const int32_t cse_v15 = cse_v2 + 10;
+    weight[cse_v15] = weight[cse_v15] - (hyper[0] * acc_4);
+    const int32_t cse_v16 = cse_v2 + 11;
+    weight[cse_v16] = weight[cse_v16] - (hyper[0] * acc_5);
   }
 }
 
-void tt_small_fused_add_reshape2(const float *restrict lv13, const float *restrict lv201, float *restrict T_reshape_intermediate) {
-  for (int32_t ax0 = 0; ax0 < 32; ++ax0) {
-    T_reshape_intermediate[ax0] = lv13[ax0] + lv201[ax0];
+void tt_small_kernel_fused_add_reshape2(const float *restrict lv13, const float *restrict lv201, float *restrict T_reshape_intermediate) {
+  for (int32_t ax0_0 = 0; ax0_0 < 8; ++ax0_0) {
+    const int32_t cse_v1 = ax0_0 * 4;
+    T_reshape_intermediate[cse_v1] = lv13[cse_v1] + lv201[cse_v1];
+    const int32_t cse_v2 = cse_v1 + 1;
+    T_reshape_intermediate[cse_v2] = lv13[cse_v2] + lv201[cse_v2];
+    const int32_t cse_v3 = cse_v1 + 2;
+    T_reshape_intermediate[cse_v3] = lv13[cse_v3] + lv201[cse_v3];
+    const int32_t cse_v4 = cse_v1 + 3;
+    T_reshape_intermediate[cse_v4] = lv13[cse_v4] + lv201[cse_v4];
   }
 }
 
-void tt_small_fused_multiply_reshape1_broadcast_to(const float *restrict lv1, float *restrict T_broadcast_to_intermediate) {
+void tt_small_kernel_fused_multiply_reshape1_broadcast_to(const float *restrict lv1, float *restrict T_broadcast_to_intermediate) {
   for (int32_t ax1 = 0; ax1 < 2; ++ax1) {
     for (int32_t ax2 = 0; ax2 < 2; ++ax2) {
       for (int32_t ax3 = 0; ax3 < 2; ++ax3) {
@@ -834,69 +847,57 @@ void tt_small_fused_multiply_reshape1_broadcast_to(const float *restrict lv1, fl
   }
 }
 
-void tt_small_linear(const float *restrict x, const float *restrict w, const float *restrict b, float *restrict y) {
-  float _local_0 = 0, _local_1 = 0, _local_2 = 0;
-  for (int32_t v_0 = 0; v_0 < 1; ++v_0) {
-    for (int32_t v_0_1 = 0; v_0_1 < 1; ++v_0_1) {
-      _local_0 = 0.0f;
-      _local_1 = 0.0f;
-      _local_2 = 0.0f;
-      for (int32_t ax2 = 0; ax2 < 2; ++ax2) {
-        _local_0 = _local_0 + (x[ax2] * w[ax2]);
-        _local_1 = _local_1 + (x[ax2] * w[ax2 + 2]);
-        _local_2 = _local_2 + (x[ax2] * w[ax2 + 4]);
-      }
-      y[0] = _local_0 + b[0];
-      y[1] = _local_1 + b[1];
-      y[2] = _local_2 + b[2];
-    }
+void tt_small_kernel_linear(const float *restrict x, const float *restrict w, const float *restrict b, float *restrict y) {
+  float v_0 = 0, v_1 = 0, v_2 = 0;
+  v_0 = 0.0f;
+  v_1 = 0.0f;
+  v_2 = 0.0f;
+  for (int32_t ax2 = 0; ax2 < 2; ++ax2) {
+    v_0 = v_0 + (x[ax2] * w[ax2]);
+    v_1 = v_1 + (x[ax2] * w[ax2 + 2]);
+    v_2 = v_2 + (x[ax2] * w[ax2 + 4]);
   }
+  y[0] = v_0 + b[0];
+  y[1] = v_1 + b[1];
+  y[2] = v_2 + b[2];
 }
 
-void tt_small_linear_input_grad(const float *restrict dy, const float *restrict w, float *restrict dx) {
-  float _local_0 = 0, _local_1 = 0;
-  for (int32_t v_0 = 0; v_0 < 1; ++v_0) {
-    for (int32_t v_0_1 = 0; v_0_1 < 1; ++v_0_1) {
-      _local_0 = 0.0f;
-      _local_1 = 0.0f;
-      for (int32_t ax2 = 0; ax2 < 3; ++ax2) {
-        const int32_t cse_v1 = ax2 * 2;
-        _local_0 = _local_0 + (dy[ax2] * w[cse_v1]);
-        _local_1 = _local_1 + (dy[ax2] * w[cse_v1 + 1]);
-      }
-      dx[0] = _local_0;
-      dx[1] = _local_1;
-    }
+void tt_small_kernel_linear_input_grad(const float *restrict dy, const float *restrict w, float *restrict dx) {
+  float v_0 = 0, v_1 = 0;
+  v_0 = 0.0f;
+  v_1 = 0.0f;
+  for (int32_t ax2 = 0; ax2 < 3; ++ax2) {
+    const int32_t cse_v1 = ax2 * 2;
+    v_0 = v_0 + (dy[ax2] * w[cse_v1]);
+    v_1 = v_1 + (dy[ax2] * w[cse_v1 + 1]);
   }
+  dx[0] = v_0;
+  dx[1] = v_1;
 }
 
-void tt_small_linear_weight_grad1(const float *restrict x, const float *restrict dy, float *restrict weight, const float *restrict hyper) {
-  float _local_0 = 0, _local_1 = 0, _local_2 = 0, _local_3 = 0, _local_4 = 0, _local_5 = 0;
-  for (int32_t v_0 = 0; v_0 < 1; ++v_0) {
-    for (int32_t v_0_1 = 0; v_0_1 < 1; ++v_0_1) {
-      _local_0 = 0.0f;
-      _local_1 = 0.0f;
-      _local_2 = 0.0f;
-      _local_3 = 0.0f;
-      _local_4 = 0.0f;
-      _local_5 = 0.0f;
-      _local_0 = _local_0 + (dy[0] * x[0]);
-      _local_1 = _local_1 + (dy[0] * x[1]);
-      _local_2 = _local_2 + (dy[1] * x[0]);
-      _local_3 = _local_3 + (dy[1] * x[1]);
-      _local_4 = _local_4 + (dy[2] * x[0]);
-      _local_5 = _local_5 + (dy[2] * x[1]);
-      weight[0] = weight[0] - (hyper[0] * _local_0);
-      weight[1] = weight[1] - (hyper[0] * _local_1);
-      weight[2] = weight[2] - (hyper[0] * _local_2);
-      weight[3] = weight[3] - (hyper[0] * _local_3);
-      weight[4] = weight[4] - (hyper[0] * _local_4);
-      weight[5] = weight[5] - (hyper[0] * _local_5);
-    }
-  }
+void tt_small_kernel_linear_weight_grad1(const float *restrict x, const float *restrict dy, float *restrict weight, const float *restrict hyper) {
+  float v_0 = 0, v_1 = 0, v_2 = 0, v_3 = 0, v_4 = 0, v_5 = 0;
+  v_0 = 0.0f;
+  v_1 = 0.0f;
+  v_2 = 0.0f;
+  v_3 = 0.0f;
+  v_4 = 0.0f;
+  v_5 = 0.0f;
+  v_0 = v_0 + (dy[0] * x[0]);
+  v_1 = v_1 + (dy[0] * x[1]);
+  v_2 = v_2 + (dy[1] * x[0]);
+  v_3 = v_3 + (dy[1] * x[1]);
+  v_4 = v_4 + (dy[2] * x[0]);
+  v_5 = v_5 + (dy[2] * x[1]);
+  weight[0] = weight[0] - (hyper[0] * v_0);
+  weight[1] = weight[1] - (hyper[0] * v_1);
+  weight[2] = weight[2] - (hyper[0] * v_2);
+  weight[3] = weight[3] - (hyper[0] * v_3);
+  weight[4] = weight[4] - (hyper[0] * v_4);
+  weight[5] = weight[5] - (hyper[0] * v_5);
 }
 
-void tt_small_max_pool2d(const float *restrict lv11, float *restrict pool_max) {
+void tt_small_kernel_max_pool2d(const float *restrict lv11, float *restrict pool_max) {
   for (int32_t ax1 = 0; ax1 < 2; ++ax1) {
     for (int32_t ax2 = 0; ax2 < 2; ++ax2) {
       for (int32_t ax3 = 0; ax3 < 2; ++ax3) {
@@ -914,9 +915,9 @@ void tt_small_max_pool2d(const float *restrict lv11, float *restrict pool_max) {
   }
 }
 
-void tt_small_max_pool2d_grad(const float *restrict x, const float *restrict dy, float *restrict dx) {
-  float acc = 0;
-  int32_t acc_1_0 = 0, acc_1_1 = 0;
+void tt_small_kernel_max_pool2d_grad(const float *restrict x, const float *restrict dy, float *restrict dx) {
+  float temp = 0;
+  int32_t temp_1_0 = 0, temp_1_1 = 0;
   for (int32_t v = 0; v < 2; ++v) {
     for (int32_t v_1 = 0; v_1 < 4; ++v_1) {
       tt_zero(dx + (v * 16) + (v_1 * 4), 4);
@@ -925,29 +926,29 @@ void tt_small_max_pool2d_grad(const float *restrict x, const float *restrict dy,
   for (int32_t v = 0; v < 2; ++v) {
     for (int32_t v_1 = 0; v_1 < 2; ++v_1) {
       for (int32_t v_2 = 0; v_2 < 2; ++v_2) {
-        acc = -3.40282347e+38f;
-        acc_1_0 = -1;
-        acc_1_1 = 0;
+        temp = -3.40282347e+38f;
+        temp_1_0 = -1;
+        temp_1_1 = 0;
         const int32_t cse_v1 = v * 16;
         const int32_t cse_v3 = v_1 * 2;
         for (int32_t v_3 = 0; v_3 < 2; ++v_3) {
           for (int32_t v_4 = 0; v_4 < 2; ++v_4) {
             const int32_t cse_v2 = v_2 * 2;
             const int32_t cse_v4 = (((cse_v1 + (v_1 * 8)) + (v_3 * 4)) + cse_v2) + v_4;
-            if ((acc_1_0 < 0) || (acc < x[cse_v4])) {
-              acc = x[cse_v4];
-              acc_1_0 = cse_v3 + v_3;
-              acc_1_1 = cse_v2 + v_4;
+            if ((temp_1_0 < 0) || (temp < x[cse_v4])) {
+              temp = x[cse_v4];
+              temp_1_0 = cse_v3 + v_3;
+              temp_1_1 = cse_v2 + v_4;
             }
           }
         }
-        dx[(cse_v1 + (acc_1_0 * 4)) + acc_1_1] = dx[(cse_v1 + (acc_1_0 * 4)) + acc_1_1] + dy[((v * 4) + cse_v3) + v_2];
+        dx[(cse_v1 + (temp_1_0 * 4)) + temp_1_1] = dx[(cse_v1 + (temp_1_0 * 4)) + temp_1_1] + dy[((v * 4) + cse_v3) + v_2];
       }
     }
   }
 }
 
-void tt_small_mean(const float *restrict lv12, float *restrict T_divide) {
+void tt_small_kernel_mean(const float *restrict lv12, float *restrict T_divide) {
   float lv12_red[2];
   for (int32_t ax1 = 0; ax1 < 2; ++ax1) {
     for (int32_t k2 = 0; k2 < 2; ++k2) {
@@ -964,21 +965,31 @@ void tt_small_mean(const float *restrict lv12, float *restrict T_divide) {
   }
 }
 
-void tt_small_pack_mask(const float *restrict y, uint8_t *restrict mask) {
+void tt_small_kernel_pack_mask(const float *restrict y, uint8_t *restrict mask) {
+  int32_t temp = 0;
   for (int32_t i = 0; i < 4; ++i) {
+    temp = 0;
     const int32_t cse_v1 = i * 8;
+    temp = ((0 < (int32_t)tt_bits(y[cse_v1])) && ((int32_t)tt_bits(y[cse_v1]) < 1086324736)) ? (temp | 1) : temp;
     const int32_t cse_v2 = cse_v1 + 1;
+    temp = ((0 < (int32_t)tt_bits(y[cse_v2])) && ((int32_t)tt_bits(y[cse_v2]) < 1086324736)) ? (temp | 2) : temp;
     const int32_t cse_v3 = cse_v1 + 2;
+    temp = ((0 < (int32_t)tt_bits(y[cse_v3])) && ((int32_t)tt_bits(y[cse_v3]) < 1086324736)) ? (temp | 4) : temp;
     const int32_t cse_v4 = cse_v1 + 3;
+    temp = ((0 < (int32_t)tt_bits(y[cse_v4])) && ((int32_t)tt_bits(y[cse_v4]) < 1086324736)) ? (temp | 8) : temp;
     const int32_t cse_v5 = cse_v1 + 4;
+    temp = ((0 < (int32_t)tt_bits(y[cse_v5])) && ((int32_t)tt_bits(y[cse_v5]) < 1086324736)) ? (temp | 16) : temp;
     const int32_t cse_v6 = cse_v1 + 5;
+    temp = ((0 < (int32_t)tt_bits(y[cse_v6])) && ((int32_t)tt_bits(y[cse_v6]) < 1086324736)) ? (temp | 32) : temp;
     const int32_t cse_v7 = cse_v1 + 6;
+    temp = ((0 < (int32_t)tt_bits(y[cse_v7])) && ((int32_t)tt_bits(y[cse_v7]) < 1086324736)) ? (temp | 64) : temp;
     const int32_t cse_v8 = cse_v1 + 7;
-    mask[i] = (uint8_t)((((((((((0.0f < y[cse_v1]) && (y[cse_v1] < 6.0f)) ? 1 : 0) + (((0.0f < y[cse_v2]) && (y[cse_v2] < 6.0f)) ? 2 : 0)) + (((0.0f < y[cse_v3]) && (y[cse_v3] < 6.0f)) ? 4 : 0)) + (((0.0f < y[cse_v4]) && (y[cse_v4] < 6.0f)) ? 8 : 0)) + (((0.0f < y[cse_v5]) && (y[cse_v5] < 6.0f)) ? 16 : 0)) + (((0.0f < y[cse_v6]) && (y[cse_v6] < 6.0f)) ? 32 : 0)) + (((0.0f < y[cse_v7]) && (y[cse_v7] < 6.0f)) ? 64 : 0)) + (((0.0f < y[cse_v8]) && (y[cse_v8] < 6.0f)) ? 128 : 0));
+    temp = ((0 < (int32_t)tt_bits(y[cse_v8])) && ((int32_t)tt_bits(y[cse_v8]) < 1086324736)) ? (temp | 128) : temp;
+    mask[i] = (uint8_t)temp;
   }
 }
 
-void tt_small_softmax_cross_entropy(const float *restrict logits, const int32_t *restrict label, float *restrict loss) {
+void tt_small_kernel_softmax_cross_entropy(const float *restrict logits, const int32_t *restrict label, float *restrict loss) {
   float temp = 0;
   float temp_1 = 0;
   float temp_2 = 0;
@@ -1003,7 +1014,7 @@ void tt_small_softmax_cross_entropy(const float *restrict logits, const int32_t 
   loss[0] = (logf(temp_1) + temp) - logits[label[0]];
 }
 
-void tt_small_softmax_cross_entropy_grad(const float *restrict logits, const int32_t *restrict label, float *restrict dlogits) {
+void tt_small_kernel_softmax_cross_entropy_grad(const float *restrict logits, const int32_t *restrict label, float *restrict dlogits) {
   float temp = 0;
   float temp_1 = 0;
   float temp_2 = 0;
