@@ -99,8 +99,7 @@ def _find_chains(func: relax.Function, params: set[str]) -> tuple[dict[relax.Var
     def as_bias(expr: relax.Expr, out: tuple[int, ...], axis: int) -> relax.Var | None:
         """The parameter vector behind ``expr`` if adding it adds one value per channel, ``axis`` of the ``out`` shape."""
         source = defs[expr].value if expr in defs else None
-        is_view = source is not None and op_name(source) == "relax.reshape"
-        vector = source.args[0] if is_view else expr
+        vector = source.args[0] if source is not None and op_name(source) == "relax.reshape" else expr
         per_channel = adds_per_channel(shape_of(expr), out, axis)
         return vector if per_channel and is_param(vector) and shape_of(vector) == (out[axis],) else None
 

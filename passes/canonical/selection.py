@@ -22,7 +22,9 @@ def where(ctx: Rewrite) -> relax.Expr | None:
 
 def _choose(ctx: Rewrite, condition: relax.Expr, a: relax.Expr, b: relax.Expr) -> relax.Expr | None:
     call = ctx.definition(condition)
-    name = op_name(call).removeprefix("relax.").replace("bitwise", "logical") if call is not None else ""
+    if call is None:
+        return None
+    name = op_name(call).removeprefix("relax.").replace("bitwise", "logical")
     if name == "logical_not":
         return _choose(ctx, call.args[0], b, a)
     if name in ("logical_and", "logical_or"):

@@ -20,8 +20,8 @@ def pool_spec(ctx: GradientContext) -> PoolSpec:
     kernel, stride, padding, dilation = (
         tuple(int(v) for v in values) for values in (a.pool_size, a.strides, a.padding, a.dilation)
     )
-    out = shape_of(ctx.out)[2:]
-    return PoolSpec(channels, height, width, *out, kernel, stride, padding, dilation, include)  # type: ignore[arg-type]
+    rows, columns = shape_of(ctx.out)[2:]
+    return PoolSpec(channels, height, width, rows, columns, kernel, stride, padding, dilation, include)  # type: ignore[arg-type]
 
 
 @gradient("relax.nn.max_pool2d")

@@ -38,8 +38,8 @@ class SelectSpec:
     @staticmethod
     def from_dict(values: dict[str, Any]) -> SelectSpec:
         """Inverse of ``dataclasses.asdict`` after a JSON round trip; other keys are ignored."""
-        fields = (values[k] for k in SelectSpec.__dataclass_fields__)
-        return SelectSpec(*(tuple(v) if isinstance(v, list) else v for v in fields))
+        sides = (tuple(v) if isinstance(v := values[k], list) else v for k in ("left", "right", "a", "b"))
+        return SelectSpec(tuple(values["shape"]), values["comparison"], *sides)
 
     def tensors(self) -> list[str]:
         """The sides that are tensors, in order."""
