@@ -77,7 +77,7 @@ def _prepare(cases: list[OperatorCase], compiler: Compiler) -> list[_Bundled | C
 
 def _build(cases: list[OperatorCase], compiler: Compiler, seed: int = 0) -> _Bundled:
     loss = cases[0].loss
-    net = Bundle([probe(c, seed) for c in cases]) if loss == "mse" else probe(*cases, seed)
+    net = Bundle([probe(c, seed) for c in cases]) if loss == "mse" else probe(cases[0], seed)
     exact = fused(net)
     rng = np.random.default_rng(seed)
     x = rng.normal(size=PROBE_INPUT).astype(np.float32)

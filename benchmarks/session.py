@@ -71,7 +71,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     report.at_most("select / Fisher pass", 0.01, adaptive["select_instructions"] / fisher_pass)
     report.at_most("session / FullTrain session", 0.2, adaptive["session_instructions"] / whole)
-    report.at_most("arena touched / planned", 1.0, adaptive["arena_high_water_bytes"] / adaptive["arena_bytes"])
+    report.at_most(
+        "arena touched / planned", 1.0, adaptive["arena_high_water_bytes"] / adaptive["arena_bytes"]
+    )
     return report.finish()
 
 

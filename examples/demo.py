@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     )
     console.print(module.report(), highlight=False)
     step_plan = module.arena.problems["step"], module.arena.plans["step"]
-    console.print(text_plan(*step_plan), highlight=False, markup=False)
+    console.print(text_plan(*step_plan, width=console.width - 2), highlight=False, markup=False)
     with console.status(f"compiling and starting {arguments.board}"):
         session = Session(module, board=arguments.board).open()
     with session:

@@ -88,7 +88,9 @@ def plan_adaptive(
         selected = ((1 << len(candidates)) - 1) >> depth << depth
         entries = []
         for entry in program.entries:
-            if entry.name in ("accumulate", "apply") and not selected or entry.name == "fisher" and selected:
+            if (entry.name in ("accumulate", "apply") and not selected) or (
+                entry.name == "fisher" and selected
+            ):
                 continue  # potentials are measured before anything is trained
             calls = [
                 (call, guard)

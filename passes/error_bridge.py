@@ -16,7 +16,8 @@ _TEXT = re.compile(
 
 def register_errors() -> None:
     """Tells TVM's foreign function interface how each TinyTrainError is made again from its text."""
-    for cls in (TinyTrainError, *TinyTrainError.__subclasses__()):
+    classes: list[type[TinyTrainError]] = [TinyTrainError, *TinyTrainError.__subclasses__()]
+    for cls in classes:
         name = f"tvm_tinytrain.{cls.__name__}"
         tvm_ffi.register_error(name, cls)
         tvm_ffi.register_error(name, _reader(cls))

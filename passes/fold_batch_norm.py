@@ -131,7 +131,9 @@ def _layer_before(func: relax.Function, x: relax.Expr, values: dict[str, np.ndar
     if call is None or uses[x] != 1:
         return None
     if op_name(call) == "relax.add":
-        before, addend = call.args if call.args[0] in defs and own_param(call.args[0]) is None else call.args[::-1]
+        before, addend = (
+            call.args if call.args[0] in defs and own_param(call.args[0]) is None else call.args[::-1]
+        )
         bias = own_param(addend)
         if bias is None or not adds_per_channel(shape_of(addend), shape_of(x), 1):
             return None

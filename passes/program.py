@@ -6,6 +6,7 @@ This is an analysis: it reads the module and changes nothing. The memory planner
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import tvm
@@ -129,7 +130,9 @@ def _entry(mod: tvm.IRModule, name: str, roles: dict[str, str], storages: dict[s
             outs = _results(value, b.var, args, new)
             inplace = op_name(value) == "relax.call_tir_inplace"
             passed = args + [o for i, o in enumerate(outs) if not inplace or _fresh_index(value, i)]
-            calls.append(KernelCall(gv.name_hint, tuple(passed), _note(b.var), tuple(o for o in outs if "." in o)))
+            calls.append(
+                KernelCall(gv.name_hint, tuple(passed), _note(b.var), tuple(o for o in outs if "." in o))
+            )
             if isinstance(b.var.ty, tvm.ir.TupleType):
                 fields[b.var] = outs
             else:
@@ -165,15 +168,15 @@ def _fresh_index(call: relax.Call, result: int) -> bool:
     return _inplace_indices(call)[result] < 0
 
 
-def _results(call: relax.Call, var: relax.Var, args: list[str], new: object) -> list[str]:
+def _results(call: relax.Call, var: relax.Var, args: list[str], new: Callable[..., str]) -> list[str]:
     types = list(var.ty.fields) if isinstance(var.ty, tvm.ir.TupleType) else [var.ty]
     if op_name(call) == "relax.call_tir_inplace":
         indices = _inplace_indices(call)
         return [
             args[i] if i >= 0 else new(f"{var.name}_{k}", *_static(t))
             for k, (i, t) in enumerate(zip(indices, types, strict=True))
-        ]  # type: ignore[operator]
-    return [new(var.name if len(types) == 1 else f"{var.name}_{k}", *_static(t)) for k, t in enumerate(types)]  # type: ignore[operator]
+        ]
+    return [new(var.name if len(types) == 1 else f"{var.name}_{k}", *_static(t)) for k, t in enumerate(types)]
 
 
 def _static(ty: relax.TensorType) -> tuple[tuple[int, ...], str]:

@@ -45,7 +45,11 @@ def widen(schedule: Schedule) -> bool:
 
 def _one_to_one(schedule: Schedule, block: s_tir.SBlock, loops: list[Any]) -> bool:
     """Whether the block stores one element per iteration, all axes are spatial, and fusing its loops leaves simple indices."""
-    if len(block.iter_vars) != len(loops) or not isinstance(block.body, tirx.BufferStore) or block.init is not None:
+    if (
+        len(block.iter_vars) != len(loops)
+        or not isinstance(block.body, tirx.BufferStore)
+        or block.init is not None
+    ):
         return False
     if any(v.iter_type != tirx.IterVar.DataPar for v in block.iter_vars):
         return False
@@ -57,4 +61,6 @@ def _one_to_one(schedule: Schedule, block: s_tir.SBlock, loops: list[Any]) -> bo
     if [int(d) for d in store.buffer.shape] != [int(schedule.get(loop).extent) for loop in loops]:
         return False
     same_place = all(tvm_ffi.structural_equal(load.indices, store.indices) for load in found)
-    return same_place and all(tvm_ffi.structural_equal(a, v.var) for a, v in zip(store.indices, block.iter_vars, strict=True))
+    return same_place and all(
+        tvm_ffi.structural_equal(a, v.var) for a, v in zip(store.indices, block.iter_vars, strict=True)
+    )

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import tvm
 from tvm import relax
 
 from tvm_tinytrain.passes.rewriting import Rebuilder
 
-Adjoint = relax.Expr | None
+Adjoint: TypeAlias = relax.Expr | None
 Rule = Callable[["GradientContext"], list[Adjoint]]
 
 _RULES: dict[str, Rule] = {}

@@ -167,7 +167,9 @@ def conv2d_weight_grad(
             sink.emit(bufs[own:], at, where, value)
 
         if spec.pointwise and not plain:
-            pointwise.weight_grad(spec, compact, x, dy, row, column, lambda r, c, g: hand_over([r, c, 0, 0], g))
+            pointwise.weight_grad(
+                spec, compact, x, dy, row, column, lambda r, c, g: hand_over([r, c, 0, 0], g)
+            )
             return
         rows, columns = axes_of(spec)
         acc = intermediate("acc", compact)

@@ -132,5 +132,10 @@ def _rate(hyper: Any, scale: float) -> Any:
 
 def sink_from_spec(spec: dict[str, Any]) -> Sink:
     """The sink that a kernel's ``tt.spec`` describes."""
-    kinds: dict[str, type[Sink]] = {"write": Write, "accumulate": Accumulate, "sgd": SGDUpdate, "adam": AdamUpdate}
+    kinds: dict[str, type[Sink]] = {
+        "write": Write,
+        "accumulate": Accumulate,
+        "sgd": SGDUpdate,
+        "adam": AdamUpdate,
+    }
     return kinds[spec["sink"]](**spec["update"])

@@ -124,7 +124,11 @@ def inverted_bottlenecks(
         pad = 2 * (kernel // 2)
         height, width = ((side + pad - kernel) // stride + 1 for side in shape[1:])
         out = (channels, height, width)
-        square = {"kernel": (kernel,) * 2, "stride": (stride,) * 2, "padding": (kernel // 2,) * 2}
+        square: dict[str, Any] = {
+            "kernel": (kernel,) * 2,
+            "stride": (stride,) * 2,
+            "padding": (kernel // 2,) * 2,
+        }
         spec = LayerSpec(len(layers), "conv2d", shape, out, groups=groups, **square, **more)
         layers.append(spec)
         shape = out
