@@ -36,7 +36,8 @@ class SplitWeights:
     """``y = conv(x, w)``  →  ``y = conv(x, w); y[channels] = conv(x, w_rows)`` with w in flash and w_rows trained; likewise dx.
 
     Runs between PruneBackward and FuseUpdate, on every layer whose plan names output channels only. Layers trained whole keep
-    their weight as the trained parameter; grouped convolutions that are not depthwise, and layers trained by input channel, do too.
+    their weight as the trained parameter; so do layers trained by input channel, and convolutions that are not depthwise and have
+    groups, or stride and dilation together.
     """
 
     def transform_module(self, mod: tvm.IRModule, ctx: tvm.transform.PassContext) -> tvm.IRModule:
@@ -119,7 +120,10 @@ def _splittable(mod: tvm.IRModule, weight: str) -> bool:
             if kernel_kind(kernel) not in _ROW_KERNELS:
                 return False
             spec = kernel_spec(kernel)
-            if spec.get("groups", 1) != 1 and not Conv2DSpec.from_dict(spec).depthwise:
+            if not str(kernel_kind(kernel)).startswith("conv2d"):
+                continue
+            conv = Conv2DSpec.from_dict(spec)
+            if not conv.depthwise and (conv.groups != 1 or conv.scatters):
                 return False
     return True
 

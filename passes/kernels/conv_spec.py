@@ -102,7 +102,9 @@ class Conv2DSpec:
         """Multiply-accumulates of the input's gradient: gathered for stride 1, scattered (as many as forward) for larger strides."""
         if self.stride != (1, 1):
             return self.macs
-        return self.in_channels * self.height * self.width * self.group_outputs * self.kernel[0] * self.kernel[1]
+        return (
+            self.in_channels * self.height * self.width * self.group_outputs * self.kernel[0] * self.kernel[1]
+        )
 
     @property
     def taps_inside(self) -> int:
@@ -116,6 +118,11 @@ class Conv2DSpec:
         return sum(0 <= place < size for place in places)
 
     @property
+    def scatters(self) -> bool:
+        """Stride and dilation on one axis: the taps that reach an input element do not follow each other."""
+        return any(s > 1 and d > 1 for s, d in zip(self.stride, self.dilation, strict=True))
+
+    @property
     def executed_macs(self) -> int:
         """Multiply-accumulates that the forward kernel executes: a depthwise one of stride one goes over the padding, others do not."""
         if self.depthwise and self.stride == (1, 1):
@@ -125,7 +132,6 @@ class Conv2DSpec:
     @property
     def executed_input_grad_macs(self) -> int:
         """As `executed_macs`, of the input's gradient; stride and dilation together scatter, over the padding too."""
-        scatters = any(s > 1 and d > 1 for s, d in zip(self.stride, self.dilation, strict=True))
-        if scatters or (self.depthwise and self.stride == (1, 1)):
+        if self.scatters or (self.depthwise and self.stride == (1, 1)):
             return self.input_grad_macs
         return self.out_channels * self.group_inputs * self.taps_inside

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from tvm_tinytrain.passes.kernels.builder import Arg, axes, f32, intermediate, loops, make_kernel
@@ -73,7 +74,19 @@ def conv2d_rows(
             T.buffer_store(y, clamp(acc[r, i, j], low, high), [0, channels[r], i, j])
 
     macs = rows * (spec.macs // spec.out_channels)
-    return make_kernel("conv2d_rows", spec, args, body, rows=rows, bias=bias, low=low, high=high, macs=macs)
+    executed = rows * spec.group_inputs * spec.taps_inside
+    return make_kernel(
+        "conv2d_rows",
+        spec,
+        args,
+        body,
+        rows=rows,
+        bias=bias,
+        low=low,
+        high=high,
+        macs=macs,
+        executed=executed,
+    )
 
 
 def linear_rows(
@@ -130,7 +143,7 @@ def conv2d_input_grad_rows(spec: Conv2DSpec, rows: int) -> tirx.PrimFunc:
     else:
         body = _gathered_dx(spec, rows)
     macs = rows * (spec.macs // spec.out_channels)
-    executed = macs if spec.depthwise else rows * spec.in_channels * spec.taps_inside
+    executed = macs if spec.scatters else rows * spec.group_inputs * spec.taps_inside
     return make_kernel("conv2d_input_grad_rows", spec, args, body, rows=rows, macs=macs, executed=executed)
 
 
@@ -201,7 +214,9 @@ def _scattered_dx(spec: Conv2DSpec, rows: int) -> Any:
             ):
                 vr, vh, vw, vi, vj = T.axis.remap("SRRRR", [r, kh, kw, i, j])
                 at = (vi * sh + vh * dh, vj * sw + vw * dw)
-                T.buffer_store(plane, plane[at] + dy[0, channels[vr], vi, vj] * w_rows[vr, 0, vh, vw], list(at))
+                T.buffer_store(
+                    plane, plane[at] + dy[0, channels[vr], vi, vj] * w_rows[vr, 0, vh, vw], list(at)
+                )
             with T.grid(spec.height, spec.width) as (i, j), T.sblock("crop"):
                 vr, vi, vj = T.axis.remap("SSS", [r, i, j])
                 value = plane[vi + spec.padding[0], vj + spec.padding[1]]

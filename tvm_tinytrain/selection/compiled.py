@@ -4,11 +4,12 @@
 held against. The program differs in three ways, all of them described here and measured by an instrumented build
 (``Instruments(count_macs=True)``):
 
-* Kernels leave out taps that would read the padding. Only depthwise convolutions of stride one, blocks that stream, and kernels
-  that scatter (stride and dilation together, rows of a depthwise layer) go over it.
+* Kernels leave out taps that would read the padding. Only depthwise convolutions of stride one (forward and input gradient), blocks
+  that stream, and input gradients that scatter (stride and dilation together) go over it.
 * Of a layer whose output channels are trained in part, the trained rows live in RAM beside the whole weight in flash. They are
   computed again after the forward kernel; in the dX chain a depthwise row is computed again, a dense one adds its difference.
-* Grouped convolutions that are not depthwise, and layers trained by input channel, are not split so.
+* Layers trained by input channel, and convolutions that are not depthwise and have groups, or stride and dilation together, are not
+  split so.
 """
 
 from __future__ import annotations
@@ -54,16 +55,17 @@ def compiled_macs(
     forward = dx = dw = rows = 0
     for spec in layers:
         update = updates.get(spec.id)
-        count, nominal = trained_rows(spec, update), layer_cost(spec).forward_macs
-        again = count * (nominal // spec.out_shape[0])
-        forward += again + (nominal if spec.id in streamed else executed_forward(spec))
+        count, inputs = trained_rows(spec, update), spec.in_shape[0] // spec.groups
+        again = count * inputs * taps_inside(spec)
+        once = layer_cost(spec).forward_macs if spec.id in streamed else executed_forward(spec)
+        forward += again + once
         rows += again
         if spec.id in chain:
-            correction = count * (executed_dx_rows(spec) // spec.out_shape[0])
+            correction = count * executed_dx_row(spec)
             dx += correction + executed_dx(spec)
             rows += correction
         if update is not None and update.weight:
-            columns = spec.in_shape[0] // spec.groups if update.inputs is None else len(update.inputs)
+            columns = inputs if update.inputs is None else len(update.inputs)
             dw += len(update.outputs) * columns * taps_inside(spec)
     return CompiledMacs(forward, dx, dw, rows)
 
@@ -74,7 +76,8 @@ def trained_rows(spec: LayerSpec, update: LayerUpdate | None) -> int:
         return 0
     if update.inputs is not None and len(update.inputs) < spec.in_shape[0] // spec.groups:
         return 0
-    return len(update.outputs) if spec.groups == 1 or _depthwise(spec) else 0
+    splits = _depthwise(spec) or (spec.groups == 1 and not _scatters(spec))
+    return len(update.outputs) if splits else 0
 
 
 def taps_inside(spec: LayerSpec) -> int:
@@ -91,17 +94,20 @@ def executed_forward(spec: LayerSpec) -> int:
 
 def executed_dx(spec: LayerSpec) -> int:
     """Multiply-accumulates of the kernel of the input's gradient."""
-    scatters = any(s > 1 and d > 1 for s, d in zip(spec.stride, spec.dilation, strict=True))
-    if scatters or (_depthwise(spec) and spec.stride == (1, 1)):
+    if _scatters(spec) or (_depthwise(spec) and spec.stride == (1, 1)):
         return layer_cost(spec).dx_macs
     return executed_forward(spec)
 
 
-def executed_dx_rows(spec: LayerSpec) -> int:
-    """Multiply-accumulates of the kernel that corrects the input's gradient, if all rows were trained."""
-    if _depthwise(spec):
-        return layer_cost(spec).forward_macs
-    return spec.out_shape[0] * spec.in_shape[0] * taps_inside(spec)
+def executed_dx_row(spec: LayerSpec) -> int:
+    """Multiply-accumulates that one trained row adds to the kernels of the input's gradient."""
+    if _depthwise(spec) and _scatters(spec):
+        return layer_cost(spec).forward_macs // spec.out_shape[0]
+    return spec.in_shape[0] // spec.groups * taps_inside(spec)
+
+
+def _scatters(spec: LayerSpec) -> bool:
+    return any(s > 1 and d > 1 for s, d in zip(spec.stride, spec.dilation, strict=True))
 
 
 def _depthwise(spec: LayerSpec) -> bool:
