@@ -87,16 +87,19 @@ def measure(
     made = emit_kernel_set(LIBRARY, lower(kernels, rules, target), minmax=minmax)
     plain = emit_kernel_set(LIBRARY, lower(kernels, (), target))
     found = {}
-    with tempfile.TemporaryDirectory() as folder, InProcess(plain) as host:
-        with Session(made, board, build_dir=Path(folder)) as session:
-            for work in batch:
-                values = arguments(made, work)
-                for name, value in values.items():
-                    host.write(name, value)
-                    session.write(name, value)
-                host.call(work.name)
-                ticks = session.time(work.name)
-                found[work.name] = (ticks, _error(host, session, made.arguments[work.name]))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        InProcess(plain) as host,
+        Session(made, board, build_dir=Path(folder)) as session,
+    ):
+        for work in batch:
+            values = arguments(made, work)
+            for name, value in values.items():
+                host.write(name, value)
+                session.write(name, value)
+            host.call(work.name)
+            ticks = session.time(work.name)
+            found[work.name] = (ticks, _error(host, session, made.arguments[work.name]))
     return found
 
 
