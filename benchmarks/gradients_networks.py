@@ -129,9 +129,10 @@ def reference_of(name: str) -> Reference:
     return Reference(net, Sample.make(net, network.input_shape, regression=name in REGRESSION))
 
 
-def built(reference: Reference, **options: Any) -> TrainModule:
-    """A host library of the reference's network, for its loss."""
-    return build(reference.module, "host", params=reference.params, loss=reference.sample.loss, **options)
+def built(reference: Reference, target: str = "host", **options: Any) -> TrainModule:
+    """A library of the reference's network, for its loss."""
+    loss = reference.sample.loss
+    return build(reference.module, target, params=reference.params, loss=loss, **options)
 
 
 def gradient_errors(reference: Reference, module: TrainModule, library: InProcess) -> Comparison:

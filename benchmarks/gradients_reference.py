@@ -109,7 +109,7 @@ class Reference:
                     continue
                 ours = torch.from_numpy(self.values[name].astype(np.float64)).reshape(own.shape)  # type: ignore[arg-type]
                 worst = max(worst, relative(ours.numpy(), own.detach().numpy()))  # type: ignore[operator]
-                own.data.copy_(ours)  # type: ignore[union-attr, operator]
+                own.data.copy_(ours)  # type: ignore[operator]
         return worst
 
     @cached_property
