@@ -8,7 +8,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests.selection.problems import backbone_costs, problems, random_map
@@ -85,7 +85,8 @@ def test_equals_brute_force_on_small_problems(case: Case) -> None:
     assert found.captured == brute_force(accounting, fisher, budgets)
 
 
-@settings(max_examples=12, deadline=None)
+# few draws have at most 13 channels: the others are dropped, which is no fault of the test
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(problems(layers=7, channels=3))
 def test_equals_brute_force_with_up_to_13_channels(case: Case) -> None:
     accounting, fisher, budgets = case
