@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from benchmarks.gradients_reference import Array, Reference, Sample, allowed, planned, relative
+from benchmarks.lite_residual import with_lite_residuals
 from benchmarks.networks import REGRESSION, zoo
 from tests.frontend.relay_writer import export_program, write_relay
 from tvm_tinytrain.build import TrainModule, build
@@ -23,11 +24,13 @@ from tvm_tinytrain.config import (
     SGD,
     Adam,
     AdamW,
+    AdapterDrop,
     BiasOnly,
     FullTrain,
     LastLayer,
     Optimizer,
     SparseUpdate,
+    TinyTL,
     Update,
 )
 from tvm_tinytrain.frontend.onnx import from_onnx
@@ -154,15 +157,32 @@ def measure_updates(
 ) -> Iterator[tuple[str, Comparison]]:
     """(update, comparison) of a network of the zoo."""
     reference = reference_of(name)
-    chosen = {u: v for u, v in updates_of(name, reference.layers).items() if not only or u in only}
-    waiting = [
-        (update, compiler.load(built(reference, update=value, accumulate=True)))
-        for update, value in chosen.items()
+    cases: list[tuple[str, Update, Reference]] = [
+        (title, update, reference) for title, update in updates_of(name, reference.layers).items()
     ]
-    for update, future in waiting:
+    cases += branches_of(name)
+    waiting = [
+        (title, of, compiler.load(built(of, update=update, accumulate=True)))
+        for title, update, of in cases
+        if not only or title in only
+    ]
+    for title, of, future in waiting:
         module, library = future.result()
         with library:
-            yield update, gradient_errors(reference, module, library)
+            yield title, gradient_errors(of, module, library)
+
+
+def branches_of(name: str) -> Iterator[tuple[str, Update, Reference]]:
+    """(title, update, reference) of the updates that train branches beside a network's blocks; none for one without blocks."""
+    network = zoo()[name]
+    net, modules = network.make(), TinyTL(gain=1.0)
+    updates: dict[str, Update] = {"TinyTL": modules, "AdapterDrop 0.5": AdapterDrop(0.5, modules)}
+    for title, update in updates.items():
+        drop = update.drop if isinstance(update, AdapterDrop) else 0.0
+        wrapped = with_lite_residuals(net, torch.zeros(network.input_shape), drop)
+        if wrapped is not None:
+            sample = Sample.make(net, network.input_shape, regression=False)
+            yield title, update, Reference(wrapped, sample, net, order=True, update=update)
 
 
 def measure_optimizer(reference: Reference, optimizer: Optimizer, library: InProcess) -> Comparison:

@@ -67,15 +67,18 @@ class Reference:
     """A network as its compiler sees it, and as PyTorch does.
 
     ``module`` is the imported network (pass it to `build` with ``params``), ``layers`` its table. ``order``: match layers by their
-    place in the order of execution, where an exporter renamed the parameters.
+    place in the order of execution, where an exporter renamed the parameters. ``update``: what is trained, where that adds branches
+    to ``model``, as ``net`` has them.
     """
 
-    def __init__(self, net: nn.Module, sample: Sample, model: Any = None, *, order: bool = False) -> None:
+    def __init__(
+        self, net: nn.Module, sample: Sample, model: Any = None, *, order: bool = False, update: object = None
+    ) -> None:
         x = torch.from_numpy(sample.x)
         self.module: tvm.IRModule = import_model(net if model is None else model, example_inputs=(x,))
         self.sample = sample
         canonical = self.module
-        for each in canonicalise():
+        for each in canonicalise(update):
             canonical = each(canonical)
         self.canonical = canonical
         self.layers: tuple[Layer, ...] = get_layers(canonical)

@@ -6,6 +6,7 @@ attribute          meaning
 ``tt.values``      {parameter name: initial value}; parameters of all functions that share a name share their storage
 ``tt.roles``       {parameter name: role}: input, label, const (flash), param (trainable), state, grad, list
 ``tt.layers``      the trainable layers in order of execution, as JSON (see `Layer`)
+``tt.adapters``    names of the parameters of inserted branches (TinyTL), as JSON
 ``tt.outputs``     {function name: [role of each output]}: output, loss, or the name of the parameter that it updates
 ``tt.memory``      the memory problem and plan of the lowered module, as JSON
 =================  =====================================================================================================
@@ -24,6 +25,7 @@ import tvm
 VALUES = "tt.values"
 ROLES = "tt.roles"
 LAYERS = "tt.layers"
+ADAPTERS = "tt.adapters"
 OUTPUTS = "tt.outputs"
 MEMORY = "tt.memory"
 
@@ -104,3 +106,13 @@ def get_layers(mod: tvm.IRModule) -> tuple[Layer, ...]:
 def with_layers(mod: tvm.IRModule, layers: tuple[Layer, ...]) -> tvm.IRModule:
     """The module with ``layers`` as its table of layers."""
     return with_json(mod, LAYERS, [asdict(layer) for layer in layers])
+
+
+def get_adapters(mod: tvm.IRModule) -> tuple[str, ...]:
+    """Names of the parameters of the branches that `InsertAdapters` added."""
+    return tuple(get_json(mod, ADAPTERS, []))
+
+
+def with_adapters(mod: tvm.IRModule, names: tuple[str, ...]) -> tvm.IRModule:
+    """The module with ``names`` as the parameters of inserted branches."""
+    return with_json(mod, ADAPTERS, list(names))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         SGD,
         Adam,
         AdamW,
+        AdapterDrop,
         BiasOnly,
         BinaryCrossEntropy,
         Budget,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         MemoryOptions,
         Prototypical,
         SparseUpdate,
+        TinyTL,
     )
     from tvm_tinytrain.errors import TinyTrainError
     from tvm_tinytrain.pipeline import Instruments
@@ -58,6 +60,8 @@ _HOME = {
             "BiasOnly",
             "Prototypical",
             "SparseUpdate",
+            "TinyTL",
+            "AdapterDrop",
         ),
         "config",
     ),
@@ -70,6 +74,7 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "AdapterDrop",
     "BiasOnly",
     "BinaryCrossEntropy",
     "Budget",
@@ -82,6 +87,7 @@ __all__ = [
     "Prototypical",
     "SparseUpdate",
     "TaskAdaptive",
+    "TinyTL",
     "TinyTrainError",
     "TrainModule",
     "UpdatePlan",

@@ -54,7 +54,7 @@ def _add_compile(commands: Any) -> None:
     p.add_argument("--optimizer", choices=("sgd", "adam", "adamw"), default="sgd")
     p.add_argument("--lr", type=float, default=0.01, help="learning rate (default: 0.01)")
     p.add_argument("--momentum", type=float, default=0.0, help="SGD's momentum")
-    p.add_argument("--update", default="full", help="full, last-layer, or a JSON file with an update plan")
+    p.add_argument("--update", default="full", help=_UPDATE_HELP)
     p.add_argument("--memory", help='SRAM budget of the arena, e.g. "256KB"')
     p.add_argument("--accumulate", action="store_true", help="entries accumulate + apply instead of step")
     p.add_argument("--dump-ir", type=Path, metavar="DIR", help="write the module after each pass")
@@ -111,18 +111,39 @@ def _compile(a: argparse.Namespace) -> int:
     return 0
 
 
+_UPDATES = "full, last-layer, bias-only, tinytl, adapterdrop:0.5, sparse:SCHEME, adaptive"
+_UPDATE_HELP = f"{_UPDATES}, or a JSON file with an update plan (default: full)"
+
+
 def _update(text: str) -> Any:
-    from tvm_tinytrain.config import FullTrain, LastLayer
+    from tvm_tinytrain.config import AdapterDrop, BiasOnly, FullTrain, LastLayer, SparseUpdate, TinyTL
     from tvm_tinytrain.errors import PlanError
     from tvm_tinytrain.plan import UpdatePlan
+    from tvm_tinytrain.selection import TaskAdaptive
 
-    if text in ("full", "last-layer"):
-        return FullTrain() if text == "full" else LastLayer()
+    plain: dict[str, Any] = {
+        "full": FullTrain, "last-layer": LastLayer, "bias-only": BiasOnly, "tinytl": TinyTL, "adaptive": TaskAdaptive,
+    }  # fmt: skip
+    if text in plain:
+        return plain[text]()
+    kind, _, value = text.partition(":")
+    if kind == "sparse" and value:
+        return SparseUpdate(value)
+    if kind == "adapterdrop" and value:
+        try:
+            return AdapterDrop(float(value))
+        except ValueError as error:
+            hint = "write adapterdrop:0.5"
+            raise PlanError("compile", f"--update {text}", value, "a share, below 1", hint) from error
     try:
         return UpdatePlan.from_json(Path(text).read_text(encoding="utf-8"))
     except OSError as error:
         raise PlanError(
-            "compile", f"--update {text}", error, "full, last-layer or a JSON file", "check the path"
+            "compile",
+            f"--update {text}",
+            error,
+            f"{_UPDATES}, or a JSON file",
+            "check the spelling or the path",
         ) from error
 
 

@@ -114,7 +114,47 @@ class SparseUpdate:
     biases: bool = True
 
 
-Update = FullTrain | LastLayer | BiasOnly | SparseUpdate | UpdatePlan
+@dataclass(frozen=True)
+class TinyTL:
+    """Lite residual modules beside all blocks, and nothing else, is trained (Cai et al., "TinyTL", NeurIPS 2020).
+
+    Each block's branch is average pooling by ``pool``, a ``kernel``² convolution in ``groups``, ReLU, a 1×1 convolution, and nearest
+    upsampling. Initial weights are drawn from ``seed``, those of the last convolution times
+    ``gain``: with 0 the network starts as it is.
+    ``last_layer`` trains the network's last layer too, for a classifier's head.
+    """
+
+    kernel: int = 5
+    groups: int = 2
+    pool: int = 2
+    gain: float = 0.0
+    seed: int = 0
+    last_layer: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("kernel", "groups", "pool"):
+            if getattr(self, name) < 1:
+                raise PlanError(
+                    "config", f"TinyTL {name}", getattr(self, name), "at least 1", "the paper uses 5, 2, 2"
+                )
+
+
+@dataclass(frozen=True)
+class AdapterDrop:
+    """`TinyTL` without the branches of the first ``drop`` share of the blocks (Rücklé et al., EMNLP 2021): 0.25, 0.5, 0.75 in the
+    paper's tables."""
+
+    drop: float
+    modules: TinyTL = field(default_factory=TinyTL)
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.drop < 1.0:
+            raise PlanError(
+                "config", "AdapterDrop", self.drop, "a share of at least 0, below 1", "0 is TinyTL"
+            )
+
+
+Update = FullTrain | LastLayer | BiasOnly | SparseUpdate | TinyTL | AdapterDrop | UpdatePlan
 
 _UNITS = {"": 1, "B": 1, "KB": 1024, "KIB": 1024, "MB": 1024**2, "MIB": 1024**2}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import tvm
 from tvm import relax
 
-from tvm_tinytrain.config import MemoryOptions, TrainConfig
+from tvm_tinytrain.config import AdapterDrop, MemoryOptions, TinyTL, TrainConfig
 from tvm_tinytrain.errors import KernelError
 from tvm_tinytrain.passes.append_loss import AppendLoss
 from tvm_tinytrain.passes.canonicalize import Canonicalize
@@ -19,6 +19,7 @@ from tvm_tinytrain.passes.derive_backward import DeriveBackward
 from tvm_tinytrain.passes.derive_fisher import DeriveFisher
 from tvm_tinytrain.passes.fold_batch_norm import FoldBatchNorm
 from tvm_tinytrain.passes.fuse_update import FuseUpdate
+from tvm_tinytrain.passes.insert_adapters import InsertAdapters
 from tvm_tinytrain.passes.lower_graph import RemoveDeadCode, lower_graph
 from tvm_tinytrain.passes.lower_kernels import LowerKernels
 from tvm_tinytrain.passes.lower_layers import LowerLayers
@@ -53,9 +54,22 @@ class Instruments:
     count_macs: bool = False
 
 
-def canonicalise() -> Passes:
-    """One form for all front ends: batch norm folded, layers found, each with its bias and clamp in one kernel."""
-    return [ReserveNames(), Canonicalize(), FoldBatchNorm(), LowerLayers()]
+def canonicalise(update: object = None) -> Passes:
+    """One form for all front ends: batch norm folded, layers found, each with its bias and clamp in one kernel.
+
+    Where the ``update`` trains branches beside the network's blocks, they are part of it from here on.
+    """
+    return [ReserveNames(), Canonicalize(), FoldBatchNorm(), *adapters(update), LowerLayers()]
+
+
+def adapters(update: object) -> Passes:
+    """The lite residual modules of TinyTL and AdapterDrop; nothing for any other update."""
+    modules = update.modules if isinstance(update, AdapterDrop) else update
+    if not isinstance(modules, TinyTL):
+        return []
+    drop = update.drop if isinstance(update, AdapterDrop) else 0.0
+    options = {name: getattr(modules, name) for name in ("kernel", "groups", "pool", "gain", "seed")}
+    return [InsertAdapters(drop, **options), Canonicalize()]
 
 
 def derive(config: TrainConfig, plan: UpdatePlan, layers: tuple[Layer, ...]) -> Passes:
@@ -109,7 +123,7 @@ def compile_module(
     """
     times: dict[str, float] = {}
     runner = _Runner(instruments, times)
-    mod = runner(mod, canonicalise())
+    mod = runner(mod, canonicalise(config.update))
     plan = choose(mod)
     layers = get_layers(mod)
     check_plan(plan, {layer.id: layer for layer in layers}, config.also_train)

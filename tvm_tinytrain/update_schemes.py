@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import tvm
 
-from tvm_tinytrain.config import BiasOnly, FullTrain, LastLayer, SparseUpdate
+from tvm_tinytrain.config import AdapterDrop, BiasOnly, FullTrain, LastLayer, SparseUpdate, TinyTL
 from tvm_tinytrain.errors import PlanError
 from tvm_tinytrain.passes.kernels.builder import kernel_kind, kernel_spec
 from tvm_tinytrain.passes.rewriting import bindings, callee, operands
-from tvm_tinytrain.passes.state import Layer, get_layers, get_values
+from tvm_tinytrain.passes.state import Layer, get_adapters, get_layers, get_values
 from tvm_tinytrain.plan import LayerUpdate, UpdatePlan
 from tvm_tinytrain.selection import LayerSpec, NetworkCosts, network_costs, sparse_update
 
@@ -47,7 +47,14 @@ def resolve_plan(update: object, mod: tvm.IRModule) -> UpdatePlan:
         values = get_values(mod)
         weights = {layer.id: values[layer.weight] for layer in layers}
         return sparse_update(describe_network(mod), update.scheme, weights, biases=update.biases)
-    allowed = "FullTrain, LastLayer, BiasOnly, SparseUpdate, TaskAdaptive or an UpdatePlan"
+    if isinstance(update, TinyTL | AdapterDrop):
+        modules = update.modules if isinstance(update, AdapterDrop) else update
+        own = set(get_adapters(mod))
+        last = layers[-1].weight if modules.last_layer else None
+        return _whole(tuple(layer for layer in layers if layer.weight in own or layer.weight == last))
+    allowed = (
+        "FullTrain, LastLayer, BiasOnly, SparseUpdate, TinyTL, AdapterDrop, TaskAdaptive or an UpdatePlan"
+    )
     raise PlanError("update", "update", type(update).__name__, allowed, "choose one of these")
 
 

@@ -192,3 +192,17 @@ def test_damaged_files(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"\xff\x00\x81damaged")
     with pytest.raises(ImportModelError, match=rf"frontend: {name}: .*; export or copy it again"):
         import_model(tmp_path / name)
+
+
+def test_an_imported_module_goes_in_again() -> None:
+    once = import_model(network(), example_inputs=(X,))
+    again = import_model(once)
+    assert get_values(again).keys() == get_values(once).keys()
+    np.testing.assert_array_equal(run(again, X), run(once, X))
+
+
+def test_tables_of_indices_are_parameters_too() -> None:
+    net = nn.Sequential(nn.Upsample(size=(4, 5)), nn.Conv2d(3, 2, 1)).eval()
+    once = import_model(net, example_inputs=(X,))
+    assert {str(v.dtype) for v in get_values(once).values()} == {"float32", "int64"}
+    np.testing.assert_allclose(run(import_model(once), X), net(X).detach().numpy(), rtol=1e-5, atol=1e-6)

@@ -7,14 +7,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tvm_tinytrain.build import build
-from tvm_tinytrain.config import Adam, Budget, FullTrain, LastLayer, Prototypical, SparseUpdate
+from tvm_tinytrain.config import Adam, AdapterDrop, Budget, FullTrain, LastLayer, Prototypical, SparseUpdate
 from tvm_tinytrain.errors import PlanError
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.selection import TaskAdaptive
 
 CRITERIA = ("tinytrain", "fisher", "fisher/memory", "fisher/compute", "random", "exact")
 """Criteria of one task-adaptive library, chosen when a task begins."""
-METHODS = ("none", "lastlayer", "sparseupdate", *CRITERIA, "fulltrain")
+ADAPTERS = {"tinytl": 0.0, "adapterdrop25": 0.25, "adapterdrop": 0.5, "adapterdrop75": 0.75}
+"""Methods that train branches beside the blocks, and the share of them that is left out;
+"adapterdrop" is the paper's AdapterDrop-50."""
+METHODS = ("none", "lastlayer", "sparseupdate", *ADAPTERS, *CRITERIA, "fulltrain")
 _CRITERION_WORD = 3
 _CRITERION_CODES = {
     "tinytrain": 0,
@@ -127,6 +130,7 @@ def build_methods(
         "fulltrain": FullTrain(),
         "sparseupdate": SparseUpdate(scheme) if scheme else None,
         "adaptive": replace(adaptive, criterion="tinytrain"),
+        **{name: AdapterDrop(drop) for name, drop in ADAPTERS.items()},
     }
     kinds = {name: "adaptive" if name in CRITERIA else name for name in wanted}
     kinds.update(

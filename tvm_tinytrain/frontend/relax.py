@@ -12,14 +12,18 @@ from tvm import relax
 from tvm_tinytrain.errors import DTypeError, ImportModelError, ShapeError
 from tvm_tinytrain.frontend.names import NameSupply
 from tvm_tinytrain.passes.rewriting import bindings, rebuild, substitute
-from tvm_tinytrain.passes.state import with_values
+from tvm_tinytrain.passes.state import get_values, with_values
+
+_TABLES = ("int32", "int64", "bool")
+"""Types of parameters that are indices or masks, besides float32."""
 
 
 def from_relax(mod: tvm.IRModule, params: Mapping[str, Any] | None = None) -> tvm.IRModule:
     """A module with ``main(input, parameters…)`` in A-normal form and every parameter's value in ``tt.values``.
 
-    Values come from ``params`` by name, from the attribute ``params`` that TVM's front ends leave, and from constants bound in
-    the function body. The function's first parameters, up to the attribute ``num_input`` (default 1), are inputs.
+    Values come from ``params`` by name, from the attribute ``params`` that TVM's front ends leave, from a module that was imported
+    before, and from constants bound in the function body. The function's first parameters, up to the attribute ``num_input``
+    (default 1), are inputs.
     """
     names = [gv.name_hint for gv, f in mod.functions.items() if isinstance(f, relax.Function)]
     if "main" not in names:
@@ -30,7 +34,7 @@ def from_relax(mod: tvm.IRModule, params: Mapping[str, Any] | None = None) -> tv
     main = mod["main"]
     num_input = int(main.attrs["num_input"]) if main.attrs is not None and "num_input" in main.attrs else 1
     _check_static(main, num_input)
-    given: dict[str, Any] = {str(k): v for k, v in (params or {}).items()}
+    given: dict[str, Any] = {**get_values(mod), **{str(k): v for k, v in (params or {}).items()}}
     if main.attrs is not None and "params" in main.attrs:
         given |= {p.name: v for p, v in zip(main.params[num_input:], main.attrs["params"], strict=True)}
     values, renamed, env, supply = {}, [], {}, NameSupply()
@@ -131,10 +135,12 @@ def _check_static(main: relax.Function, num_input: int) -> None:
                     "frontend", f"tensor {var.name}", f"shape {ty.shape}", "constants in every dimension",
                     "export the network with fixed input shapes; batches of one sample",
                 )  # fmt: skip
-    for var in main.params:
+    for index, var in enumerate(main.params):
         dtype = str(var.ty.dtype)
-        if dtype != "float32":
-            kind = "input" if list(main.params).index(var) < num_input else "parameter"
-            raise DTypeError(
-                "frontend", f"{kind} {var.name}", dtype, "float32", "convert the network with model.float()"
-            )
+        is_input = index < num_input
+        if dtype == "float32" or (not is_input and dtype in _TABLES):
+            continue
+        raise DTypeError(
+            "frontend", f"{'input' if is_input else 'parameter'} {var.name}", dtype, "float32",
+            "convert the network with model.float()",
+        )  # fmt: skip
