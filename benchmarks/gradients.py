@@ -109,15 +109,27 @@ def run_plans(report: Report, compiler: networks.Compiler, options: argparse.Nam
     for r in results:
         report.rows.append(
             {"section": "plans", "network": r.network, "plan": r.index, "layers": r.layers, "error": r.error}
+            | {"trained_error": r.trained_error}
             | {"executed_macs": r.executed, "stated_macs": r.stated, "metadata_macs": r.metadata}
         )
     table = []
     for name, group in groupby(results, key=lambda r: r.network):
         of = list(group)
-        table.append([name, len(of), max(r.error for r in of), sum(r.agrees for r in of)])
-    print_table("Random plans", ["network", "plans", "worst error", "exact MACs"], table)
+        table.append(
+            [
+                name,
+                len(of),
+                max(r.error for r in of),
+                max(r.trained_error for r in of),
+                sum(r.agrees for r in of),
+            ]
+        )
+    print_table(
+        "Random plans", ["network", "plans", "worst error", "worst error, trained", "exact MACs"], table
+    )
     report.at_least("plans", 1 if options.quick else 200, len(results))
     report.at_most("pruned gradients, worst error", PLAN_LIMIT, max(r.error for r in results))
+    report.at_most("the same with trained weights", LIMIT, max(r.trained_error for r in results))
     report.equal("plans whose executed MACs are those stated", len(results), sum(r.agrees for r in results))
 
 

@@ -65,12 +65,17 @@ NETWORKS: dict[str, int] = {"windows": 140, "cnn_1d": 40, "resnet8": 14, "mcunet
 
 @dataclass(frozen=True)
 class PlanResult:
-    """One plan: the worst pruned gradient against the full one's rows, and multiply-accumulates by three accounts."""
+    """One plan: the worst pruned gradient against the full one's rows, and multiply-accumulates by three accounts.
+
+    ``error`` is that of the network as it was exported. In ``trained_error`` what the plan trains has other values than the weights in
+    flash, and the input gradient is that of the flash's weights and a correction: two sums in another order than the full one's.
+    """
 
     network: str
     index: int
     layers: int
     error: float
+    trained_error: float
     executed: dict[str, int]
     stated: dict[str, int]
     metadata: dict[str, int]
@@ -132,14 +137,29 @@ def _measure(
     name: str, index: int, reference: Reference, whole: InProcess, module: TrainModule, library: InProcess
 ) -> PlanResult:
     sample = reference.sample
+    whole.init()
+    error = _worst_gradient(reference, whole, module, library)
+    whole.init()
+    library.init()
     change_weights(reference, whole, module, library)
-    whole.step(sample.x, sample.label, "accumulate")
-    names = [name for layer in reference.layers for name in (layer.weight, layer.bias) if name is not None]
-    full: dict[str, Array] = {name: whole.read(f"g_{name}") for name in names}
+    trained_error = _worst_gradient(reference, whole, module, library)
     executed = {
         "accumulate": executed_macs(library, lambda: library.step(sample.x, sample.label, "accumulate")),
         "predict": executed_macs(library, lambda: library.predict(sample.x)),
     }
+    stated = {"accumulate": stated_macs(reference, module, "accumulate").step}
+    stated["predict"] = stated_macs(reference, module, "predict").forward
+    told = {entry: module.metadata["macs"][entry] for entry in stated}
+    return PlanResult(name, index, len(module.plan.layers), error, trained_error, executed, stated, told)
+
+
+def _worst_gradient(reference: Reference, whole: InProcess, module: TrainModule, library: InProcess) -> float:
+    """One sample through both libraries: the worst error of a pruned gradient relative to the full one's rows."""
+    sample = reference.sample
+    for each in (whole, library):
+        each.step(sample.x, sample.label, "accumulate")
+    names = [name for layer in reference.layers for name in (layer.weight, layer.bias) if name is not None]
+    full: dict[str, Array] = {name: whole.read(f"g_{name}") for name in names}
     tensors = [t["name"].removeprefix("g_") for t in module.metadata["tensors"] if t["role"] == "grad"]
     errors = [
         relative(library.read(f"g_{tensor}"), rows.astype(np.float64))
@@ -147,10 +167,7 @@ def _measure(
     ]
     if len(errors) != len(tensors):
         raise ValueError(f"{len(tensors)} gradients in the library, {len(errors)} in the plan")
-    stated = {"accumulate": stated_macs(reference, module, "accumulate").step}
-    stated["predict"] = stated_macs(reference, module, "predict").forward
-    told = {entry: module.metadata["macs"][entry] for entry in stated}
-    return PlanResult(name, index, len(module.plan.layers), max(errors), executed, stated, told)
+    return max(errors)
 
 
 def change_weights(reference: Reference, whole: InProcess, module: TrainModule, library: InProcess) -> None:
@@ -158,7 +175,6 @@ def change_weights(reference: Reference, whole: InProcess, module: TrainModule, 
 
     Only then do trained rows differ from the weight in flash, and the kernels that correct for them have something to do.
     """
-    whole.init()
     rng = np.random.default_rng(1)
     tensors = {t["name"] for t in module.metadata["tensors"]}
     layers = {layer.id: layer for layer in reference.layers}

@@ -34,4 +34,5 @@ def test_network() -> None:
 def test_plans_prune_gradients_and_execute_what_is_stated() -> None:
     for result in measure_plans("windows", 6, Compiler()):
         assert result.error <= 1e-6, result
+        assert result.trained_error <= LIMIT, result
         assert result.agrees, result
