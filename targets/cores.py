@@ -37,6 +37,8 @@ class Core:
         ``minmax`` (instructions for fminf and fmaxf).
     mpu
         ``"none"``, ``"v7m"`` or ``"v8m"``: kind of memory protection unit that the runtime drives.
+    llvm_attributes
+        Features that LLVM's own description of the core lacks or has too many of.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Core:
     fpu: str = "none"
     features: frozenset[str] = frozenset()
     mpu: str = "none"
+    llvm_attributes: tuple[str, ...] = ()
 
     @property
     def is_microcontroller(self) -> bool:
@@ -72,6 +75,8 @@ _TABLE = (
         ("-mcpu=cortex-a7", "-mfpu=neon-vfpv4", "-mfloat-abi=hard", *_MATH),
         "double",
         frozenset({"neon", "fma"}),
+        # LLVM splits fused multiply-adds on this core, for speed; GCC fuses them, and so do all other boards.
+        llvm_attributes=("-slowfpvfmx",),
     ),
     Core("cortex-a53", AARCH64, ("-mcpu=cortex-a53", *_MATH), "double", frozenset({"neon", "fma", "minmax"})),
     Core("cortex-a57", AARCH64, ("-mcpu=cortex-a57", *_MATH), "double", frozenset({"neon", "fma", "minmax"})),

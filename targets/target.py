@@ -62,10 +62,13 @@ class Target:
         options: dict[str, object] = {"kind": self.kind}
         if self.kind == "llvm":
             options["mtriple"] = self.mtriple
+            if "-mfloat-abi=hard" in self.core.cflags:
+                options["mfloat-abi"] = "hard"
         if self.mcpu != "host":
             options["mcpu"] = self.mcpu
-        if self.mattr:
-            options["mattr"] = list(self.mattr)
+        attributes = [*(self.core.llvm_attributes if self.kind == "llvm" else ()), *self.mattr]
+        if attributes:
+            options["mattr"] = attributes
         return TvmTarget(options)
 
     def to_json(self) -> dict[str, object]:
@@ -160,7 +163,9 @@ def _from_fields(fields: dict[str, object], text: str) -> Target:
     own_triple = CORES[host_core_name() if mcpu == "host" else mcpu].triple
     if triple is not None and mcpu != "host" and not _same_system(triple, own_triple):
         raise TargetError("target", text, f"triple {triple} with {mcpu}", own_triple, _HINT)
-    return Target(kind, mcpu, own_triple, _attributes(fields.get("mattr")))
+    own = CORES[host_core_name() if mcpu == "host" else mcpu].llvm_attributes
+    attributes = tuple(a for a in _attributes(fields.get("mattr")) if a not in own)
+    return Target(kind, mcpu, own_triple, attributes)
 
 
 def _core_name(found: object, triple: str | None, text: str) -> str:

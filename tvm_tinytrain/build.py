@@ -25,7 +25,7 @@ from tvm_tinytrain.config import (
     TrainConfig,
     Update,
 )
-from tvm_tinytrain.emit import Library, emit_c, print_kernels
+from tvm_tinytrain.emit import Library, emit_c, emit_object, print_kernels
 from tvm_tinytrain.emit.metadata import describe_options, make_metadata, report_text
 from tvm_tinytrain.emit.model_library import pack, unpack
 from tvm_tinytrain.errors import ArchiveError
@@ -250,6 +250,9 @@ def _library(
         arena = plan_arena(program, workspaces, capacity=config.budget.memory_bytes)
     specs = {gv.name_hint: f for gv, f in lowered.functions.items() if kernel_kind(f) is not None}
     losses = [f for f in specs.values() if kernel_kind(f) == "softmax_cross_entropy"]
+    native = None
+    if target.kind == "llvm":
+        native = emit_object(lowered, kernels, target.to_tvm(), library=config.name)
     text = json.dumps([_options(config, target), plan.to_json()], sort_keys=True)
     used = {s.name for s in program.storages}
     library = Library(
@@ -263,6 +266,7 @@ def _library(
         kernel_spec(losses[0])["classes"] if losses else None,
         minmax="minmax" in target.core.features,
         adaptive=adaptive,
+        kernel_object=native,
     )
     macs = {
         e.name: sum(executed_macs(specs[c.kernel]) for c in e.calls if c.kernel in specs)

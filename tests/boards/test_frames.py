@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import struct
 import subprocess
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.boards.conftest import hand_written
+from tests.boards.fuzzing import CAPACITY, compare_parsers, compile_decoder, compile_server_fuzzer
 from tvm_tinytrain.micro.frames import (
     REQUEST,
     Frame,
@@ -21,12 +20,6 @@ from tvm_tinytrain.micro.frames import (
     decode_frame,
     encode_frame,
 )
-from tvm_tinytrain.targets.runtime_files import runtime_folder
-
-HERE = Path(__file__).parent
-CAPACITY = 128
-SANITIZED = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-STRICT = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-pedantic"]
 
 
 @given(st.one_of(st.binary(max_size=600), st.binary(max_size=4).map(lambda b: b * 300)))
@@ -88,64 +81,18 @@ def test_an_endless_piece_takes_no_memory() -> None:
     assert parser.push(b"\0" + encode_frame(frame)) == [frame]
 
 
-def random_pieces(rng: random.Random, count: int) -> bytes:
-    """Return so many good, damaged and too long frames, with noise between them."""
-    stream = bytearray()
-    for _ in range(count):
-        choice = rng.getrandbits(32)
-        size = (0, 1, 20, CAPACITY - 8, CAPACITY - 7, CAPACITY, 300, 5)[choice & 7]
-        payload = rng.randbytes(size) if choice & 8 else bytes(size)
-        kind, code, identifier = choice >> 24, choice >> 16 & 255, choice >> 8 & 0xFFFF
-        piece = bytearray(encode_frame(Frame(kind, code, identifier, payload)))
-        at = int(rng.random() * len(piece))
-        match choice >> 4 & 7:
-            case 0:
-                piece[at] ^= 1 << (choice >> 8 & 7)
-            case 1:
-                piece[at] = 0
-            case 2:
-                del piece[at:]
-            case 3:
-                piece += rng.randbytes(3)
-        stream += piece
-    return bytes(stream)
-
-
-def compile_sanitized(sources: list[Path], includes: list[Path], program: Path, *flags: str) -> Path:
-    command = ["gcc", *STRICT, *SANITIZED, *(f"-I{folder}" for folder in includes), *flags]
-    subprocess.run([*command, *map(str, sources), "-o", str(program)], check=True)
-    return program
-
-
 @pytest.mark.host_compiler
 def test_parsers_agree(tmp_path: Path, fuzz_inputs: int) -> None:
-    runtime = runtime_folder()
-    sources = [HERE / "fuzz" / "decode_stream.c", runtime / "src" / "frame.c"]
-    program = tmp_path / "decode_stream"
-    compile_sanitized(sources, [runtime / "include"], program, f"-DCAPACITY={CAPACITY}")
-    rng = random.Random(7)
+    program, rng = compile_decoder(tmp_path), random.Random(7)
     for _ in range(fuzz_inputs // 20_000 + 1):
-        streams = [random_pieces(rng, 4) + b"\0" for _ in range(5_000)]
-        data = b"".join(struct.pack("<I", len(stream)) + stream for stream in streams)
-        done = subprocess.run([str(program)], input=data, capture_output=True, check=True)
-        for stream, line in zip(streams, done.stdout.decode().split("\n"), strict=False):
-            words = [word for word in line.split() if word != "bad"]
-            expected = [
-                struct.pack("<BBH", frame.kind, frame.code, frame.id) + frame.payload
-                for frame in FrameParser(1 << 16).push(stream)
-                if 8 + len(frame.payload) <= CAPACITY
-            ]
-            assert words == [frame.hex() for frame in expected], stream.hex()
+        frames, differing = compare_parsers(program, rng, 5_000)
+        assert differing == []
+        assert frames > 5_000
 
 
 @pytest.mark.host_compiler
 def test_the_server_resists_any_input(tmp_path: Path, fuzz_inputs: int) -> None:
-    runtime = runtime_folder()
-    for name, content in hand_written().files.items():
-        (tmp_path / name).write_bytes(content)
-    sources = [HERE / "fuzz" / "fuzz_server.c", tmp_path / "tt_fake.c"]
-    sources += [runtime / "src" / name for name in ("frame.c", "paint.c", "server.c")]
-    program = compile_sanitized(sources, [tmp_path, runtime / "include"], tmp_path / "fuzz_server")
+    program = compile_server_fuzzer(tmp_path)
     done = subprocess.run([str(program), str(fuzz_inputs), "1"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     inputs, replies = (int(done.stdout.split()[i]) for i in (0, 2))

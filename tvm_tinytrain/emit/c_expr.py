@@ -104,6 +104,8 @@ class ExprPrinter:
         if op == "if_then_else":
             condition, yes, no = (self(a) for a in e.args)
             return f"({condition} ? {yes} : {no})"
+        if op == "call_llvm_pure_intrin":
+            return self._llvm_intrinsic(e)
         if op in ("call_pure_extern", "call_extern"):
             return f"{e.args[0].value}({', '.join(self(a) for a in e.args[1:])})"
         if op in _MATH and dtype_of(e) == "float32":
@@ -124,6 +126,22 @@ class ExprPrinter:
             f"kernel {self.kernel}",
             f"intrinsic {op}",
             ", ".join(sorted(_MATH)),
+            "report this kernel",
+        )
+
+    def _llvm_intrinsic(self, e: Any) -> str:
+        """What an intrinsic of LLVM computes, in C: a kernel for LLVM has a text too, and with it a prototype."""
+        name = str(tvm.get_global_func("target.llvm_get_intrinsic_name")(int(e.args[0].value)))
+        name, arguments = name.removeprefix("llvm."), [self(a) for a in e.args[1:]]
+        if name == "fmuladd":
+            return f"({arguments[0]} * {arguments[1]} + {arguments[2]})"
+        if name in _MATH and dtype_of(e) == "float32":
+            return f"{_MATH[name]}({', '.join(arguments)})"
+        raise KernelError(
+            "emit C",
+            f"kernel {self.kernel}",
+            f"intrinsic llvm.{name}",
+            "fmuladd, " + ", ".join(sorted(_MATH)),
             "report this kernel",
         )
 

@@ -49,6 +49,13 @@ def print_kernel(name: str, func: tirx.PrimFunc, *, count_macs: bool = False) ->
     return _KernelPrinter(name, func, count_macs).run()
 
 
+def workspace_buffers(func: tirx.PrimFunc) -> dict[Any, int]:
+    """{temporary: its offset in the workspace} of a lowered PrimFunc, as `print_kernel` places them."""
+    printer = _KernelPrinter("kernel", func, False)
+    printer.run()
+    return printer.placed
+
+
 class _KernelPrinter:
     def __init__(self, name: str, func: tirx.PrimFunc, count_macs: bool) -> None:
         self.name = name
@@ -63,6 +70,7 @@ class _KernelPrinter:
         self.written: set[str] = set()
         self.lines: list[str] = []
         self.workspace = 0
+        self.placed: dict[Any, int] = {}
         self.expr = ExprPrinter(self._var, self._load, name)
 
     def run(self) -> CKernel:
@@ -262,7 +270,7 @@ class _KernelPrinter:
         elif bytes_ <= MAX_STACK_ARRAY:
             self._out(depth, f"{ctype} {name}[{size}];")
         else:
-            offset = self.workspace
+            offset = self.placed[buffer] = self.workspace
             self.workspace += (bytes_ + WORKSPACE_ALIGN - 1) // WORKSPACE_ALIGN * WORKSPACE_ALIGN
             self._out(depth, f"{ctype} *restrict {name} = ({ctype} *)(void *)(workspace + {offset});")
 

@@ -44,7 +44,7 @@ class PublicTensor:
 
 @dataclass(frozen=True)
 class Library:
-    """Everything that the C files are written from."""
+    """Everything that the C files are written from. ``kernel_object``: the compiled kernels, which then are not printed."""
 
     name: str
     version: str
@@ -56,6 +56,7 @@ class Library:
     label_limit: int | None
     minmax: bool = False
     adaptive: AdaptiveLibrary | None = None
+    kernel_object: bytes | None = None
 
     @property
     def prefix(self) -> str:
@@ -120,11 +121,14 @@ def emit_c(library: Library) -> dict[str, bytes]:
     texts = {
         f"{library.prefix}.h": _public_header(library),
         f"{library.prefix}_internal.h": _internal_header(library),
-        f"{library.prefix}_kernels.c": _kernels(library),
         f"{library.prefix}_params.c": _params(library),
         f"{library.prefix}.c": _entries(library),
     }
+    if library.kernel_object is None:
+        texts[f"{library.prefix}_kernels.c"] = _kernels(library)
     files = {path: text.encode() for path, text in texts.items()}
+    if library.kernel_object is not None:
+        files[f"{library.prefix}_kernels.o"] = library.kernel_object
     files["tinytrain.h"] = (runtime_folder() / "include" / "tinytrain.h").read_bytes()
     return files if library.adaptive is None else files | runtime_files()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 from dataclasses import asdict
@@ -62,6 +63,7 @@ def make_metadata(
         "name": library.name,
         "digest": library.digest,
         "target": target.to_json(),
+        "kernels": _kernels(library, target),
         "options": options,
         "versions": {"tvm_tinytrain": __version__, **{p: importlib.metadata.version(p) for p in _PACKAGES}},
         "plan": json.loads(plan.to_json()),
@@ -86,6 +88,16 @@ def make_metadata(
                 for e in library.program.entries
             },
         },
+    }  # fmt: skip
+
+
+def _kernels(library: Library, target: Target) -> dict[str, Any]:
+    """In what form the kernels stand in the archive: C, or an object file for one machine."""
+    if library.kernel_object is None:
+        return {"form": "c", "file": f"{library.prefix}_kernels.c"}
+    return {
+        "form": "object", "file": f"{library.prefix}_kernels.o", "triple": target.mtriple, "mcpu": target.core.name,
+        "sha256": hashlib.sha256(library.kernel_object).hexdigest(),
     }  # fmt: skip
 
 

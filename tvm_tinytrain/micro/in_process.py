@@ -99,6 +99,14 @@ class InProcess:
             )
         target[...] = array
 
+    def read_arena(self, offset: int, count: int) -> bytes:
+        """Bytes of the arena."""
+        return self.arena[offset : offset + count].tobytes()
+
+    def write_arena(self, offset: int, data: bytes) -> None:
+        """Writes bytes into the arena."""
+        self.arena[offset : offset + len(data)] = np.frombuffer(data, np.uint8)
+
     def step(self, x: Any, label: Any, entry: str = "step") -> float:
         """Trains on one sample (or, with ``entry="accumulate"``, adds its gradients); returns the loss."""
         self.write(self._named("input"), x)
@@ -169,7 +177,7 @@ def _compile(module: Any, folder: Path, cflags: Sequence[str] | None, keep: str 
         out = kept.with_name(f"{kept.name}.{os.getpid()}")
     for name, content in module.files.items():
         (folder / name).write_bytes(content)
-    sources = sorted(str(folder / n) for n in module.files if n.endswith(".c"))
+    sources = sorted(str(folder / n) for n in module.files if n.endswith((".c", ".o")))
     command = [target.compiler, "-std=c99", "-shared", "-fPIC", *flags, "-o", str(out), *sources, "-lm"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -77,6 +77,7 @@ def generate_project(library: Library, board: str | Board, folder: str | Path) -
     if f"tt_{library.name}.h" not in library.files:
         found = ", ".join(sorted(library.files)) or "no files"
         raise ArchiveError("project", library.name, found, f"tt_{library.name}.h", "build the module again")
+    _check_object(library, chosen)
     for part in ("library", "runtime"):
         shutil.rmtree(root / part, ignore_errors=True)
     for name, content in library.files.items():
@@ -100,6 +101,17 @@ def _arena_bytes(library: Library) -> int:
         hint = "build the module again"
         raise ArchiveError("project", f"{library.name}, memory.arena_bytes", repr(found), "bytes", hint)
     return found
+
+
+def _check_object(library: Library, board: Board) -> None:
+    """Kernels that are compiled already must be for the board's system."""
+    kernels = library.metadata.get("kernels")
+    if not isinstance(kernels, Mapping) or kernels.get("form") != "object":
+        return
+    if kernels["triple"] != board.target.core.triple:
+        found = f"an object for {kernels['triple']} ({kernels['mcpu']})"
+        hint = 'build the module with "c -mcpu=..." or for the board\'s own target'
+        raise BoardError("project", f"{library.name} on {board.name}", found, board.target.core.triple, hint)
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -149,6 +161,17 @@ class GeneratedProject:
         return project
 
     @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The library's ``metadata.json``; empty where it has none."""
+        path = self.folder / "library" / "metadata.json"
+        try:
+            found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        except (OSError, ValueError) as error:
+            hint = "make the project again"
+            raise ArchiveError("project", str(path), error, "the library's metadata", hint) from error
+        return dict(found)
+
+    @property
     def program_path(self) -> Path:
         """The linked program."""
         return self.folder / "build" / f"{self.library}.elf"
@@ -172,6 +195,7 @@ class GeneratedProject:
         """
         target = self.board.target
         objects = compile_all(target, self._units(), self.folder / "build" / "objects")
+        objects += sorted((self.folder / "library").rglob("*.o"))
         self.program_path.unlink(missing_ok=True)
         if target.core.is_microcontroller:
             self._arena_memory = self._link_firmware(objects)

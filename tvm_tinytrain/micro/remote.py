@@ -17,6 +17,7 @@ DTYPES = ("float32", "int32", "uint8", "int8", "float16")
 ROLES = ("input", "label", "output", "loss", "param", "const", "state", "grad", "fisher", "plan")
 _TENSOR = struct.Struct("<4B6I3I")
 _REQUEST_S = 20.0
+_WHOLE_ARENA = 0xFFFFFFFF  # TT_WHOLE_ARENA of the runtime
 _STATUS_NAMES = {
     -1: "the arena is NULL",
     -2: "the arena is too small",
@@ -118,17 +119,35 @@ class RemoteLibrary:
     def read(self, name: str) -> NDArray[np.generic]:
         """Return a copy of a tensor."""
         tensor = self.tensor(name)
+        data = self._read_bytes(self._index[name], name, 0, tensor.bytes)
+        return np.frombuffer(bytearray(data), dtype=tensor.dtype).reshape(tensor.shape)
+
+    def read_arena(self, offset: int, count: int) -> bytes:
+        """Return `count` bytes of the arena from `offset` on; TransportError where they are not in it."""
+        return self._read_bytes(_WHOLE_ARENA, "arena", offset, count)
+
+    def write_arena(self, offset: int, data: bytes) -> None:
+        """Write bytes into the arena; TransportError where they do not lie in it."""
+        self._write_bytes(_WHOLE_ARENA, offset, data)
+
+    def _read_bytes(self, index: int, name: str, offset: int, total: int) -> bytes:
         data = bytearray()
-        while len(data) < tensor.bytes:
-            count = min(self.info.capacity, tensor.bytes - len(data))
-            request = struct.pack("<III", self._index[name], len(data), count)
+        while len(data) < total:
+            count = min(self.info.capacity, total - len(data))
+            request = struct.pack("<III", index, offset + len(data), count)
             part = self._link.request(Command.READ, request, _REQUEST_S)
             if len(part) != count:
                 raise TransportError(
                     "transport", f"read {name}", f"{len(part)} bytes", count, "connect again"
                 )
             data += part
-        return np.frombuffer(data, dtype=tensor.dtype).reshape(tensor.shape)
+        return bytes(data)
+
+    def _write_bytes(self, index: int, first: int, data: bytes) -> None:
+        chunk = self.info.capacity - 8
+        for offset in range(0, len(data), chunk):
+            head = struct.pack("<II", index, first + offset)
+            self._link.request(Command.WRITE, head + data[offset : offset + chunk], _REQUEST_S)
 
     def write(self, name: str, array: NDArray[np.generic]) -> None:
         """Write a tensor after checking dtype and shape."""
@@ -141,11 +160,7 @@ class RemoteLibrary:
             raise DTypeError("session", f"tensor {name}", array.dtype, tensor.dtype, hint)
         if array.shape != tensor.shape:
             raise ShapeError("session", f"tensor {name}", array.shape, tensor.shape, "reshape the array")
-        data = np.ascontiguousarray(array).tobytes()
-        chunk = self.info.capacity - 8
-        for offset in range(0, len(data), chunk):
-            head = struct.pack("<II", self._index[name], offset)
-            self._link.request(Command.WRITE, head + data[offset : offset + chunk], _REQUEST_S)
+        self._write_bytes(self._index[name], 0, np.ascontiguousarray(array).tobytes())
 
     def call(self, entry: str, times: int, seconds: float) -> int:
         """Run an entry; return the ticks of the board's clock that it took, 0 without a clock."""

@@ -17,10 +17,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from tvm_tinytrain.adaptation import AdaptResult, adapt
 from tvm_tinytrain.errors import BoardError, TransportError
+from tvm_tinytrain.micro.checkpoint import CheckpointLayout, read_checkpoint, write_checkpoint
 from tvm_tinytrain.micro.project import GeneratedProject, Library, generate_project
 from tvm_tinytrain.micro.protocol import BoardInfo, Link, LinkStatistics, read_info
 from tvm_tinytrain.micro.remote import RemoteLibrary, TensorInfo
 from tvm_tinytrain.micro.runners import Connection, StartOptions
+from tvm_tinytrain.micro.trained_rows import put_checkpoint, read_rows, take_checkpoint
 from tvm_tinytrain.targets.boards import DEFAULT_BOARD, Board, get_board
 
 _LOG = logging.getLogger(__name__)
@@ -220,6 +222,33 @@ class Session:
         """
         return adapt(self, support_images, support_labels, **options)
 
+    def trained_rows(self) -> dict[str, NDArray[np.float32]]:
+        """Return {weight or bias: float32[trained channels, values of a row]} of a task-adaptive library."""
+        return read_rows(self, self._module.metadata)
+
+    def save(self, path: str | Path) -> Path:
+        """Write what a task-adaptive library has trained to a checkpoint file (``.tt``); returns its path.
+
+        Raises CheckpointError where nothing is trained, or the file cannot be written.
+        """
+        return write_checkpoint(path, take_checkpoint(self, self._module.metadata))
+
+    def load(self, path: str | Path) -> None:
+        """Install a checkpoint file's plan and rows.
+
+        Raises CheckpointError, before the board is changed, where it is damaged or another library's.
+        """
+        layout = CheckpointLayout.from_metadata(self._module.metadata)
+        put_checkpoint(self, self._module.metadata, read_checkpoint(path, layout))
+
+    def read_arena(self, offset: int, count: int) -> bytes:
+        """Return bytes of the arena; TransportError where they are not in it."""
+        return self.remote.read_arena(offset, count)
+
+    def write_arena(self, offset: int, data: bytes) -> None:
+        """Write bytes into the arena; TransportError where they do not lie in it."""
+        self.remote.write_arena(offset, data)
+
     def _write_role(self, role: str, value: ArrayLike) -> None:
         tensor = self.remote.only(role)
         array = np.asarray(value)
@@ -280,8 +309,6 @@ class Session:
 
 def _call_seconds(module: Library | GeneratedProject) -> float:
     """Return a time limit for one call, far above what the slowest emulator needs for the library's work."""
-    if isinstance(module, GeneratedProject):
-        return _DEFAULT_CALL_S
     macs = module.metadata.get("macs")
     most = max(macs.values(), default=0) if isinstance(macs, Mapping) else macs
     if not isinstance(most, int | float) or isinstance(most, bool) or most <= 0:

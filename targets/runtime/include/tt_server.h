@@ -10,6 +10,7 @@
 #endif
 
 #define TT_PROTOCOL_VERSION 1u
+#define TT_WHOLE_ARENA 0xffffffffu /* instead of a tensor's number: all of the arena */
 
 /* Payload of the request -> payload of the reply. u32 unless said otherwise; text ends in a zero.
  */

@@ -42,6 +42,20 @@ static uint8_t *tensor_bytes(const tt_server *server, const tt_tensor *tensor) {
   return server->arena + tensor->offset;
 }
 
+/* The tensor that a request names, or the whole arena. */
+static int find_tensor(const tt_server *server, uint32_t index, tt_tensor *tensor) {
+  if (index == TT_WHOLE_ARENA) {
+    memset(tensor, 0, sizeof *tensor);
+    tensor->bytes = server->library->arena_bytes;
+    return 1;
+  }
+  if (index >= server->library->num_tensors) {
+    return 0;
+  }
+  *tensor = server->library->tensors[index];
+  return 1;
+}
+
 static int32_t run_entry(tt_server *server, uint32_t index, uint32_t times) {
   const tt_entry *entry = &server->library->entries[index];
   int32_t status = TT_OK;
@@ -153,32 +167,32 @@ static tt_reply_status list_entries(const tt_server *server, uint32_t first, tt_
 
 static tt_reply_status read_tensor(const tt_server *server, uint32_t index, uint32_t offset,
                                    uint32_t count, tt_reply *reply) {
-  if (index >= server->library->num_tensors) {
+  tt_tensor tensor;
+  if (!find_tensor(server, index, &tensor)) {
     return TT_REPLY_NO_TENSOR;
   }
-  const tt_tensor *tensor = &server->library->tensors[index];
-  if (offset > tensor->bytes || count > tensor->bytes - offset || count > TT_FRAME_PAYLOAD) {
+  if (offset > tensor.bytes || count > tensor.bytes - offset || count > TT_FRAME_PAYLOAD) {
     return TT_REPLY_RANGE;
   }
   const uint8_t *data =
-      tensor->data != NULL ? (const uint8_t *)tensor->data : tensor_bytes(server, tensor);
+      tensor.data != NULL ? (const uint8_t *)tensor.data : tensor_bytes(server, &tensor);
   put_bytes(reply, data + offset, count);
   return TT_REPLY_OK;
 }
 
 static tt_reply_status write_tensor(const tt_server *server, uint32_t index, uint32_t offset,
                                     const uint8_t *bytes, uint32_t count) {
-  if (index >= server->library->num_tensors) {
+  tt_tensor tensor;
+  if (!find_tensor(server, index, &tensor)) {
     return TT_REPLY_NO_TENSOR;
   }
-  const tt_tensor *tensor = &server->library->tensors[index];
-  if (tensor->data != NULL) {
+  if (tensor.data != NULL) {
     return TT_REPLY_READ_ONLY;
   }
-  if (offset > tensor->bytes || count > tensor->bytes - offset) {
+  if (offset > tensor.bytes || count > tensor.bytes - offset) {
     return TT_REPLY_RANGE;
   }
-  memcpy(tensor_bytes(server, tensor) + offset, bytes, count);
+  memcpy(tensor_bytes(server, &tensor) + offset, bytes, count);
   return TT_REPLY_OK;
 }
 

@@ -90,6 +90,12 @@ static void tensors_are_bounded(void) {
   CHECK(request_words(TT_CMD_WRITE, 19, 1, 0, 0) == TT_REPLY_READ_ONLY);
   CHECK(request(TT_CMD_WRITE, 20, "1234567", 7) == TT_REPLY_BAD_LENGTH);
   CHECK(request_words(TT_CMD_READ, 21, 0, 8, 4) == TT_REPLY_OK && reply[4] == 4);
+  uint32_t first = tensors[0].offset;
+  CHECK(request_words(TT_CMD_READ, 22, TT_WHOLE_ARENA, first + 8, 4) == TT_REPLY_OK &&
+        reply[4] == 4);
+  CHECK(request_words(TT_CMD_READ, 23, TT_WHOLE_ARENA, 13, 4) == TT_REPLY_RANGE);
+  CHECK(request_words(TT_CMD_WRITE, 24, TT_WHOLE_ARENA, first + 8, 0x05060708) == TT_REPLY_OK);
+  CHECK(request_words(TT_CMD_READ, 25, 0, 8, 4) == TT_REPLY_OK && reply[4] == 8);
 }
 
 static void a_repeated_call_runs_once(void) {
@@ -131,11 +137,11 @@ int main(void) {
   CHECK(request(TT_CMD_ECHO, 9, "echo", 4) == TT_REPLY_OK && memcmp(reply + 4, "echo", 4) == 0);
   CHECK(request_words(TT_CMD_SYNC, 10, 77, 0, 0) == TT_REPLY_OK && tt_get_u32(reply + 4) == 77);
   tensors_are_bounded();
-  CHECK(request(99, 22, "", 0) == TT_REPLY_BAD_COMMAND);
-  CHECK(request(TT_CMD_INFO, 23, "", 0) == TT_REPLY_OK && tt_get_u32(reply + 12) == 16);
-  CHECK(request_words(TT_CMD_TENSORS, 24, 1, 0, 0) == TT_REPLY_OK && tt_get_u32(reply + 4) == 1);
-  CHECK(request_words(TT_CMD_ENTRIES, 25, 9, 0, 0) == TT_REPLY_OK && tt_get_u32(reply + 4) == 0);
-  CHECK(request(TT_CMD_MEMORY, 26, "", 0) == TT_REPLY_OK && tt_get_u32(reply + 12) == 12);
+  CHECK(request(99, 26, "", 0) == TT_REPLY_BAD_COMMAND);
+  CHECK(request(TT_CMD_INFO, 27, "", 0) == TT_REPLY_OK && tt_get_u32(reply + 12) == 16);
+  CHECK(request_words(TT_CMD_TENSORS, 28, 1, 0, 0) == TT_REPLY_OK && tt_get_u32(reply + 4) == 1);
+  CHECK(request_words(TT_CMD_ENTRIES, 28, 9, 0, 0) == TT_REPLY_OK && tt_get_u32(reply + 4) == 0);
+  CHECK(request(TT_CMD_MEMORY, 29, "", 0) == TT_REPLY_OK && tt_get_u32(reply + 12) == 12);
   a_repeated_call_runs_once();
   CHECK(request(TT_CMD_RESET, 40, "", 0) == TT_REPLY_OK);
   CHECK(request_words(TT_CMD_READ, 41, 0, 8, 4) == TT_REPLY_OK && reply[4] == 7);
