@@ -168,10 +168,7 @@ def run_adaptive(
 
 def cache_slots(module: tt.TrainModule, plan: np.ndarray) -> int:
     """Samples whose frozen prefix fits behind the trained rows."""
-    depth, end = int(plan[0]), int(plan[-1])
-    sizes = module.metadata["adaptive"]["cache"]["slot_bytes"]
-    room = module.metadata["memory"]["arena_bytes"] - end
-    return max(0, room // sizes[depth]) if depth < len(sizes) and sizes[depth] else 0
+    return int(plan[module.metadata["adaptive"]["plan_words"]["cache_slots"]])
 
 
 def full_train_step(

@@ -8,8 +8,8 @@ saved inputs of unselected layers in between; the benchmark states that loss.) T
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from tvm_tinytrain.passes.plan_memory import ALIGN, ArenaPlan, plan_arena
 from tvm_tinytrain.passes.program import Entry, KernelCall, Program
@@ -21,13 +21,19 @@ ALWAYS = -1
 @dataclass(frozen=True)
 class Guard:
     """When a call runs. ``rows``: position of the candidate whose trained rows it works on, or None. ``needed``: bit mask of the
-    candidates whose gradients depend on it, or ALWAYS."""
+    candidates whose gradients depend on it, or ALWAYS. ``only_at``, ``not_at``: position of the candidate that must be, or must not be,
+    the earliest trained one: of two calls that make the same adjoint one makes all of it, the other the trained channels only."""
 
     rows: int | None
     needed: int
+    only_at: int | None = None
+    not_at: int | None = None
 
     def runs(self, selected: int) -> bool:
         """Whether the call runs when the candidates of the bit mask ``selected`` are trained."""
+        earliest = (selected & -selected).bit_length() - 1
+        if self.only_at not in (None, earliest) or self.not_at == earliest != -1:
+            return False
         own = self.rows is None or bool(selected >> self.rows & 1)
         return own and (self.needed == ALWAYS or bool(self.needed & selected))
 
@@ -58,6 +64,11 @@ class AdaptivePlan:
         """Bytes in front of the trained rows, by depth."""
         return tuple(plan.arena_bytes for plan in self.depths)
 
+    def ever_runs(self, guard: Guard) -> bool:
+        """Whether a call runs for any selection; of those that begin with a candidate, all later ones ask for the most calls."""
+        count = len(self.candidates)
+        return any(guard.runs(((1 << count) - 1) >> depth << depth) for depth in range(count + 1))
+
     def channel_bytes(self, candidate: int) -> int:
         """Bytes that one more trained channel of a candidate takes."""
         return sum(r.row_bytes for r in self.rows if r.candidate == candidate)
@@ -70,14 +81,16 @@ def plan_adaptive(
     rows_of: Mapping[str, int],
     capacity: int | None,
     select_scratch: int = 0,
+    listed: Collection[str] = (),
 ) -> AdaptivePlan:
-    """Analyses a program whose row tensors are ``rows_of`` = {storage: layer id}; ``select_scratch`` is bytes for the selection.
+    """Analyses a program whose row tensors are ``rows_of`` = {storage: layer id}; ``select_scratch`` is bytes for the selection,
+    ``listed`` names the kernels that make an adjoint for a candidate's trained channels only (`narrow_input_grads`).
 
     Raises BudgetError where not even the plan of the empty selection fits into ``capacity``.
     """
     position = {layer: i for i, layer in enumerate(candidates)}
     owner = {name: position[layer] for name, layer in rows_of.items()}
-    guards = {e.name: call_guards(e, owner) for e in program.entries}
+    guards = {e.name: call_guards(e, owner, listed) for e in program.entries}
     rows = tuple(
         RowTensor(s.name, owner[s.name], s.bytes // s.shape[0]) for s in program.storages if s.name in owner
     )
@@ -109,7 +122,7 @@ def plan_adaptive(
     return AdaptivePlan(tuple(candidates), guards, tuple(depths), rows)
 
 
-def call_guards(entry: Entry, owner: Mapping[str, int]) -> tuple[Guard, ...]:
+def call_guards(entry: Entry, owner: Mapping[str, int], listed: Collection[str] = ()) -> tuple[Guard, ...]:
     """Guards of an entry's calls, found by walking it backwards from its result and from the gradients' accumulators."""
     needed: dict[str, int] = {entry.result: ALWAYS} if entry.result is not None else {}
     guards: list[Guard] = []
@@ -128,7 +141,19 @@ def call_guards(entry: Entry, owner: Mapping[str, int]) -> tuple[Guard, ...]:
         guards.append(Guard(rows, mask))
         for name in activations:
             needed[name] = _join(needed.get(name, 0), mask)
-    return tuple(reversed(guards))
+    return _one_of_two(entry, guards[::-1], listed)
+
+
+def _one_of_two(entry: Entry, guards: list[Guard], listed: Collection[str]) -> tuple[Guard, ...]:
+    """Where the earliest trained layer is in front of a call of ``listed``, it runs in place of the call before it."""
+    for index, call in enumerate(entry.calls):
+        if call.kernel not in listed:
+            continue
+        layer = guards[index].rows
+        whole = next(i for i in reversed(range(index)) if set(entry.calls[i].outputs) & set(call.outputs))
+        guards[index] = replace(guards[index], only_at=layer)
+        guards[whole] = replace(guards[whole], not_at=layer)
+    return tuple(guards)
 
 
 def _join(a: int, b: int) -> int:

@@ -8,6 +8,7 @@ from tvm import tirx
 from tvm_tinytrain.passes.kernels.builder import kernel_kind, kernel_spec
 from tvm_tinytrain.passes.kernels.conv2d_grad import conv2d_weight_grad
 from tvm_tinytrain.passes.kernels.conv_spec import Conv2DSpec
+from tvm_tinytrain.passes.kernels.listed import LISTED
 from tvm_tinytrain.passes.kernels.sinks import sink_from_spec
 
 RUNTIME_ROWS = "tt.runtime_rows"
@@ -16,6 +17,7 @@ _OVER_ROWS = (
     "linear_rows",
     "conv2d_input_grad_rows",
     "linear_input_grad_rows",
+    LISTED,
     "conv2d_weight_grad",
     "linear_weight_grad",
     "bias_grad",
@@ -44,7 +46,7 @@ class MakeRuntimeRows:
 def _has_rows(func: tirx.PrimFunc) -> bool:
     """Whether the kernel runs over trained rows: by its kind, or because its weight holds rows only."""
     kind, spec = kernel_kind(func), kernel_spec(func)
-    return str(kind).endswith("_rows") or kind == "apply_update" or spec.get("channels") is not None
+    return str(kind).endswith("_rows") or kind in ("apply_update", LISTED) or spec.get("channels") is not None
 
 
 def _plain(func: tirx.PrimFunc) -> tirx.PrimFunc:

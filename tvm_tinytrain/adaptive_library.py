@@ -18,6 +18,7 @@ from tvm_tinytrain.emit.c_adaptive import (
     REQUEST_TENSOR,
     SLOT_TENSOR,
     AdaptiveLibrary,
+    plan_word_count,
 )
 from tvm_tinytrain.emit.c_kernel import CKernel
 from tvm_tinytrain.errors import BudgetError, PlanError
@@ -25,6 +26,7 @@ from tvm_tinytrain.passes.adaptive import ALWAYS, AdaptivePlan, plan_adaptive
 from tvm_tinytrain.passes.fuse_update import kept_tensor_names
 from tvm_tinytrain.passes.kernels.builder import kernel_kind, kernel_spec
 from tvm_tinytrain.passes.kernels.conv_spec import Conv2DSpec
+from tvm_tinytrain.passes.kernels.listed import LISTED
 from tvm_tinytrain.passes.plan_memory import ArenaPlan
 from tvm_tinytrain.passes.program import Program, Storage
 from tvm_tinytrain.passes.rewriting import bindings, callee
@@ -82,7 +84,7 @@ def make_adaptive(
     scratch = select_scratch_bytes(len(candidates), total)
     tensors = sum(1 for _ in rows)
     own = (
-        Storage(PLAN_TENSOR, (4 + len(candidates) + tensors,), "int32", "plan"),
+        Storage(PLAN_TENSOR, (plan_word_count(len(candidates), tensors),), "int32", "plan"),
         Storage(REQUEST_TENSOR, ((total + 7) // 8,), "uint8", "plan"),
         Storage(OPTIONS_TENSOR, (OPTION_WORDS,), "int32", "plan"),
         Storage(SLOT_TENSOR, (1,), "int32", "plan"),
@@ -91,12 +93,13 @@ def make_adaptive(
     workspaces = {k: c.workspace_bytes for k, c in kernels.items()}
     owners = {name: layer for name, (layer, _) in rows.items()}
     capacity = config.budget.memory_bytes
-    planned = plan_adaptive(program, workspaces, candidates, owners, capacity, scratch)
+    listed = frozenset(gv.name_hint for gv, f in lowered.functions.items() if kernel_kind(f) == LISTED)
+    planned = plan_adaptive(program, workspaces, candidates, owners, capacity, scratch, listed)
     full_macs = full_backward_macs(lowered, layers)
     links, row_macs = _costs(lowered, program, planned)
     described = tuple((i, by_id[i].channels, by_id[i].weights, by_id[i].macs) for i in candidates)
     sources = {name: source for name, (_, source) in rows.items()}
-    library = AdaptiveLibrary(planned, sources, described, links, row_macs, full_macs)
+    library = AdaptiveLibrary(planned, sources, described, links, row_macs, full_macs, update.cache_format)
     largest = planned.activation_bytes[0] + sum(
         planned.channel_bytes(i) * c for i, (_, c, _, _) in enumerate(described)
     )
@@ -166,7 +169,10 @@ def select_scratch_bytes(candidates: int, channels: int) -> int:
 def _costs(
     lowered: tvm.IRModule, program: Program, planned: AdaptivePlan
 ) -> tuple[tuple[tuple[int, int], ...], tuple[int, ...]]:
-    """Multiply-accumulates of the backward pass: (mask, MACs) of calls without rows, and per channel of each candidate."""
+    """Multiply-accumulates of the backward pass: (mask, MACs) of calls without rows, and per channel of each candidate.
+
+    A call for listed channels counts as the whole call that it replaces: the budget is kept, and the table stays a sum.
+    """
     links = []
     per_channel = [0] * len(planned.candidates)
     entry = next(e for e in program.entries if e.name == "accumulate")
@@ -176,7 +182,7 @@ def _costs(
     for call, guard in zip(entry.calls, planned.guards["accumulate"], strict=True):
         func = lowered[call.kernel]
         macs = int(kernel_spec(func).get("macs", 0)) if "tt.spec" in func.attrs else 0
-        if not macs or guard.needed == ALWAYS:
+        if not macs or guard.needed == ALWAYS or guard.only_at is not None:
             continue
         if guard.rows is None:
             links.append((guard.needed, macs))
@@ -196,5 +202,6 @@ def _options(update: TaskAdaptive, config: TrainConfig, full_macs: int, memory: 
     words = [
         memory, macs & NO_LIMIT, macs >> 32, CRITERIA.index(update.criterion), ratio.numerator << 16 | ratio.denominator,
         {"skip": 0, "stop": 1}[update.overflow], update.seed & NO_LIMIT, update.seed >> 32 & NO_LIMIT,
+        update.cached_samples,
     ]  # fmt: skip
     return np.array(words, np.uint32).view(np.int32)

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from tvm_tinytrain.errors import BudgetError, PlanError
 from tvm_tinytrain.plan import UpdatePlan
 
+CACHE_FORMATS = ("float32", "float16", "int8")
+"""How a task-adaptive library may keep the frozen prefix's results; the position is the device's number (``tt_rows.h``)."""
+
 
 @dataclass(frozen=True)
 class CrossEntropy:

@@ -24,6 +24,7 @@ from tvm_tinytrain.passes.lower_graph import RemoveDeadCode, lower_graph
 from tvm_tinytrain.passes.lower_kernels import LowerKernels
 from tvm_tinytrain.passes.lower_layers import LowerLayers
 from tvm_tinytrain.passes.make_runtime_rows import MakeRuntimeRows
+from tvm_tinytrain.passes.narrow_input_grads import NarrowInputGrads
 from tvm_tinytrain.passes.normalise_input import NormaliseInput
 from tvm_tinytrain.passes.order_gradients import OrderGradients
 from tvm_tinytrain.passes.prune_backward import PruneBackward, check_plan, full_update
@@ -164,6 +165,7 @@ def compile_adaptive(
             FuseUpdate(config.optimizer, accumulate=True),
             *keep_less(config.memory),
             *lower_graph(),
+            NarrowInputGrads(),
             MakeRuntimeRows(),
             ScheduleKernels(target, RULES),
             LowerKernels(target),

@@ -76,11 +76,18 @@ def test_an_installed_plan_trains_as_a_fixed_library_does(
         )
 
 
+@pytest.mark.parametrize("wanted", [0, 4])
 @pytest.mark.parametrize("channels", CHOICES)
-def test_the_cached_prefix_changes_nothing(module: tt.TrainModule, channels: dict[int, list[int]]) -> None:
+def test_the_cached_prefix_changes_nothing(
+    module: tt.TrainModule, channels: dict[int, list[int]], wanted: int
+) -> None:
+    words = module.metadata["adaptive"]["plan_words"]
     with InProcess(module) as plain, InProcess(module) as cached:
+        cached.view("options")[-1] = wanted
         for library in (plain, cached):
             install(library, module, channels)
+        assert cached.read("plan")[words["cache_point"]] == (wanted > 0)
+        assert cached.read("plan")[words["cache_slots"]] >= 4
         for iteration in range(3):
             for slot, (image, label) in enumerate(samples(4)):
                 loss = plain.step(image, label, "accumulate")
@@ -119,8 +126,32 @@ def test_the_device_selects_as_the_host(module: tt.TrainModule, criterion: str, 
     assert {layer: k for layer, k in counts.items() if k} == {
         u.layer: len(u.outputs) for u in expected.plan.layers
     }
-    assert plan[-1] <= made.metadata["memory"]["arena_bytes"]
+    assert plan[made.metadata["adaptive"]["plan_words"]["end"]] <= made.metadata["memory"]["arena_bytes"]
     assert expected.macs <= 0.6 * made.metadata["adaptive"]["full_macs"]
+
+
+def test_an_empty_plan_is_the_frozen_network(module: tt.TrainModule) -> None:
+    image, label = samples(1)[0]
+    with InProcess(module) as library:
+        install(library, module, {})
+        words = module.metadata["adaptive"]["plan_words"]
+        assert library.read("plan")[words["depth"]] == 4
+        assert library.read("plan")[words["cache_slots"]] == 0
+        expected = network()(torch.from_numpy(image)).detach().numpy()
+        np.testing.assert_allclose(library.predict(image), expected, rtol=1e-5, atol=1e-6)
+        with pytest.raises(TransportError, match="-10"):
+            library.step(image, label, "accumulate")
+
+
+def test_a_selection_that_nothing_fits_is_empty_and_no_error(module: tt.TrainModule) -> None:
+    frozen = module.metadata["adaptive"]["activation_bytes"][-1]
+    made = build(update=tt.TaskAdaptive(candidates=4), budget=tt.Budget(memory=frozen + 8))
+    with InProcess(made) as library:
+        measured(library)
+        library.call("select")
+        assert not library.read("request").any()
+        assert library.read("plan")[0] == 4
+        library.predict(samples(1)[0][0])
 
 
 def test_calls_out_of_order_are_refused(module: tt.TrainModule) -> None:

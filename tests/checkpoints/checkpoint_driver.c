@@ -70,6 +70,9 @@ static void read_table(void) {
   }
   table.channels = channels;
   table.activation_bytes = (uint32_t *)(void *)received((table.num_candidates + 1) * 4u);
+  uint32_t *const slot_bytes = exactly(2 * table.num_candidates * sizeof *slot_bytes);
+  memset(slot_bytes, 0, 2 * table.num_candidates * sizeof *slot_bytes);
+  table.slot_bytes = slot_bytes;
   tt_row_tensor *const tensors = exactly(table.num_tensors * sizeof *tensors);
   for (uint32_t t = 0; t < table.num_tensors; t++) {
     tensors[t].candidate = (uint16_t)word();

@@ -13,12 +13,13 @@ from tvm_tinytrain.emit.kernel_set import Argument, KernelSet, emit_kernel_set
 from tvm_tinytrain.micro.in_process import InProcess
 from tvm_tinytrain.passes.kernels import rows
 from tvm_tinytrain.passes.kernels.bias_grad import bias_grad
-from tvm_tinytrain.passes.kernels.builder import kernel_spec
+from tvm_tinytrain.passes.kernels.builder import kernel_kind, kernel_spec
 from tvm_tinytrain.passes.kernels.conv2d import conv2d
 from tvm_tinytrain.passes.kernels.conv2d_grad import conv2d_input_grad, conv2d_weight_grad
 from tvm_tinytrain.passes.kernels.conv_spec import Conv2DSpec
 from tvm_tinytrain.passes.kernels.elementwise import clip_grad
 from tvm_tinytrain.passes.kernels.linear import LinearSpec, linear, linear_input_grad, linear_weight_grad
+from tvm_tinytrain.passes.kernels.listed import LISTED, conv2d_input_grad_listed, has_listed_form
 from tvm_tinytrain.passes.kernels.masks import clip_grad_mask, pack_mask
 from tvm_tinytrain.passes.kernels.matmul import MatmulSpec, matmul
 from tvm_tinytrain.passes.kernels.sinks import Accumulate, SGDUpdate, Write
@@ -108,6 +109,8 @@ def _of_convolution(name: str, spec: Conv2DSpec) -> Kernels:
     }
     if spec.groups == 1 or spec.depthwise:
         made[f"{name}_dx_rows"] = rows.conv2d_input_grad_rows(spec, few)
+        if has_listed_form(spec) and spec.in_channels > 1:
+            made[f"{name}_dx_listed"] = conv2d_input_grad_listed(spec, max(1, spec.in_channels // 2))
     return made
 
 
@@ -127,8 +130,11 @@ def values(args: Sequence[Argument], kernel: tirx.PrimFunc, seed: int = 0) -> di
     """Random arguments by tensor; lists of channels ascend and have gaps."""
     rng = np.random.default_rng(seed)
     spec = kernel_spec(kernel)
+    listed = kernel_kind(kernel) == LISTED
     limits = {
-        "channels": spec.get("out_channels") or spec.get("out_features") or spec.get("size", 0),
+        "channels": spec.get("in_channels" if listed else "out_channels")
+        or spec.get("out_features")
+        or spec.get("size", 0),
         "inputs": spec.get("in_features") or spec.get("in_channels", 0) // spec.get("groups", 1),
     }
     found = {}

@@ -63,6 +63,8 @@ def test_rows_at_run_time(count: int) -> None:
         "pointwise_primes_dx_rows",
         "depthwise_odd_rows",
         "depthwise_half_dx_rows",
+        "pointwise_primes_dx_listed",
+        "depthwise_half_dx_listed",
         "db_some",
     ]
     chosen = {n: kernels()[n] for n in names}

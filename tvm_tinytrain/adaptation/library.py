@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tvm_tinytrain.errors import BudgetError, PlanError, ShapeError, TransportError
+from tvm_tinytrain.errors import BudgetError, PlanError, ShapeError
 from tvm_tinytrain.plan import LayerUpdate, UpdatePlan
 from tvm_tinytrain.selection import FisherMap
 
@@ -133,14 +133,11 @@ class Caller:
         return FisherMap({i: self.library.read(f"{_DELTA}{i}") for i in self.candidates})
 
     def select(self) -> UpdatePlan:
-        """Let the library select and install; BudgetError where no channel fits its budgets."""
-        try:
-            self.library.call("select")
-        except TransportError as error:
-            if self.library.read(REQUEST).any():
-                raise
+        """Let the library select and install; BudgetError where no channel fits its budgets: nothing is installed then."""
+        self.library.call("select")
+        if not self.library.read(REQUEST).any():
             hint = "give the library more memory or compute"
-            raise BudgetError(_STAGE, "selection", "no channel fits", "at least one", hint) from error
+            raise BudgetError(_STAGE, "selection", "no channel fits", "at least one", hint)
         return self.installed()
 
     def install(self, plan: UpdatePlan) -> UpdatePlan:

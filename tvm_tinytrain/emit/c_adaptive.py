@@ -6,26 +6,30 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from tvm_tinytrain.emit.c_cache import cache_macros, cache_tables
+from tvm_tinytrain.config import CACHE_FORMATS
+from tvm_tinytrain.emit.c_cache import Points, cache_macros, cache_tables, kept_bytes
 from tvm_tinytrain.emit.c_kernel import CKernel
-from tvm_tinytrain.emit.c_selection import OPTIONS_TENSOR, PLAN_TENSOR, REQUEST_TENSOR, selection_entries
+from tvm_tinytrain.emit.c_selection import (
+    OPTION_WORDS,
+    OPTIONS_TENSOR,
+    PLAN_TENSOR,
+    REQUEST_TENSOR,
+    selection_entries,
+)
 from tvm_tinytrain.errors import PlanError
 from tvm_tinytrain.passes.adaptive import ALWAYS, AdaptivePlan, Guard
-from tvm_tinytrain.passes.frozen_prefix import CachePoint, cache_points
+from tvm_tinytrain.passes.frozen_prefix import cache_points
 from tvm_tinytrain.passes.plan_memory import ArenaPlan
 from tvm_tinytrain.passes.program import Entry, KernelCall, Program
 from tvm_tinytrain.targets.runtime_files import runtime_folder
 
 __all__ = [
     "OPTIONS_TENSOR",
+    "OPTION_WORDS",
     "PLAN_TENSOR",
     "REQUEST_TENSOR",
 ]  # tensors of the library's own plan, named here too
 SLOT_TENSOR = "slot"
-OPTION_WORDS = 8
-"""memory bytes, MACs (low, high word), criterion, ratio (numerator << 16 | denominator), overflow, seed (low, high word)."""
 CACHED = ("predict", "accumulate")
 """Entries that can reuse the frozen prefix."""
 EXTRA_ENTRIES = (
@@ -49,6 +53,7 @@ class AdaptiveLibrary:
     links: tuple[tuple[int, int], ...]
     row_macs: tuple[int, ...]
     full_macs: int
+    cache_format: str = "float32"
 
     @property
     def total_channels(self) -> int:
@@ -67,8 +72,8 @@ class AdaptiveLibrary:
         plan = self.plan.depths[depth]
         return plan if entry in plan.plans else None
 
-    def slot_bytes(self, program: Program) -> list[int]:
-        """Bytes that the cache of the frozen prefix takes per sample, by depth. Both entries keep the same tensors.
+    def slot_bytes(self, program: Program) -> list[list[int]]:
+        """Bytes that the cache of the frozen prefix takes per sample, by depth and point. Both entries keep the same tensors.
 
         Raises PlanError where they do not, which would be a fault of the compiler.
         """
@@ -76,10 +81,19 @@ class AdaptiveLibrary:
         for name in CACHED:
             entry = next(e for e in program.entries if e.name == name)
             points = cache_points(program, entry, self.plan.guards[name], len(self.layers))
-            sizes.append([[program.storage(n).bytes for n in point.live] for point in points])
+            storages = [[[program.storage(n) for n in point.live] for point in pair] for pair in points]
+            sizes.append(
+                [[[kept_bytes(s, self.cache_format) for s in live] for live in pair] for pair in storages]
+            )
         if sizes[0] != sizes[1]:
             raise PlanError("task-adaptive", "frozen prefix", sizes[0], sizes[1], "report this network")
-        return [sum(live) for live in sizes[0]]
+        return [[sum(live) for live in pair] for pair in sizes[0]]
+
+    def plan_words(self) -> dict[str, int]:
+        """Where what stands in the tensor ``plan`` (``tt_rows.h``)."""
+        end = 3 + len(self.layers) + len(self.plan.rows)
+        return {"depth": 0, "selected": 1, "rows": 3, "offsets": 3 + len(self.layers), "end": end,
+                "cache_point": end + 1, "cache_slots": end + 2}  # fmt: skip
 
     def metadata(self, program: Program) -> dict[str, Any]:
         """The block ``adaptive`` of the library's metadata."""
@@ -94,9 +108,14 @@ class AdaptiveLibrary:
             "full_macs": self.full_macs,
             "rows": [{"name": r.name, "candidate": r.candidate, "row_bytes": r.row_bytes,
                  "kind": row_kind(self.sources[r.name])} for r in self.plan.rows],
-            "cache": {"slot_bytes": self.slot_bytes(program)},
-            "plan_words": {"depth": 0, "selected": 1, "rows": 3, "offsets": 3 + len(self.layers)},
+            "cache": {"slot_bytes": self.slot_bytes(program), "format": self.cache_format},
+            "plan_words": self.plan_words(),
         }  # fmt: skip
+
+
+def plan_word_count(candidates: int, tensors: int) -> int:
+    """Words of the tensor ``plan`` (``tt_rows.h``)."""
+    return 3 + candidates + tensors + 3
 
 
 def row_kind(source: str) -> str:
@@ -127,7 +146,11 @@ def workspace_names(adaptive: AdaptiveLibrary, program: Program, entry: Entry, d
 
 def guard_text(guard: Guard) -> str | None:
     """The C condition of a call, None for one that always runs."""
+    if guard.only_at is not None:  # then its rows and its need are certain
+        return f"plan[TT_PLAN_DEPTH] == {guard.only_at}"
     parts = []
+    if guard.not_at is not None:
+        parts.append(f"plan[TT_PLAN_DEPTH] != {guard.not_at}")
     if guard.rows is not None:
         parts.append(f"rows[{guard.rows}] != 0")
     if guard.needed != ALWAYS and (guard.rows is None or guard.needed != 1 << guard.rows):
@@ -149,13 +172,15 @@ def entry_body(
     index = {n: i for i, n in enumerate([*tensors, *columns])}
     lines: list[str] = []
     points = points_of(adaptive, program, entry)
-    cuts = {point.cut for point in points}
+    cuts = {point.cut for pair in points for point in pair}
     for i, (call, guard) in enumerate(zip(entry.calls, adaptive.plan.guards[entry.name], strict=True)):
         if i in cuts:
             lines += [
                 f"  if (mode == TT_STORE && cut == {i} && tt_cache_move(CACHE_ARGUMENTS, 0) != TT_OK)",
                 "    return TT_ERR_RANGE;",
             ]
+        if not adaptive.plan.ever_runs(guard):
+            continue
         args = [_argument(adaptive, program, entry, name, index, constant) for name in call.args]
         kernel = kernels[call.kernel]
         if kernel.runtime_rows:
@@ -167,7 +192,7 @@ def entry_body(
     return lines, _offset_table(adaptive, program, entry, tensors, columns)
 
 
-def points_of(adaptive: AdaptiveLibrary, program: Program, entry: Entry) -> tuple[CachePoint, ...]:
+def points_of(adaptive: AdaptiveLibrary, program: Program, entry: Entry) -> Points:
     """The entry's cache points by depth, none for entries that run once per sample anyway."""
     if entry.name not in CACHED:
         return ()
@@ -283,7 +308,8 @@ def adaptive_entry(
     if not points:
         return "\n".join([table, *lines, *checks, text, "  return TT_OK;", "}", ""])
     begin = [
-        f"  const uint32_t cut = mode == TT_PLAIN ? 0 : {entry.name}_cut[plan[TT_PLAN_DEPTH]];",
+        "  const uint32_t point = 2 * plan[TT_PLAN_DEPTH] + plan[TT_PLAN_POINT(&rows_table)];",
+        f"  const uint32_t cut = mode == TT_PLAIN ? 0 : {entry.name}_cut[point];",
         "  const uint32_t first = mode == TT_CACHED ? cut : 0;",
         f"  if (mode != TT_PLAIN && plan[TT_PLAN_DEPTH] == {none}) /* nothing is selected */",
         "    return TT_ERR_STATE;",
@@ -301,16 +327,17 @@ def adaptive_entry(
 
 
 def adaptive_extras(
-    adaptive: AdaptiveLibrary, prefix: str, arena: ArenaPlan, values: Mapping[str, np.ndarray]
+    adaptive: AdaptiveLibrary, program: Program, prefix: str, arena: ArenaPlan
 ) -> tuple[str, str]:
     """(what stands before the entries: tables; what stands behind them: fisher_begin, select, install, release)."""
-    return _tables(adaptive, prefix, arena), selection_entries(adaptive, prefix, arena)
+    return _tables(adaptive, program, prefix, arena), selection_entries(adaptive, prefix, arena)
 
 
-def _tables(adaptive: AdaptiveLibrary, prefix: str, arena: ArenaPlan) -> str:
+def _tables(adaptive: AdaptiveLibrary, program: Program, prefix: str, arena: ArenaPlan) -> str:
     count = len(adaptive.layers)
     channels = ", ".join(str(c) for _, c, _, _ in adaptive.layers)
     activation = ", ".join(str(b) for b in adaptive.plan.activation_bytes)
+    slots = ", ".join(str(b) for pair in adaptive.slot_bytes(program) for b in pair)
     rows = []
     for row in adaptive.plan.rows:
         source = adaptive.sources[row.name]
@@ -335,11 +362,13 @@ def _tables(adaptive: AdaptiveLibrary, prefix: str, arena: ArenaPlan) -> str:
             f"static const uint16_t candidate_channels[{count}] = {{{channels}}};",
             "/* Where the trained rows begin, by the earliest selected candidate. */",
             f"static const uint32_t activation_bytes[{count + 1}] = {{{activation}}};",
+            "/* Bytes of a sample in the cache, by the earliest selected candidate: of its input; of its frozen result too. */",
+            f"static const uint32_t slot_bytes[{2 * count}] = {{{slots}}};",
             f"static const tt_row_tensor row_tensors[{len(rows)}] = {{",
             *rows,
             "};",
             f"static const tt_rows_table rows_table = {{{count}, {len(rows)}, {prefix.upper()}_ARENA_BYTES, "
-            "candidate_channels, activation_bytes, row_tensors};",
+            f"candidate_channels, activation_bytes, row_tensors, slot_bytes, {CACHE_FORMATS.index(adaptive.cache_format)}}};",
             "/* layer, channels, weights, forward MACs, bytes and MACs of one trained channel */",
             f"static const tt_candidate candidates[{count}] = {{",
             *candidates,

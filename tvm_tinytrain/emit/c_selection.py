@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 PLAN_TENSOR = "plan"
 REQUEST_TENSOR = "request"
 OPTIONS_TENSOR = "options"
+OPTION_WORDS = 9
+"""Memory bytes, MACs (low, high word), criterion, ratio (numerator << 16 | denominator), overflow, seed (low, high word), samples that
+the cache should have room for."""
 
 
 def selection_entries(adaptive: AdaptiveLibrary, prefix: str, arena: ArenaPlan) -> str:
@@ -34,9 +37,16 @@ int {prefix}_fisher_begin(void *arena) {{
   return TT_OK;
 }}
 
+/* What the cache keeps depends on the samples that it should have room for: the last word of the options. */
+static int settled(unsigned char *base, int status) {{
+  if (status == TT_OK)
+    tt_cache_choose(&rows_table, TT_PLAN(base), ((const uint32_t *)(const void *)(base + {options}))[{OPTION_WORDS - 1}]);
+  return status;
+}}
+
 int {prefix}_install(void *arena) {{
   unsigned char *const base = (unsigned char *)arena;
-  return tt_rows_install(&rows_table, TT_PLAN(base), base + {request}, base);
+  return settled(base, tt_rows_install(&rows_table, TT_PLAN(base), base + {request}, base));
 }}
 
 int {prefix}_release(void *arena) {{
@@ -58,7 +68,7 @@ int {prefix}_save(const void *arena, void *buffer, size_t capacity) {{
 
 int {prefix}_load(void *arena, const void *bytes, size_t count) {{
   unsigned char *const base = (unsigned char *)arena;
-  return tt_checkpoint_load(&rows_table, {prefix}_library.digest, bytes, count, TT_PLAN(base), base);
+  return settled(base, tt_checkpoint_load(&rows_table, {prefix}_library.digest, bytes, count, TT_PLAN(base), base));
 }}
 
 int {prefix}_select(void *arena) {{

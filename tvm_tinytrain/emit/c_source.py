@@ -258,7 +258,7 @@ def _entries(library: Library) -> str:
         parts.append(_init(library))
         parts += [_entry(library, entry) for entry in library.program.entries]
     else:
-        before, after = adaptive_extras(library.adaptive, p, library.arena, library.values)
+        before, after = adaptive_extras(library.adaptive, library.program, p, library.arena)
         parts += [
             before,
             _init(library),

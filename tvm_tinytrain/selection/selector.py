@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from math import fsum
 
+from tvm_tinytrain.config import CACHE_FORMATS
 from tvm_tinytrain.errors import PlanError
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.selection.accounting import Accounting, ExactAccounting
@@ -27,6 +28,8 @@ class TaskAdaptive:
     "random", or "exact". channel_ratio, overflow: see `Greedy`; "exact" needs neither. candidates: how many
     of the last layers may be trained, or their ids. seed: of the criterion "random" and of resampling.
     resample_every: iterations after which the channels are drawn anew (`resample`); 0 keeps them.
+    cached_samples: a library's cache of the frozen prefix keeps more of each sample where it then has room for
+    so many. cache_format: how it keeps them: "float32", "float16" or "int8".
     """
 
     criterion: str = "tinytrain"
@@ -35,6 +38,8 @@ class TaskAdaptive:
     candidates: int | tuple[int, ...] = PAPER_CANDIDATES
     seed: int = 0
     resample_every: int = 0
+    cached_samples: int = 25
+    cache_format: str = "float32"
     greedy: Greedy = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -44,6 +49,14 @@ class TaskAdaptive:
         if self.resample_every < 0:
             hint = "0 keeps the channels"
             raise PlanError("selection", "resample_every", self.resample_every, "0 or more iterations", hint)
+        if self.cache_format not in CACHE_FORMATS:
+            allowed = ", ".join(CACHE_FORMATS)
+            raise PlanError(
+                "selection", "cache_format", repr(self.cache_format), allowed, "choose one of these"
+            )
+        if not 0 <= self.cached_samples < 1 << 32:
+            hint = "0 keeps the least of each sample"
+            raise PlanError("selection", "cached_samples", self.cached_samples, "0 to 2^32 - 1", hint)
         criterion = "tinytrain" if self.criterion == "exact" else self.criterion
         greedy = Greedy(criterion, self.channel_ratio, self.overflow)
         object.__setattr__(self, "greedy", greedy)

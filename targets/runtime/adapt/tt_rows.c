@@ -2,18 +2,31 @@
 
 #include <string.h>
 
-static int is_set(const uint8_t *bitmap, uint32_t bit) { return bitmap[bit >> 3] >> (bit & 7) & 1; }
+static uint32_t ones(uint32_t word) {
+  word -= word >> 1 & 0x55555555u;
+  word = (word & 0x33333333u) + (word >> 2 & 0x33333333u);
+  return ((word + (word >> 4)) & 0x0f0f0f0fu) * 0x01010101u >> 24;
+}
+
+/* The 1 to 32 bits from `first` on. */
+static uint32_t bits_at(const uint8_t *bitmap, uint32_t first, uint32_t bits) {
+  const uint32_t shift = first & 7;
+  const uint8_t *at = bitmap + (first >> 3);
+  uint64_t word = 0;
+  for (uint32_t i = 0; i < (shift + bits + 7) / 8; ++i)
+    word |= (uint64_t)at[i] << (8 * i);
+  word >>= shift;
+  return (uint32_t)word & (bits == 32 ? UINT32_MAX : ((uint32_t)1 << bits) - 1);
+}
 
 static uint32_t count_bits(const uint8_t *bitmap, uint32_t first, uint32_t bits) {
   uint32_t total = 0;
-  for (uint32_t i = 0; i < bits; ++i)
-    total += (uint32_t)is_set(bitmap, first + i);
+  for (uint32_t i = 0; i < bits; i += 32)
+    total += ones(bits_at(bitmap, first + i, bits - i < 32 ? bits - i : 32));
   return total;
 }
 
-uint32_t tt_rows_plan_words(const tt_rows_table *table) {
-  return TT_PLAN_ROWS + table->num_candidates + table->num_tensors + 1;
-}
+uint32_t tt_rows_plan_words(const tt_rows_table *table) { return TT_PLAN_SLOTS(table) + 1; }
 
 void tt_rows_clear(const tt_rows_table *table, uint32_t *plan) {
   memset(plan, 0, tt_rows_plan_words(table) * sizeof *plan);
@@ -37,21 +50,33 @@ static uint64_t row_bytes(const tt_rows_table *table, const uint8_t *bitmap, uin
   return total;
 }
 
-/* Fills one row tensor. `first` is the candidate's first bit. */
-static void fill(const tt_row_tensor *tensor, uint32_t channels, uint32_t first,
-                 const uint8_t *bitmap, unsigned char *rows) {
-  for (uint32_t channel = 0; channel < channels; ++channel) {
-    if (!is_set(bitmap, first + channel))
-      continue;
-    if (tensor->kind == TT_ROWS_COPY)
-      memcpy(rows, (const unsigned char *)tensor->source + (size_t)channel * tensor->row_bytes,
-             tensor->row_bytes);
-    else if (tensor->kind == TT_ROWS_CHANNELS) {
-      const int32_t value = (int32_t)channel;
-      memcpy(rows, &value, sizeof value);
-    } else
-      memset(rows, 0, tensor->row_bytes);
-    rows += tensor->row_bytes;
+static void fill_row(const tt_row_tensor *tensor, uint32_t channel, unsigned char *row) {
+  if (tensor->kind == TT_ROWS_COPY)
+    memcpy(row, (const unsigned char *)tensor->source + (size_t)channel * tensor->row_bytes,
+           tensor->row_bytes);
+  else {
+    const int32_t value = (int32_t)channel;
+    memcpy(row, &value, sizeof value);
+  }
+}
+
+/* Fills one row tensor. `first` is the candidate's first bit, `rows` how many of its bits are set.
+ */
+static void fill(const tt_row_tensor *tensor, uint32_t channels, uint32_t first, uint32_t rows,
+                 const uint8_t *bitmap, unsigned char *at) {
+  if (tensor->kind == TT_ROWS_ZERO) {
+    memset(at, 0, (size_t)rows * tensor->row_bytes);
+    return;
+  }
+  for (uint32_t begin = 0; begin < channels && rows != 0; begin += 32) {
+    const uint32_t count = channels - begin < 32 ? channels - begin : 32;
+    uint32_t word = bits_at(bitmap, first + begin, count);
+    for (uint32_t channel = begin; word != 0; ++channel, word >>= 1) {
+      if ((word & 1) == 0)
+        continue;
+      fill_row(tensor, channel, at);
+      at += tensor->row_bytes;
+    }
   }
 }
 
@@ -59,8 +84,6 @@ int tt_rows_install(const tt_rows_table *table, uint32_t *plan, const uint8_t *b
                     unsigned char *arena) {
   uint32_t depth;
   const uint64_t bytes = row_bytes(table, bitmap, &depth);
-  if (depth == table->num_candidates)
-    return TT_ERR_BAD_VALUE;
   if (table->activation_bytes[depth] + bytes > table->arena_bytes)
     return TT_ERR_ARENA_SMALL;
   tt_rows_clear(table, plan);
@@ -81,34 +104,11 @@ int tt_rows_install(const tt_rows_table *table, uint32_t *plan, const uint8_t *b
     for (uint32_t c = 0; c < tensor->candidate; ++c)
       first += table->channels[c];
     offsets[t] = offset;
-    fill(tensor, table->channels[tensor->candidate], first, bitmap, arena + offset);
+    fill(tensor, table->channels[tensor->candidate], first, rows[tensor->candidate], bitmap,
+         arena + offset);
     offset += rows[tensor->candidate] * tensor->row_bytes;
   }
   offsets[table->num_tensors] = (offset + 7) / 8 * 8;
-  return TT_OK;
-}
-
-uint32_t tt_cache_slots(const tt_rows_table *table, const uint32_t *plan, uint32_t slot_bytes) {
-  const uint32_t end = plan[tt_rows_plan_words(table) - 1];
-  if (plan[TT_PLAN_DEPTH] == table->num_candidates || slot_bytes == 0 || end >= table->arena_bytes)
-    return 0;
-  return (table->arena_bytes - end) / slot_bytes;
-}
-
-int tt_cache_move(const tt_rows_table *table, const uint32_t *plan, const tt_cache_item *items,
-                  uint32_t count, uint32_t slot, unsigned char *arena, int load) {
-  uint32_t bytes = 0;
-  for (uint32_t i = 0; i < count; ++i)
-    bytes += items[i].bytes;
-  if (slot >= tt_cache_slots(table, plan, bytes))
-    return TT_ERR_RANGE;
-  unsigned char *place = arena + plan[tt_rows_plan_words(table) - 1] + slot * bytes;
-  for (uint32_t i = 0; i < count; ++i) {
-    if (load)
-      memcpy(arena + items[i].offset, place, items[i].bytes);
-    else
-      memcpy(place, arena + items[i].offset, items[i].bytes);
-    place += items[i].bytes;
-  }
+  tt_cache_choose(table, plan, 0);
   return TT_OK;
 }

@@ -7,7 +7,8 @@
  *   words 1, 2   bit mask of the selected candidates, low word first
  *   then         trained channels of each candidate
  *   then         offset in the arena of each row tensor, in bytes
- *   last word    where the rows end; the bytes behind are a cache of the frozen prefix
+ *   then         where the rows end; the bytes behind are a cache of the frozen prefix
+ *   then         what the cache keeps (tt_cache_point), and for how many samples it has room
  */
 #ifndef TT_ROWS_H
 #define TT_ROWS_H
@@ -35,6 +36,8 @@ typedef struct {
   const uint16_t *channels;         /* of each candidate */
   const uint32_t *activation_bytes; /* by depth, num_candidates + 1 of them: the rows begin there */
   const tt_row_tensor *tensors;
+  const uint32_t *slot_bytes; /* [num_candidates][2] of the cache, by depth and point */
+  uint32_t cache_format;      /* tt_cache_format */
 } tt_rows_table;
 
 #define TT_PLAN_DEPTH 0
@@ -49,19 +52,45 @@ void tt_rows_clear(const tt_rows_table *table, uint32_t *plan);
 
 /* Selects the channels whose bit is set: bit c of `bitmap` (low bits first) is channel c of the
  * candidates' channels one after the other. Copies their rows from flash and clears gradients and
- * state. Returns TT_ERR_ARENA_SMALL, and changes nothing, if the rows do not fit; TT_ERR_BAD_VALUE
- * if no channel is selected. */
+ * state. No bit at all is a plan too: the frozen network. Returns TT_ERR_ARENA_SMALL, and changes
+ * nothing, if the rows do not fit. */
 int tt_rows_install(const tt_rows_table *table, uint32_t *plan, const uint8_t *bitmap,
                     unsigned char *arena);
+
+/* What is kept of a sample: what the earliest selected layer reads; or also what its frozen weights
+ * make of that, which takes more bytes and saves the layer's forward pass. */
+typedef enum {
+  TT_CACHE_INPUT = 0,
+  TT_CACHE_RESULT = 1
+} tt_cache_point;
+
+/* How float32 values are kept. FLOAT16 rounds to nearest even; INT8 counts in units of the largest
+ * magnitude of a tensor over 127. */
+typedef enum {
+  TT_CACHE_FLOAT32 = 0,
+  TT_CACHE_FLOAT16 = 1,
+  TT_CACHE_INT8 = 2
+} tt_cache_format;
 
 /* A tensor that is alive where an entry can be cut. */
 typedef struct {
   uint32_t offset;
   uint32_t bytes;
+  uint32_t floats; /* its number of float32 values, 0 for another type */
 } tt_cache_item;
 
-/* Cache slots, of `slot_bytes` each, that the arena has room for behind the trained rows. */
-uint32_t tt_cache_slots(const tt_rows_table *table, const uint32_t *plan, uint32_t slot_bytes);
+/* Offsets of the last words of the plan behind its offsets of row tensors. */
+#define TT_PLAN_END(table) (TT_PLAN_ROWS + (table)->num_candidates + (table)->num_tensors)
+#define TT_PLAN_POINT(table) (TT_PLAN_END(table) + 1)
+#define TT_PLAN_SLOTS(table) (TT_PLAN_END(table) + 2)
+
+/* Decides what the cache keeps: TT_CACHE_RESULT where it then has room for `samples` samples (0:
+ * not known), else TT_CACHE_INPUT. Writes the last two words of the plan; what was kept before is
+ * gone. */
+void tt_cache_choose(const tt_rows_table *table, uint32_t *plan, uint32_t samples);
+
+/* Bytes that an item takes in the cache. */
+uint32_t tt_cache_kept_bytes(const tt_rows_table *table, const tt_cache_item *item);
 
 /* Copies the items of one sample into cache slot `slot` (load == 0) or back out of it. Returns
  * TT_ERR_RANGE, and copies nothing, where there is no such slot. */
