@@ -24,7 +24,7 @@ from tvm_tinytrain.micro.in_process import InProcess
 from tvm_tinytrain.micro.session import Session
 from tvm_tinytrain.passes.kernels.builder import kernel_spec
 from tvm_tinytrain.passes.lower_kernels import LowerKernels
-from tvm_tinytrain.schedules import RULES, Rule, ScheduleKernels
+from tvm_tinytrain.schedules import OWN_CHOICE, RULES, Rule, ScheduleKernels
 from tvm_tinytrain.targets.boards import get_board
 from tvm_tinytrain.targets.target import Target
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = Report(options)
     board = get_board(options.board)
     found = [w for w in workloads(options.network) if options.only in w.name]
-    variants: dict[str, Sequence[Rule]] = {"default": RULES}
+    variants: dict[str, Sequence[Rule]] = {"default": OWN_CHOICE, "tuned": RULES}
     if not options.skip_unscheduled:
         variants = {"unscheduled": (), **variants}
     rows = {

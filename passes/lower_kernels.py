@@ -60,3 +60,9 @@ class LowerKernels:
         for gv, func in lowered.functions.items():
             out[named[gv.name_hint]] = func.without_attr("target")
         return tvm.IRModule(out, attrs=mod.attrs)
+
+
+def lower_kernel(func: tirx.PrimFunc, target: tvm.target.Target) -> tirx.PrimFunc:
+    """One kernel, lowered."""
+    lowering: tvm.ir.transform.Pass = LowerKernels(target)
+    return lowering(tvm.IRModule({"main": func.without_attr("global_symbol")}))["main"]

@@ -6,6 +6,7 @@ if __name__ == "schedules":
 from tvm_tinytrain.schedules.elementwise import elementwise
 from tvm_tinytrain.schedules.fallback import fallback
 from tvm_tinytrain.schedules.gemm import gemm
+from tvm_tinytrain.schedules.records import Tuned
 from tvm_tinytrain.schedules.runtime_rows import runtime_rows
 from tvm_tinytrain.schedules.schedule_kernels import Rule, ScheduleKernels
 from tvm_tinytrain.schedules.streamed import streamed
@@ -13,7 +14,19 @@ from tvm_tinytrain.schedules.sums import sums
 from tvm_tinytrain.schedules.window_weights import window_weights
 from tvm_tinytrain.schedules.windows import windows
 
-RULES: tuple[Rule, ...] = (streamed, runtime_rows, gemm, windows, window_weights, sums, elementwise, fallback)
-"""All rules in the order in which they are asked."""
+OWN_CHOICE: tuple[Rule, ...] = (
+    streamed,
+    runtime_rows,
+    gemm,
+    windows,
+    window_weights,
+    sums,
+    elementwise,
+    fallback,
+)
+"""All rules in the order in which they are asked, with the numbers that they choose themselves."""
 
-__all__ = ["RULES", "Rule", "ScheduleKernels"]
+RULES: tuple[Rule, ...] = (Tuned(), *OWN_CHOICE)
+"""The tuned records that come with this package, then the rules."""
+
+__all__ = ["OWN_CHOICE", "RULES", "Rule", "ScheduleKernels", "Tuned"]

@@ -39,10 +39,10 @@ def gemm(func: tirx.PrimFunc, target: tvm.target.Target, knobs: Knobs = DEFAULTS
     if not products or not steps:
         return None
     default = best_tile(sizes[-2], sizes[-1], steps[-1])
-    rows = knobs.number(schedule, "rows", up_to(sizes[-2], _SIZES), default[0])
-    columns = knobs.number(schedule, "columns", up_to(sizes[-1], _SIZES), default[1])
+    rows = knobs.choose("rows", up_to(sizes[-2], _SIZES), default[0])
+    columns = knobs.choose("columns", up_to(sizes[-1], _SIZES), default[1])
     outer, inner = tile(schedule, consumer, [*[1] * (len(sizes) - 2), rows, columns])
-    unroll = knobs.option("unroll", [u for u in _UNROLLED if steps[-1] % u == 0], 1)
+    unroll = knobs.choose("unroll", [u for u in _UNROLLED if steps[-1] % u == 0], 1)
     sum_in_registers(
         schedule, main, outer[-1], tile_loops=len(sizes), unrolled_sums=[unroll] if unroll > 1 else []
     )

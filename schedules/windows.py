@@ -61,13 +61,13 @@ def windows(func: tirx.PrimFunc, target: tvm.target.Target, knobs: Knobs = DEFAU
     window = extents(schedule, schedule.get_loops(main))[-2:]
     default = _default(sizes, window, max(spec["kernel"]), depthwise, "pad" in names)
     factors = [
-        1 if depthwise else knobs.number(schedule, "channels", up_to(sizes[0], _CHANNELS), default.channels),
-        knobs.number(schedule, "rows", up_to(sizes[1], _ROWS), default.rows),
-        knobs.number(schedule, "columns", up_to(sizes[2], _COLUMNS), default.columns),
+        1 if depthwise else knobs.choose("channels", up_to(sizes[0], _CHANNELS), default.channels),
+        knobs.choose("rows", up_to(sizes[1], _ROWS), default.rows),
+        knobs.choose("columns", up_to(sizes[2], _COLUMNS), default.columns),
     ]
     outer, inner = tile(schedule, consumer, factors)
-    unroll_rows = knobs.option("unroll_rows", _YES_NO, int(default.unroll_rows))
-    rows_first = bool(knobs.option("rows_first", _YES_NO, 1))
+    unroll_rows = knobs.choose("unroll_rows", _YES_NO, int(default.unroll_rows))
+    rows_first = bool(knobs.choose("rows_first", _YES_NO, 1))
     unrolled = [None, None] if unroll_rows else [None]
     sum_in_registers(schedule, main, outer[-1], tile_loops=3, unrolled_sums=unrolled, rows_first=rows_first)
     if "pad" in names:

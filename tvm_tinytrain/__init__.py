@@ -36,11 +36,13 @@ if TYPE_CHECKING:
     from tvm_tinytrain.pipeline import Instruments
     from tvm_tinytrain.plan import LayerUpdate, UpdatePlan
     from tvm_tinytrain.selection import TaskAdaptive
+    from tvm_tinytrain.tuning import tune
 
 _HOME = {
     "build": "build",
     "TrainModule": "build",
     "load": "build",
+    "tune": "tuning",
     "Instruments": "pipeline",
     "TinyTrainError": "errors",
     "LayerUpdate": "plan",
@@ -95,6 +97,7 @@ __all__ = [
     "build",
     "load",
     "micro",
+    "tune",
 ]
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import tvm
+from tvm import tirx
 
 from tvm_tinytrain._version import __version__
 from tvm_tinytrain.adaptive_library import make_adaptive, merge_arena
@@ -37,6 +38,8 @@ from tvm_tinytrain.passes.program import Program, analyse_program
 from tvm_tinytrain.passes.state import Layer, get_layers, get_values
 from tvm_tinytrain.pipeline import Instruments, compile_adaptive, compile_module
 from tvm_tinytrain.plan import UpdatePlan
+from tvm_tinytrain.schedules import OWN_CHOICE, RULES, Rule, Tuned
+from tvm_tinytrain.schedules.records import Record, load_records
 from tvm_tinytrain.selection import TaskAdaptive
 from tvm_tinytrain.targets.target import Target, parse_target
 from tvm_tinytrain.update_schemes import resolve_plan
@@ -47,7 +50,7 @@ class TrainModule:
     """A built library: its files in memory, and what is known about it.
 
     ``files`` are the emitted sources with ``metadata.json``; ``program`` and ``arena`` are the calls and the memory plan that they
-    were written from; ``plan`` says which layers and channels it trains.
+    were written from; ``plan`` says which layers and channels it trains; ``unscheduled`` are its kernels before any schedule.
     """
 
     name: str
@@ -59,6 +62,7 @@ class TrainModule:
     program: Program = field(repr=False)
     arena: ArenaPlan = field(repr=False)
     pass_seconds: dict[str, float] = field(repr=False, default_factory=dict, compare=False)
+    unscheduled: tuple[tirx.PrimFunc, ...] = field(repr=False, default=(), compare=False)
 
     def write(self, folder: str | Path) -> Path:
         """Writes the files into ``folder`` (made if absent) and returns it; ArchiveError where that is impossible."""
@@ -134,6 +138,7 @@ def build(
     name: str = "model",
     memory: MemoryOptions | None = None,
     also_train: Sequence[str] = (),
+    records: str | Path | Iterable[Record] | None = None,
     instruments: Instruments | None = None,
 ) -> TrainModule:
     """Compiles a network into a library that trains it on a device.
@@ -155,6 +160,8 @@ def build(
         What the compiler does so that less has to be kept.
     also_train
         Names of parameters that belong to no layer (a layer norm's scale, say) and are trained as well.
+    records
+        Tuned schedules (see `tune`): a file, a folder or the records themselves; None: those of this package. ``()``: none at all.
 
     Returns
     -------
@@ -179,7 +186,9 @@ def build(
     )
     imported = import_model(mod, example_inputs=example_inputs, params=params)
     watched = instruments or Instruments()
-    compiled = _compile(imported, config, resolved_target, watched)
+    asked: list[tirx.PrimFunc] = []
+    rules = (_collect(asked), *_rules(records))
+    compiled = _compile(imported, config, resolved_target, watched, rules)
     library, macs = _library(compiled, config, resolved_target, watched.count_macs)
     layers = get_layers(compiled.module)
     metadata = make_metadata(
@@ -189,8 +198,26 @@ def build(
     files["metadata.json"] = (json.dumps(metadata, indent=1, sort_keys=True) + "\n").encode()
     return TrainModule(
         name, resolved_target, dict(sorted(files.items())), metadata, compiled.plan, layers, library.program, library.arena,
-        compiled.times,
+        compiled.times, tuple(asked),
     )  # fmt: skip
+
+
+def _rules(records: str | Path | Iterable[Record] | None) -> tuple[Rule, ...]:
+    """The schedule rules with the given records in front."""
+    if records is None:
+        return RULES
+    if isinstance(records, (str, Path)):
+        return (Tuned(load_records(records)), *OWN_CHOICE)
+    return (Tuned({r.workload: r for r in records}), *OWN_CHOICE)
+
+
+def _collect(found: list[tirx.PrimFunc]) -> Rule:
+    """A rule that takes no kernel, but keeps each of them as it is before it is scheduled."""
+
+    def keep(func: tirx.PrimFunc, target: tvm.target.Target) -> None:
+        found.append(func)
+
+    return keep
 
 
 @dataclass(frozen=True)
@@ -204,21 +231,25 @@ class _Compiled:
 
 
 def _compile(
-    imported: tvm.IRModule, config: TrainConfig, target: Target, instruments: Instruments
+    imported: tvm.IRModule,
+    config: TrainConfig,
+    target: Target,
+    instruments: Instruments,
+    rules: Sequence[Rule],
 ) -> _Compiled:
     if not isinstance(config.update, TaskAdaptive):
 
         def resolve(mod: tvm.IRModule) -> UpdatePlan:
             return resolve_plan(config.update, mod)
 
-        return _Compiled(*compile_module(imported, config, target.to_tvm(), instruments, resolve))
+        return _Compiled(*compile_module(imported, config, target.to_tvm(), instruments, resolve, rules))
     update = config.update
 
     def choose(layers: tuple[Layer, ...]) -> tuple[int, ...]:
         wanted = update.candidates
         return tuple(layer.id for layer in layers[-wanted:]) if isinstance(wanted, int) else tuple(wanted)
 
-    return _Compiled(*compile_adaptive(imported, config, target.to_tvm(), instruments, choose))
+    return _Compiled(*compile_adaptive(imported, config, target.to_tvm(), instruments, choose, rules))
 
 
 def _digest(text: str, values: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from tvm_tinytrain._version import __version__
 from tvm_tinytrain.cli_fewshot import add_commands
+from tvm_tinytrain.cli_tune import add_tune
 from tvm_tinytrain.errors import TinyTrainError
 
 _COMPILE_EXAMPLE = """example:
@@ -37,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_compile(commands)
     add_commands(commands)
+    add_tune(commands)
     _add_boards(commands)
     return parser
 

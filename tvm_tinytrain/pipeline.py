@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from tvm_tinytrain.passes.split_weights import SplitWeights
 from tvm_tinytrain.passes.state import Layer, get_layers
 from tvm_tinytrain.passes.stream_blocks import StreamBlocks
 from tvm_tinytrain.plan import UpdatePlan
-from tvm_tinytrain.schedules import RULES, ScheduleKernels
+from tvm_tinytrain.schedules import RULES, Rule, ScheduleKernels
 
 Passes = list[tvm.ir.transform.Pass]
 
@@ -105,10 +105,10 @@ def keep_less(options: MemoryOptions) -> Passes:
     return [*passes, CompressMasks()] if options.masks else passes
 
 
-def lower(target: tvm.target.Target, options: MemoryOptions) -> Passes:
+def lower(target: tvm.target.Target, options: MemoryOptions, rules: Sequence[Rule]) -> Passes:
     """Kernels only, scheduled, as flat loops."""
     in_place: Passes = [ReuseDeadOperands(), RemoveDeadCode()] if options.reuse else []
-    return [*lower_graph(), ScheduleKernels(target, RULES), *in_place, LowerKernels(target)]
+    return [*lower_graph(), ScheduleKernels(target, rules), *in_place, LowerKernels(target)]
 
 
 def compile_module(
@@ -117,6 +117,7 @@ def compile_module(
     target: tvm.target.Target,
     instruments: Instruments,
     choose: Callable[[tvm.IRModule], UpdatePlan],
+    rules: Sequence[Rule] = RULES,
 ) -> tuple[tvm.IRModule, UpdatePlan, dict[str, float]]:
     """Runs the whole pipeline; returns the lowered module, the plan, and seconds per pass.
 
@@ -130,7 +131,7 @@ def compile_module(
     check_plan(plan, {layer.id: layer for layer in layers}, config.also_train)
     mod = runner(mod, derive(config, plan, layers))
     mod = runner(
-        mod, [*prune_and_fuse(config, plan), *keep_less(config.memory), *lower(target, config.memory)]
+        mod, [*prune_and_fuse(config, plan), *keep_less(config.memory), *lower(target, config.memory, rules)]
     )
     return mod, plan, times
 
@@ -141,6 +142,7 @@ def compile_adaptive(
     target: tvm.target.Target,
     instruments: Instruments,
     choose: Callable[[tuple[Layer, ...]], tuple[int, ...]],
+    rules: Sequence[Rule] = RULES,
 ) -> tuple[tvm.IRModule, UpdatePlan, dict[str, float]]:
     """The pipeline of a task-adaptive library: everything for all candidate layers, over channel lists that are known at run time.
 
@@ -167,7 +169,7 @@ def compile_adaptive(
             *lower_graph(),
             NarrowInputGrads(),
             MakeRuntimeRows(),
-            ScheduleKernels(target, RULES),
+            ScheduleKernels(target, rules),
             LowerKernels(target),
         ],
     )

@@ -1,0 +1,244 @@
+"""The search for the best knobs of one kernel: MetaSchedule with its cost model, and a measurement that is passed in.
+
+A candidate that is wrong, faults, takes too long or does not fit is a failed trial; it never ends the search. Everything is decided by
+the seed and the outcomes, and outcomes are in a journal: a search that was killed decides the same again, without measuring again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import tvm
+import tvm_ffi
+from tvm import tirx
+from tvm.ir.utils import derived_object
+from tvm.s_tir import Schedule
+from tvm.s_tir import meta_schedule as ms
+from tvm.s_tir.meta_schedule.builder import BuilderResult, PyBuilder
+from tvm.s_tir.meta_schedule.runner import PyRunner, PyRunnerFuture, RunnerResult
+
+from tvm_tinytrain.errors import KernelError
+from tvm_tinytrain.passes.lower_kernels import lower_kernel
+from tvm_tinytrain.schedules.blocks import kind_of
+from tvm_tinytrain.schedules.journal import Journal, Outcome
+from tvm_tinytrain.schedules.knobs import AskedKnobs, Knobs
+from tvm_tinytrain.schedules.records import KnobRule, Record, tunable_rule, workload_key
+from tvm_tinytrain.schedules.space import (
+    Asked,
+    ChangeOneKnob,
+    KnobFeatures,
+    sample_knobs,
+    sampled_knobs,
+    space_size,
+)
+
+BATCH = 16
+POPULATION = 64
+MOST_STATEMENTS = 1500
+"""Longer candidates, unrolled far beyond the registers, take GCC a minute each, and none was ever the best."""
+
+Measure = Callable[[Mapping[str, tirx.PrimFunc]], Mapping[str, Outcome]]
+"""Lowered candidates by name → outcomes. It checks results, and raises for nothing that a candidate does."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """How to search. ``trials``: most measurements; ``measured`` is called with the number of candidates decided so far."""
+
+    trials: int
+    seed: int
+    unit: str
+    measured: Callable[[int], None] = lambda count: None
+
+
+def tune_kernel(
+    func: tirx.PrimFunc, target: tvm.target.Target, measure: Measure, folder: Path, search: Search
+) -> Record | None:
+    """The best knobs found; None for a kernel without knobs, or where the rule's own choice fails.
+
+    ``folder`` keeps the journal: what is in it is not measured again.
+    """
+    found = tunable_rule(func, target)
+    if found is None:
+        return None
+    name, rule = found
+    kernel = _Kernel(func, rule, target)
+    head = {"workload": workload_key(func), "seed": search.seed, "unit": search.unit}
+    runner = _Runner(kernel, measure, Journal(folder / f"{workload_key(func)}.jsonl", head), search)
+    trials = min(search.trials, space_size(kernel.asked))
+    if trials > 1:
+        _run(kernel, runner, trials, search.seed)
+    else:
+        runner.measure_all([kernel.own_choice])
+    own = runner.journal.get(kernel.own_choice)
+    if own is None or own.cost is None:
+        return None
+    best = runner.journal.best()
+    assert best is not None
+    return Record(workload_key(func), str(kind_of(func)), name, best[0], best[1], own.cost, search.unit)
+
+
+class _Kernel:
+    """A kernel with its rule: the knobs that there are, and the lowered candidate for some."""
+
+    def __init__(self, func: tirx.PrimFunc, rule: KnobRule, target: tvm.target.Target) -> None:
+        self.func, self.rule, self.target = func, rule, target
+        probe = AskedKnobs()
+        rule(func, target, probe)
+        self.asked: Asked = probe.asked
+        self.own_choice = {name: default for name, (_, default) in probe.asked.items()}
+
+    def lowered(self, knobs: Mapping[str, int]) -> tirx.PrimFunc:
+        """Raises what TVM raises for knobs that do not work."""
+        schedule = self.rule(self.func, self.target, Knobs(knobs))
+        assert schedule is not None
+        attrs = {k: v for k, v in self.func.attrs.items() if k != "global_symbol"}
+        low = lower_kernel(schedule.mod["main"].with_attrs(attrs), self.target)
+        stores: list[Any] = []
+        tvm_ffi.structural_walk(low.body, [(tirx.BufferStore, stores.append)])
+        if len(stores) > MOST_STATEMENTS:
+            raise KernelError(
+                "tune", "candidate", f"{len(stores)} statements", f"up to {MOST_STATEMENTS}", "unroll less"
+            )
+        return low
+
+    def space(self, schedule: Schedule) -> Schedule:
+        """The design space."""
+        return sample_knobs(schedule, self.asked)
+
+
+@contextmanager
+def _without_intrinsics() -> Iterator[None]:
+    """Lets MetaSchedule's import of all tensor intrinsics find an empty module: it took 19 to 60 s, and no rule here uses one."""
+    name = "tvm.s_tir.tensor_intrin"
+    absent = name not in sys.modules
+    if absent:
+        sys.modules[name] = ModuleType(name)
+    try:
+        yield
+    finally:
+        if absent:
+            del sys.modules[name]
+
+
+def _run(kernel: _Kernel, runner: Any, trials: int, seed: int) -> None:
+    """MetaSchedule's evolutionary search; its outcomes end up in the runner's journal."""
+    state = np.random.get_state()
+    np.random.seed(
+        seed % 2**32
+    )  # the cost model's guesses before it has seen anything come from numpy's generator
+    try:
+        with _without_intrinsics(), tempfile.TemporaryDirectory(prefix="tinytrain-") as folder:
+            context = ms.TuneContext(
+                mod=tvm.IRModule({"main": kernel.func.with_attr("global_symbol", "main")}),
+                target=kernel.target,
+                space_generator=ms.space_generator.ScheduleFn(
+                    kernel.space, sch_rules=[], postprocs=[], mutator_probs={ChangeOneKnob(seed): 1.0}
+                ),
+                search_strategy=ms.search_strategy.EvolutionarySearch(
+                    population_size=POPULATION, init_min_unmeasured=BATCH
+                ),
+                rand_state=seed + 1,  # must be positive
+                num_threads=1,
+                logger=logging.getLogger(__name__),
+            )
+            ms.tune.tune_tasks(
+                tasks=[context],
+                task_weights=[1.0],
+                work_dir=folder,
+                max_trials_global=trials,
+                num_trials_per_iter=min(BATCH, trials),
+                builder=_Builder(),
+                runner=runner,
+                database="memory",
+                cost_model=ms.cost_model.XGBModel(
+                    extractor=KnobFeatures(), num_warmup_samples=BATCH, num_tuning_cores=1
+                ),
+                measure_callbacks=[
+                    ms.measure_callback.AddToDatabase(),
+                    ms.measure_callback.UpdateCostModel(),
+                    ms.measure_callback.RemoveBuildArtifact(),
+                ],
+            )
+    finally:
+        np.random.set_state(state)
+
+
+@derived_object
+class _Builder(PyBuilder):
+    """Hands the knobs of a candidate on; the artifact's folder is its own, because MetaSchedule deletes it."""
+
+    def build(self, build_inputs: Any) -> Any:
+        """One result for each candidate."""
+        results = []
+        for item in build_inputs:
+            path = Path(tempfile.mkdtemp(prefix="tinytrain-")) / "knobs"
+            path.write_text(json.dumps(sampled_knobs(item.mod)), encoding="utf-8")
+            results.append(BuilderResult(str(path), None))
+        return results
+
+
+@derived_object
+class _Measured(PyRunnerFuture):
+    """A result that is there already."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__()
+        self.outcome = outcome
+
+    def done(self) -> bool:
+        """Always."""
+        return True
+
+    def result(self) -> Any:
+        """The cost in the place of seconds: MetaSchedule only compares it."""
+        if self.outcome.cost is None:
+            return RunnerResult(None, self.outcome.failure or "failed")
+        return RunnerResult([self.outcome.cost], None)
+
+
+@derived_object
+class _Runner(PyRunner):
+    """Measures a batch at once, except what the journal knows."""
+
+    def __init__(self, kernel: _Kernel, measure: Measure, journal: Journal, search: Search) -> None:
+        super().__init__()
+        self.kernel, self.measure, self.journal, self.search = kernel, measure, journal, search
+        self.decided = 0
+
+    def run(self, runner_inputs: Any) -> Any:
+        """One result for each candidate, in order."""
+        batch = [
+            json.loads(Path(str(item.artifact_path)).read_text(encoding="utf-8")) for item in runner_inputs
+        ]
+        self.measure_all([self.kernel.own_choice, *batch] if self.decided == 0 else batch)
+        outcomes = [self.journal.get(knobs) for knobs in batch]
+        return [_Measured(outcome or Outcome(None, "not measured")) for outcome in outcomes]
+
+    def measure_all(self, batch: Sequence[Mapping[str, int]]) -> None:
+        """Adds to the journal what it does not know of a batch."""
+        names: dict[str, Mapping[str, int]] = {}
+        kernels: dict[str, tirx.PrimFunc] = {}
+        for index, knobs in enumerate(batch):
+            if self.journal.get(knobs) is not None or knobs in names.values():
+                continue
+            try:
+                kernels[f"c{index}"] = self.kernel.lowered(knobs)
+                names[f"c{index}"] = knobs
+            except Exception as error:  # whatever TVM raises for a candidate makes it a failed trial
+                self.journal.add(knobs, Outcome(None, f"does not lower: {error}"[:500]))
+        outcomes = self.measure(kernels) if kernels else {}
+        for name, knobs in names.items():
+            self.journal.add(knobs, outcomes.get(name, Outcome(None, "not measured")))
+        self.decided += len(batch)
+        self.search.measured(self.decided)

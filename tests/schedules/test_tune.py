@@ -1,0 +1,96 @@
+"""The search, with an invented cost: it finds, survives failures, goes on, and decides by its seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import tvm_ffi
+from tvm import tirx
+
+from tests.schedules.kernel_cases import M7, kernels, lower
+from tvm_tinytrain.errors import ArchiveError
+from tvm_tinytrain.schedules.journal import Journal, Outcome
+from tvm_tinytrain.schedules.knobs import Knobs
+from tvm_tinytrain.schedules.records import TUNABLE, Record, tunable_rule
+from tvm_tinytrain.schedules.tune import Search, tune_kernel
+
+pytest.importorskip("xgboost")
+NAME = "pointwise_primes"
+TRIALS = 24
+
+
+class Invented:
+    """A cost from the number of statements, least at 20; where it is a multiple of 12 a candidate fails, except the first one."""
+
+    def __init__(self, failing: bool = True) -> None:
+        self.measured = 0
+        self.failing = failing
+
+    def __call__(self, found: Mapping[str, tirx.PrimFunc]) -> dict[str, Outcome]:
+        outcomes = {}
+        for name, func in found.items():
+            self.measured += 1
+            stores: list[object] = []
+            tvm_ffi.structural_walk(func.body, [(tirx.BufferStore, stores.append)])
+            fails = self.failing and self.measured > 1 and len(stores) % 12 == 0
+            cost = 1.0 + abs(len(stores) - 20)
+            outcomes[name] = Outcome(None, "invented fault") if fails else Outcome(cost)
+        return outcomes
+
+
+def tuned(folder: Path, measure: Invented, trials: int = TRIALS, seed: int = 1) -> Record | None:
+    return tune_kernel(kernels()[NAME], M7.to_tvm(), measure, folder, Search(trials, seed, "stores"))
+
+
+@pytest.mark.parametrize("name", ["pointwise_tile_and_rest", "depthwise_odd", "dense_stem_dw"])
+def test_a_rule_names_its_knobs(name: str) -> None:
+    func, target = kernels()[name], M7.to_tvm()
+    found = tunable_rule(func, target)
+    assert found is not None and found[1](func, target, Knobs({"columns": 1})) is not None
+
+
+def test_search_finds_survives_and_goes_on(tmp_path: Path) -> None:
+    first = Invented()
+    record = tuned(tmp_path, first)
+    assert record is not None and record.cost < record.default_cost
+    lines = [json.loads(line) for line in next(tmp_path.glob("*.jsonl")).read_text().splitlines()]
+    assert any(line.get("failure") == "invented fault" for line in lines), "no candidate failed"
+    assert first.measured == len(lines) - 1 <= TRIALS + 1
+    again = Invented()
+    assert tuned(tmp_path, again) == record
+    assert again.measured == 0
+    # the knobs give the cost that the record says
+    rule = dict(TUNABLE)[record.rule]
+    low = lower({"k": kernels()[NAME]}, (lambda f, t: rule(f, t, Knobs(record.knobs)),))["k"]
+    assert Invented(failing=False)({"k": low})["k"].cost == record.cost
+
+
+def test_a_search_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    """The journal of a search that was killed, its last line half written, is all that the second one has."""
+    whole = Invented()
+    record = tuned(tmp_path / "whole", whole)
+    path = next((tmp_path / "whole").glob("*.jsonl"))
+    lines = path.read_text().splitlines(keepends=True)
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / path.name).write_text("".join(lines[:12]) + lines[12][:15])
+    rest = Invented(failing=True)
+    rest.measured = 11
+    assert tuned(tmp_path / "cut", rest) == record
+    assert rest.measured == whole.measured
+    assert (tmp_path / "cut" / path.name).read_text() == path.read_text()
+
+
+def test_a_journal_of_another_search_is_refused(tmp_path: Path) -> None:
+    Journal(tmp_path / "a.jsonl", {"seed": 1}).add({"rows": 2}, Outcome(3.0))
+    with pytest.raises(ArchiveError, match="another folder"):
+        Journal(tmp_path / "a.jsonl", {"seed": 2})
+    assert Journal(tmp_path / "a.jsonl", {"seed": 1}).best() == ({"rows": 2}, 3.0)
+
+
+def test_a_kernel_without_knobs_is_left_alone(tmp_path: Path) -> None:
+    assert tunable_rule(kernels()["clip"], M7.to_tvm()) is None
+    search = Search(4, 0, "stores")
+    assert tune_kernel(kernels()["clip"], M7.to_tvm(), Invented(), tmp_path, search) is None

@@ -1,0 +1,87 @@
+"""Candidates on an emulated Cortex-M7: those that are wrong, fault, hang or do not fit fail, the others are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from tests.schedules.kernel_cases import lower
+from tvm_tinytrain.board_measure import BoardMeasure
+from tvm_tinytrain.passes.kernels.builder import Arg, f32, loops, make_kernel
+from tvm_tinytrain.targets.boards import get_board
+
+pytestmark = [pytest.mark.host_compiler, pytest.mark.emulator]
+SIZE = 16
+
+
+def doubled(emit: Callable[..., None]) -> tirx.PrimFunc:
+    return make_kernel("doubled", {"size": SIZE}, [Arg("x", (SIZE,)), Arg("y", (SIZE,), role="out")], emit)
+
+
+def honest(x: object, y: object) -> None:
+    with loops("i", SIZE) as (i,), T.sblock("b"):
+        v = T.axis.spatial(SIZE, i)
+        T.buffer_store(y, x[v] + x[v], [v])  # type: ignore[index]
+
+
+def wrong(x: object, y: object) -> None:
+    with loops("i", SIZE) as (i,), T.sblock("b"):
+        v = T.axis.spatial(SIZE, i)
+        T.buffer_store(y, x[v] * f32(3.0), [v])  # type: ignore[index]
+
+
+def writes_into_the_input(x: object, y: object) -> None:
+    with T.serial(SIZE) as i:
+        T.buffer_store(y, x[i] + x[i], [i])  # type: ignore[index]
+        T.buffer_store(x, f32(0.0), [i])
+
+
+def faults(x: object, y: object) -> None:
+    with T.serial(1) as i:
+        T.buffer_store(y, x[i], [i - 100_000_000])  # type: ignore[index]
+
+
+def hangs(x: object, y: object) -> None:
+    with T.serial(2_000_000_000) as i:
+        T.buffer_store(y, y[i % SIZE] * f32(0.999) + x[i % SIZE], [i % SIZE])  # type: ignore[index]
+
+
+def does_not_fit(x: object, y: object) -> None:
+    huge = T.sblock_alloc_buffer((64 << 20,), "float32")
+    with T.serial(64 << 20) as i:
+        T.buffer_store(huge, x[i % SIZE], [i])  # type: ignore[index]
+    with T.serial(SIZE) as i:
+        T.buffer_store(y, huge[i] * f32(2.0), [i])
+
+
+def unsafe(emit: Callable[..., None]) -> tirx.PrimFunc:
+    """Lowered as it is: TVM's simplifier must not see that it writes out of bounds."""
+    return lower({"k": doubled(emit)}, ())["k"]
+
+
+def test_failures_of_some_candidates_do_not_touch_the_others() -> None:
+    measure = BoardMeasure(doubled(honest), get_board("mps2-an500"), call_s=3.0)
+    found = measure(
+        {
+            "first": unsafe(honest),
+            "wrong": unsafe(wrong),
+            "input": unsafe(writes_into_the_input),
+            "faults": unsafe(faults),
+            "second": unsafe(honest),
+            "hangs": unsafe(hangs),
+            "big": unsafe(does_not_fit),
+            "third": unsafe(honest),
+        }
+    )
+    costs = {name: o.cost for name, o in found.items() if o.cost is not None}
+    assert set(costs) == {"first", "second", "third"} and len(set(costs.values())) == 1
+    assert "off by" in found["wrong"].failure and found["input"].failure.startswith("x is off")
+    assert all(found[name].failure for name in ("faults", "hangs", "big"))
+    assert "bytes too many" in found["big"].failure
+
+
+def test_nothing_to_measure() -> None:
+    assert BoardMeasure(doubled(honest), get_board("mps2-an500"))({}) == {}

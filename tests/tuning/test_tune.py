@@ -1,0 +1,122 @@
+"""The whole search on an emulated Cortex-M7: from the command line, killed in the middle, and what build() makes of its records."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import tvm_tinytrain as tt
+from tvm_tinytrain.cli import main
+from tvm_tinytrain.errors import BoardError, PlanError
+from tvm_tinytrain.schedules.records import load_records
+from tvm_tinytrain.tuning import Progress, tune
+
+pytest.importorskip("xgboost")
+IMAGE = torch.zeros(1, 6, 5, 5)
+
+
+class Network(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = torch.nn.Conv2d(6, 10, 1)
+        self.b = torch.nn.Linear(10, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x).mean((2, 3)))
+
+
+def network() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return Network().eval()
+
+
+@pytest.mark.host_compiler
+@pytest.mark.emulator
+def test_killed_half_way_it_goes_on_and_ends_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.export.save(torch.export.export(network(), (IMAGE,)), tmp_path / "net.pt2")
+
+    def command(name: str) -> list[str]:
+        place = ["--work", str(tmp_path / name), "-o", str(tmp_path / f"{name}.json")]
+        return [
+            "tune",
+            "--network",
+            str(tmp_path / "net.pt2"),
+            "--trials",
+            "8",
+            "--update",
+            "last-layer",
+            *place,
+        ]
+
+    def lines(name: str) -> list[str]:
+        return sorted(t for p in (tmp_path / name).rglob("*.jsonl") for t in p.read_text().splitlines())
+
+    start = "import sys; from tvm_tinytrain.cli import main; sys.exit(main())"
+    killed = subprocess.Popen([sys.executable, "-c", start, *command("cut")], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while len(lines("cut")) < 4 and killed.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+    before = lines("cut")
+    assert len(before) >= 4
+    assert main(command("whole")) == 0 and main(command("cut")) == 0
+    assert len(before) < len(lines("cut")), "it was at its end before it was killed"
+    assert set(before) <= set(lines("cut")) and lines("cut") == lines("whole")
+    cut, whole = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("cut", "whole"))
+    assert cut["records"] == whole["records"] and cut["command"].startswith("tinytrain ")
+    assert "wrote" in capsys.readouterr().out
+
+    # build() finds the records, and the kernels change where they differ from the rule's own choice
+    given = {"example_inputs": (IMAGE,), "update": tt.LastLayer(), "optimizer": tt.SGD(0.1)}
+    own = tt.build(network(), "c -mcpu=cortex-m7", records=(), **given)
+    tuned = tt.build(network(), "c -mcpu=cortex-m7", records=tmp_path / "cut.json", **given)
+    better = [r for r in load_records(tmp_path / "cut.json").values() if r.cost < r.default_cost]
+    assert (own.files != tuned.files) == bool(better)
+
+
+class Free:
+    """Every candidate costs the same."""
+
+    def __call__(self, kernels: dict[str, object]) -> dict[str, object]:
+        from tvm_tinytrain.schedules.journal import Outcome
+
+        return {name: Outcome(1.0) for name in kernels}
+
+
+def test_progress_and_modules(tmp_path: Path) -> None:
+    module = tt.build(network(), "c -mcpu=cortex-m7", example_inputs=(IMAGE,), update=tt.FullTrain())
+    seen: list[Progress] = []
+    found = tune(module, trials=2, work_dir=tmp_path, progress=seen.append, measure=lambda func: Free())  # type: ignore[arg-type, return-value]
+    assert {r.kernel for r in found} == {
+        "conv2d",
+        "linear",
+        "linear_input_grad",
+        "conv2d_weight_grad",
+        "linear_weight_grad",
+    }
+    assert seen[-1].index == seen[-1].kernels - 1 == len(found) - 1
+    assert seen[-1].trials == seen[-1].most == 2
+
+
+def test_errors(tmp_path: Path) -> None:
+    with pytest.raises(BoardError, match="no-such"):
+        tune(network(), board="no-such", example_inputs=(IMAGE,))
+    with pytest.raises(PlanError, match="trials"):
+        tune(network(), trials=0, example_inputs=(IMAGE,))
+    torch.export.save(torch.export.export(network(), (IMAGE,)), tmp_path / "net.pt2")
+    given = ["tune", "--network", str(tmp_path / "net.pt2"), "-o", str(tmp_path / "records.json")]
+    for wrong in ("tail:x", "tail:3:7", str(tmp_path / "none.json")):
+        assert main([*given, "--update", wrong]) == 1
+    assert not (tmp_path / "records.json").exists()

@@ -1,0 +1,125 @@
+"""Measures candidates of one kernel on a board: one firmware image carries all of a batch."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from tvm import tirx
+
+from tvm_tinytrain.emit.kernel_set import KernelSet, emit_kernel_set
+from tvm_tinytrain.errors import BoardError, KernelError, TransportError
+from tvm_tinytrain.micro.in_process import InProcess
+from tvm_tinytrain.micro.project import GeneratedProject, generate_project
+from tvm_tinytrain.micro.session import Session
+from tvm_tinytrain.passes.kernels.builder import kernel_spec
+from tvm_tinytrain.passes.lower_kernels import lower_kernel
+from tvm_tinytrain.schedules.journal import Outcome
+from tvm_tinytrain.targets.boards import Board
+
+TOLERANCE = 1e-5
+"""Largest difference from the kernel as written, relative to its largest value or 1."""
+CALL_S = 60.0
+"""Seconds after which a candidate has failed."""
+_LIBRARY = "candidates"
+
+
+class BoardMeasure:
+    """Candidates → outcomes, for the kernel ``func`` on ``board``.
+
+    A result that differs from the kernel as written, a fault, a time-out and an image that does not fit are failed candidates; the
+    others of the batch are still measured. ToolMissingError is raised: no candidate can be blamed for it.
+    """
+
+    def __init__(
+        self,
+        func: tirx.PrimFunc,
+        board: Board,
+        seed: int = 0,
+        *,
+        port: str | None = None,
+        call_s: float = CALL_S,
+    ) -> None:
+        self.board, self.port, self.call_s = board, port, call_s
+        self.minmax = "minmax" in board.target.core.features
+        library = emit_kernel_set(_LIBRARY, {"k": lower_kernel(func, board.target.to_tvm())})
+        self.names = [a.tensor.removeprefix("k_") for a in library.arguments["k"]]
+        self.written = [a.role != "in" for a in library.arguments["k"]]
+        self.values = random_arguments(library, func, seed)
+        with InProcess(library) as host:
+            for arg, value in zip(library.arguments["k"], self.values, strict=True):
+                host.write(arg.tensor, value)
+            host.call("k")
+            self.expected = [host.read(a.tensor) for a in library.arguments["k"]]
+
+    def __call__(self, kernels: Mapping[str, tirx.PrimFunc]) -> dict[str, Outcome]:
+        """Outcomes by name."""
+        if not kernels:
+            return {}
+        try:
+            with tempfile.TemporaryDirectory(prefix="tinytrain-") as folder:
+                library = emit_kernel_set(_LIBRARY, kernels, minmax=self.minmax)
+                project = generate_project(library, self.board, Path(folder)).build()
+                return self._run(project, list(kernels))
+        except (
+            BoardError,
+            KernelError,
+        ) as error:  # it cannot be emitted, does not compile or does not fit: find out which
+            if len(kernels) == 1:
+                return {name: Outcome(None, str(error)[:500]) for name in kernels}
+            names = list(kernels)
+            half = len(names) // 2
+            return self({n: kernels[n] for n in names[:half]}) | self({n: kernels[n] for n in names[half:]})
+
+    def _run(self, project: GeneratedProject, names: list[str]) -> dict[str, Outcome]:
+        """Starts the image as often as candidates bring it down."""
+        found: dict[str, Outcome] = {}
+        starts_failed = 0
+        while len(found) < len(names):
+            waiting = [n for n in names if n not in found]
+            try:
+                with Session(project, timeout_s=self.call_s, port=self.port) as session:
+                    starts_failed = 0
+                    for name in waiting:
+                        try:
+                            found[name] = self._one(session, name)
+                        except TransportError as error:  # a fault or a time-out: this program is gone
+                            found[name] = Outcome(None, str(error)[:500])
+                            break
+            except TransportError as error:  # the board did not start, or not again
+                starts_failed += 1
+                if starts_failed == 2:
+                    found |= {n: Outcome(None, str(error)[:500]) for n in waiting if n not in found}
+        return found
+
+    def _one(self, session: Session, name: str) -> Outcome:
+        for argument, value in zip(self.names, self.values, strict=True):
+            session.write(f"{name}_{argument}", value)
+        cost = session.time(name)
+        for argument, want, written in zip(self.names, self.expected, self.written, strict=True):
+            have = np.asarray(session.read(f"{name}_{argument}"), dtype=np.float64)
+            limit = TOLERANCE * max(1.0, float(np.abs(want).max(initial=0.0))) if written else 0.0
+            error = float(np.abs(have - want).max(initial=0.0))
+            if not error <= limit:
+                return Outcome(None, f"{argument} is off by {error:.1e}")
+        return Outcome(float(cost))
+
+
+def random_arguments(library: KernelSet, func: tirx.PrimFunc, seed: int) -> list[np.ndarray]:
+    """Values for all arguments of the library's only kernel; lists of channels ascend."""
+    rng = np.random.default_rng(seed)
+    spec = kernel_spec(func)
+    outputs = spec.get("out_channels") or spec.get("out_features") or spec.get("size", 0)
+    inputs = spec.get("in_features") or spec.get("in_channels", 0) // spec.get("groups", 1)
+    found = []
+    for arg in library.arguments["k"]:
+        if arg.dtype == "int32":
+            limit = inputs if arg.tensor.endswith("_inputs") else outputs
+            found.append(np.sort(rng.permutation(limit)[: arg.shape[0]]).astype(np.int32))
+        elif arg.dtype == "uint8":
+            found.append(rng.integers(0, 256, arg.shape).astype(np.uint8))
+        else:
+            found.append(rng.standard_normal(arg.shape).astype(arg.dtype))
+    return found

@@ -1,0 +1,141 @@
+"""The subcommand ``tune`` of ``tinytrain``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from tvm_tinytrain.cli_fewshot import load_network
+from tvm_tinytrain.errors import PlanError
+
+_EXAMPLE = """example:
+  tinytrain tune --network mcunet --board mps2-an500 --trials 64 --update full adaptive tail:19:0.5 -o records/mcunet.json
+  tinytrain tune --network net.pt2 --board mps2-an500 -o net.json      then in Python: build(..., records="net.json")
+The same command goes on where an interrupted one ended, from the outcomes in --work.
+"""
+
+
+def add_tune(commands: Any) -> None:
+    """Add the subcommand to the parser of ``tinytrain``."""
+    p = commands.add_parser(
+        "tune",
+        help="better schedules, measured on the board",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("--network", required=True, help="mcunet, mobilenet-v2, proxyless-nas, or a file")
+    p.add_argument("--weights", type=Path, help="state dict (.pt) for a network given by name")
+    p.add_argument("--size", type=int, default=128, help="width and height of the input (default: 128)")
+    p.add_argument("--classes", type=int, default=10, help="classes of a network given by name (default: 10)")
+    p.add_argument("--board", default="mps2-an500", help="where candidates run (default: mps2-an500)")
+    p.add_argument("--trials", type=int, default=64, help="most candidates of one kernel (default: 64)")
+    p.add_argument("--seed", type=int, default=0, help="decides the search (default: 0)")
+    p.add_argument(
+        "--update",
+        nargs="+",
+        default=["full"],
+        help="whose kernels: full, last-layer, adaptive, a JSON file with an update plan, or tail:N:S, the first share S of the "
+        "channels of the last N layers (default: full)",
+    )
+    p.add_argument(
+        "--work", type=Path, default=Path("build/tune"), help="keeps outcomes (default: build/tune)"
+    )
+    p.add_argument("-o", "--output", type=Path, required=True, help="file for the records")
+    p.set_defaults(run=_tune)
+
+
+def _tune(a: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    from tvm_tinytrain.tuning import Progress, tune
+
+    modules = [_library(a, text) for text in a.update]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        kernels, trials = bars.add_task("kernels", total=None), bars.add_task("trials", total=None)
+
+        def show(now: Progress) -> None:
+            bars.update(kernels, total=now.kernels, completed=now.index)
+            bars.update(trials, description=now.kernel, total=now.most, completed=now.trials)
+
+        command = shlex.join(["tinytrain", *sys.argv[1:]])
+        found = tune(
+            modules,
+            board=a.board,
+            trials=a.trials,
+            seed=a.seed,
+            work_dir=a.work,
+            output=a.output,
+            command=command,
+            progress=show,
+        )
+    own, best = sum(r.default_cost for r in found), sum(r.cost for r in found)
+    if found:
+        better = sum(r.cost < r.default_cost for r in found)
+        print(f"{better} of {len(found)} kernels are better than the rule's own choice")
+        print(
+            f"{own:,.0f} -> {best:,.0f} {found[0].unit} over all kernels ({100 * (1 - best / own):.1f} % less)"
+        )
+    print(f"wrote {os.fspath(a.output)}")
+    return 0
+
+
+def _library(a: argparse.Namespace, update: str) -> Any:
+    import torch
+
+    from tvm_tinytrain.build import build
+    from tvm_tinytrain.config import Budget, FullTrain, LastLayer
+    from tvm_tinytrain.plan import UpdatePlan
+    from tvm_tinytrain.selection import TaskAdaptive
+    from tvm_tinytrain.targets.boards import get_board
+
+    network = _network(a)
+    image = torch.zeros(1, 3, a.size, a.size)
+    given: dict[str, Any] = {"target": get_board(a.board).target, "example_inputs": (image,), "records": ()}
+    if update == "adaptive":
+        return build(network, update=TaskAdaptive(), budget=Budget(memory="64MB", compute=1.0), **given)
+    if update in ("full", "last-layer"):
+        return build(network, update=FullTrain() if update == "full" else LastLayer(), **given)
+    if update.startswith("tail:"):
+        layers = build(network, update=LastLayer(), **given).layers
+        return build(network, update=_tail(update, layers), **given)
+    try:
+        plan = UpdatePlan.from_json(Path(update).read_text(encoding="utf-8"))
+    except OSError as error:
+        allowed = "full, last-layer, adaptive, tail:N:S or a JSON file"
+        raise PlanError("tune", f"--update {update}", error, allowed, "check the path") from error
+    return build(network, update=plan, **given)
+
+
+def _network(a: argparse.Namespace) -> Any:
+    """A backbone by name with a classifier; a file, or a backbone with given weights, as the other commands read it."""
+    from tvm_tinytrain import models
+
+    makers = {
+        "mcunet": models.mcunet,
+        "mobilenet-v2": models.mobilenet_v2,
+        "proxyless-nas": models.proxyless_nas,
+    }
+    if a.network not in makers or a.weights is not None:
+        return load_network(a.network, a.weights)
+    return makers[a.network](num_classes=a.classes, fused=True).eval()
+
+
+def _tail(text: str, layers: Any) -> Any:
+    """The plan that ``tail:N:S`` names."""
+    from tvm_tinytrain.plan import UpdatePlan
+
+    try:
+        count, share = int(text.split(":")[1]), float(text.split(":")[2])
+    except (ValueError, IndexError) as error:
+        raise PlanError("tune", f"--update {text}", error, "tail:N:S", "e.g. tail:19:0.5") from error
+    if not (count >= 1 and 0 < share <= 1):
+        raise PlanError("tune", f"--update {text}", text, "N >= 1, 0 < S <= 1", "e.g. tail:19:0.5")
+    rows = {layer.id: max(1, round(layer.channels * share)) for layer in layers[-count:]}
+    return UpdatePlan.from_channels({layer: tuple(range(k)) for layer, k in rows.items()})
