@@ -48,8 +48,12 @@ DOMAINS = {  # folder: (name with the size of the subset, separator of groups in
     "textures": ("Textures-10", None),
     "sign_digits": ("Sign-Digits-10", None),
 }
-FAST = ("-O3", "-march=native", "-ffast-math", "-fno-tree-loop-vectorize")
-"""A third faster than the flags of the target; results differ from a board's in the last bits."""
+FAST = (
+    "-O3", "-march=native", "-ffp-contract=fast", "-fno-tree-loop-vectorize", "-fno-math-errno", "-fno-trapping-math",
+    "-ffinite-math-only", "-fno-signed-zeros",
+)  # fmt: skip
+"""Two and a half times as fast as the flags of the target, because clamps become vector instructions; no sum is reordered, but
+results may differ from a board's in the last bits."""
 
 
 @dataclass(frozen=True)

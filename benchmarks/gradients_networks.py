@@ -42,8 +42,8 @@ from tvm_tinytrain.plan import LayerUpdate, UpdatePlan
 SCHEMES = {"mcunet": "mcunet-99kb", "mobilenet_v2_035": "mbv2-99kb", "proxyless_nas_03": "proxyless-98kb"}
 """SparseUpdate's scheme for each of its backbones."""
 OPTIMIZERS: dict[str, Optimizer] = {
-    "SGD momentum": SGD(0.05, momentum=0.9),
-    "SGD Nesterov, decay": SGD(0.05, momentum=0.9, weight_decay=0.01, nesterov=True),
+    "SGD momentum": SGD(1e-3, momentum=0.9),
+    "SGD Nesterov, decay": SGD(1e-3, momentum=0.9, weight_decay=0.01, nesterov=True),
     "Adam": Adam(1e-3),
     "Adam, decay": Adam(1e-3, weight_decay=0.01),
     "AdamW": AdamW(1e-3, weight_decay=0.05),
@@ -188,22 +188,22 @@ def branches_of(name: str) -> Iterator[tuple[str, Update, Reference]]:
 def measure_optimizer(reference: Reference, optimizer: Optimizer, library: InProcess) -> Comparison:
     """Two steps on one sample, so that momentum and moments count: how far each parameter moved, against torch.optim.
 
-    What a parameter moved, Δw = w' − w, is rounded to multiples of ε‖w‖ in any float32 run, PyTorch's too.
+    What a parameter moved, Δw = w' − w, is rounded to multiples of ε‖w‖ in any float32 run, PyTorch's too. The rates are small
+    enough that the second step starts from a network of much the same gradients, not from one thrown far away.
     """
     exact, single = (_torch_moves(reference, optimizer, dtype) for dtype in (torch.float64, torch.float32))
-    names = [name for name in exact if name != "loss"]
+    names = list(exact)
     before = {name: library.read(name) for name in names}
     for _ in range(STEPS):
-        loss = library.step(reference.sample.x, reference.sample.label)
+        library.step(reference.sample.x, reference.sample.label)
     errors = {
         name: relative(library.read(name).astype(np.float64) - before[name], exact[name]) for name in names
     }
-    errors["loss"] = relative(np.array([loss]), exact["loss"])
-    return worst(errors, {name: relative(single[name], exact[name]) for name in exact})
+    return worst(errors, {name: relative(single[name], exact[name]) for name in names})
 
 
 def _torch_moves(reference: Reference, optimizer: Optimizer, dtype: torch.dtype) -> dict[str, Array]:
-    """w' − w of each parameter after the steps, in float64, and the last step's ``loss``."""
+    """w' − w of each parameter after the steps, in float64."""
     net = copy.deepcopy(reference.net).to(dtype)
     before = {name: value.astype(np.float64) for name, value in reference.collect(net, lambda p: p)}
     torchs = _torch_optimizer(optimizer, net)
@@ -213,8 +213,7 @@ def _torch_moves(reference: Reference, optimizer: Optimizer, dtype: torch.dtype)
         loss.backward()  # type: ignore[no-untyped-call]
         torchs.step()
     after = dict(reference.collect(net, lambda p: p))
-    moves = {name: value.astype(np.float64) - before[name] for name, value in after.items()}
-    return moves | {"loss": loss.detach().numpy().reshape(1)}
+    return {name: value.astype(np.float64) - before[name] for name, value in after.items()}
 
 
 def _torch_optimizer(o: Optimizer, net: nn.Module) -> torch.optim.Optimizer:

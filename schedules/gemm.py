@@ -8,7 +8,7 @@ from tvm.s_tir import Schedule
 
 from tvm_tinytrain.schedules.blocks import block_names, extents, kind_of, sum_in_registers, tile
 from tvm_tinytrain.schedules.knobs import DEFAULTS, Knobs, up_to
-from tvm_tinytrain.schedules.tiles import best_tile
+from tvm_tinytrain.schedules.tiles import best_tile, vector_lanes
 
 _KINDS = frozenset(
     (
@@ -38,7 +38,7 @@ def gemm(func: tirx.PrimFunc, target: tvm.target.Target, knobs: Knobs = DEFAULTS
     products = len(sizes) == 2 or (kind == "matmul" and len(sizes) == 3)
     if not products or not steps:
         return None
-    default = best_tile(sizes[-2], sizes[-1], steps[-1])
+    default = best_tile(sizes[-2], sizes[-1], steps[-1], lanes=vector_lanes(target))
     rows = knobs.choose("rows", up_to(sizes[-2], _SIZES), default[0])
     columns = knobs.choose("columns", up_to(sizes[-1], _SIZES), default[1])
     outer, inner = tile(schedule, consumer, [*[1] * (len(sizes) - 2), rows, columns])

@@ -4,15 +4,34 @@ from __future__ import annotations
 
 from functools import cache
 
+import tvm
+
+from tvm_tinytrain.targets.cores import CORES
+from tvm_tinytrain.targets.target import host_core_name
+
 REGISTERS = 32
+_LANES = {"x86-64": 8, "x86-64-baseline": 4}
+
+
+def vector_lanes(target: tvm.target.Target) -> int:
+    """How many float32 a vector register of the core holds: neighbouring results of a tile share one. 1 where there are none.
+
+    The compiler packs the statements of a tile into vectors by itself; the order of every sum stays as it is written.
+    """
+    name = str(target.attrs["mcpu"]) if "mcpu" in target.attrs else host_core_name()
+    core = CORES.get(name)
+    return _LANES.get(name, 4 if core is not None and "neon" in core.features else 1)
 
 
 @cache
-def best_tile(rows: int, columns: int, steps: int, *, ending: int = 3) -> tuple[int, int]:
+def best_tile(rows: int, columns: int, steps: int, *, ending: int = 3, lanes: int = 1) -> tuple[int, int]:
     """The tile of a [rows, columns] product over ``steps`` that takes the fewest instructions.
 
-    ``ending`` counts instructions per result outside of the sum.
+    ``ending`` counts instructions per result outside of the sum. With vectors of several ``lanes`` it is four rows of two vectors:
+    measured on x86-64, the whole forward pass of MCUNet took 1.8 ms so, 2.1 with one vector, 3.3 with the tile for one lane.
     """
+    if lanes > 1 and columns >= lanes:
+        return min(rows, 4), 2 * lanes if columns >= 2 * lanes else lanes
     candidates = [
         (r, c)
         for r in range(1, min(rows, 16) + 1)

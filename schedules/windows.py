@@ -18,6 +18,7 @@ from tvm_tinytrain.schedules.blocks import (
     tile,
 )
 from tvm_tinytrain.schedules.knobs import DEFAULTS, Knobs, up_to
+from tvm_tinytrain.schedules.tiles import vector_lanes
 
 _KINDS = ("conv2d", "conv2d_input_grad", "conv2d_rows", "conv2d_input_grad_rows")
 _CHANNELS = (1, 2, 3, 4, 5, 6, 8)
@@ -59,7 +60,7 @@ def windows(func: tirx.PrimFunc, target: tvm.target.Target, knobs: Knobs = DEFAU
     spec = spec_of(func)
     depthwise = spec["groups"] == spec["in_channels"] == spec["out_channels"] > 1
     window = extents(schedule, schedule.get_loops(main))[-2:]
-    default = _default(sizes, window, max(spec["kernel"]), depthwise, "pad" in names)
+    default = _default(sizes, window, max(spec["kernel"]), depthwise, "pad" in names, vector_lanes(target))
     factors = [
         1 if depthwise else knobs.choose("channels", up_to(sizes[0], _CHANNELS), default.channels),
         knobs.choose("rows", up_to(sizes[1], _ROWS), default.rows),
@@ -80,9 +81,13 @@ def windows(func: tirx.PrimFunc, target: tvm.target.Target, knobs: Knobs = DEFAU
     return schedule
 
 
-def _default(sizes: list[int], window: list[int], kernel: int, depthwise: bool, padded: bool) -> WindowTile:
-    """What measured best on a Cortex-M7 (benchmarks/kernels.py) for such sizes."""
+def _default(
+    sizes: list[int], window: list[int], kernel: int, depthwise: bool, padded: bool, lanes: int = 1
+) -> WindowTile:
+    """What measured best on a Cortex-M7 (benchmarks/kernels.py) for such sizes, and with vectors on x86-64."""
     height, width = sizes[1:]
+    if lanes > 1 and depthwise and width >= lanes:
+        return WindowTile(1, 1, lanes, False)
     small = max(window) <= 3
     if (
         not depthwise and max(window) < kernel
