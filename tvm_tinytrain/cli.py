@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from tvm_tinytrain._version import __version__
-from tvm_tinytrain.cli_fewshot import add_commands
+from tvm_tinytrain.cli_adapt import add_commands as add_adapt
+from tvm_tinytrain.cli_boards import add_commands as add_board_commands
+from tvm_tinytrain.cli_fewshot import add_commands as add_fewshot_commands
 from tvm_tinytrain.cli_tune import add_tune
 from tvm_tinytrain.errors import TinyTrainError
 
 _COMPILE_EXAMPLE = """example:
   tinytrain compile network.pt2 --target "c -mcpu=cortex-m7" --update last-layer --lr 0.01 -o network.tar
+  tinytrain compile backbone.pt2 --loss prototypical --accumulate --optimizer adam --update adaptive --memory 256KB --compute 0.15 \\
+      -o backbone.tar           (what tinytrain adapt wants)
+  tinytrain compile network.pt2 --target "llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a53" -o network.tar
 """
 
 
@@ -37,9 +42,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_compile(commands)
-    add_commands(commands)
+    add_adapt(commands)
     add_tune(commands)
-    _add_boards(commands)
+    add_fewshot_commands(commands)
+    add_board_commands(commands)
     return parser
 
 
@@ -52,17 +58,19 @@ def _add_compile(commands: Any) -> None:
     p.add_argument("-o", "--output", required=True, type=Path, help="archive to write, e.g. network.tar")
     p.add_argument("--target", default="c -mcpu=cortex-m7", help='"c -mcpu=cortex-m7" (default), "host", …')
     p.add_argument("--name", default="model", help="C identifier in all public names (default: model)")
-    p.add_argument("--loss", choices=("cross-entropy", "mse", "bce"), default="cross-entropy")
+    p.add_argument("--loss", choices=("cross-entropy", "mse", "bce", "prototypical"), default="cross-entropy")
     p.add_argument("--optimizer", choices=("sgd", "adam", "adamw"), default="sgd")
     p.add_argument("--lr", type=float, default=0.01, help="learning rate (default: 0.01)")
     p.add_argument("--momentum", type=float, default=0.0, help="SGD's momentum")
     p.add_argument("--update", default="full", help=_UPDATE_HELP)
     p.add_argument("--memory", help='SRAM budget of the arena, e.g. "256KB"')
+    p.add_argument("--compute", type=float, help="share of FullTrain's backward MACs, of --update adaptive")
     p.add_argument("--accumulate", action="store_true", help="entries accumulate + apply instead of step")
     p.add_argument("--dump-ir", type=Path, metavar="DIR", help="write the module after each pass")
     p.add_argument("--print-ir-after-all", action="store_true", help="print the module after each pass")
     p.add_argument("--time-passes", action="store_true", help="print seconds per pass")
     p.add_argument("--verify-each", action="store_true", help="check the module after each pass")
+    p.add_argument("--json", action="store_true", help="print the metadata as JSON instead of the report")
     p.set_defaults(run=_compile)
 
 
@@ -83,6 +91,7 @@ def _compile(a: argparse.Namespace) -> int:
         "cross-entropy": config.CrossEntropy(),
         "mse": config.MSE(),
         "bce": config.BinaryCrossEntropy(),
+        "prototypical": config.Prototypical(),
     }
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
@@ -99,11 +108,16 @@ def _compile(a: argparse.Namespace) -> int:
             loss=losses[a.loss],
             optimizer=optimizers[a.optimizer],
             update=_update(a.update),
-            budget=config.Budget(memory=a.memory),
+            budget=config.Budget(memory=a.memory, compute=a.compute),
             accumulate=a.accumulate,
             name=a.name,
             instruments=watch,
         )
+    if a.json:
+        module.export(a.output)
+        timed = {"pass_seconds": module.pass_seconds} if a.time_passes else {}
+        print(json.dumps({"archive": str(a.output), **module.metadata, **timed}, indent=1, sort_keys=True))
+        return 0
     print(json.dumps(module.metadata["options"], sort_keys=True))
     if a.time_passes:
         for name, seconds in module.pass_seconds.items():
@@ -147,32 +161,3 @@ def _update(text: str) -> Any:
             f"{_UPDATES}, or a JSON file",
             "check the spelling or the path",
         ) from error
-
-
-def _add_boards(commands: Any) -> None:
-    p = commands.add_parser(
-        "boards", help="boards, and what is missing for them here", epilog="example:\n  tinytrain boards"
-    )
-    p.add_argument("--json", action="store_true", help="print the list as JSON")
-    p.set_defaults(run=_boards)
-
-
-def _boards(a: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.table import Table
-
-    from tvm_tinytrain.targets.boards import BOARDS
-    from tvm_tinytrain.targets.tools import how_to_get, missing_tools
-
-    rows: list[dict[str, Any]] = []
-    for board in BOARDS.values():
-        missing = [how_to_get(tool).split()[-1] for tool in missing_tools(board.all_tools)]
-        rows.append({"name": board.name, "target": str(board.target), "missing": missing})
-    if a.json:
-        print(json.dumps(rows, indent=1))
-        return 0
-    table = Table("board", "target", "missing here")
-    for row in rows:
-        table.add_row(str(row["name"]), str(row["target"]), ", ".join(row["missing"]) or "nothing")
-    Console().print(table)
-    return 0

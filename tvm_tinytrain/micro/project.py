@@ -73,7 +73,7 @@ def generate_project(library: Library, board: str | Board, folder: str | Path) -
         The library lacks its header, or its arena's size.
     """
     chosen, root = get_board(board), Path(folder)
-    arena_bytes = _arena_bytes(library)
+    arena_bytes = arena_bytes_of(library)
     if f"tt_{library.name}.h" not in library.files:
         found = ", ".join(sorted(library.files)) or "no files"
         raise ArchiveError("project", library.name, found, f"tt_{library.name}.h", "build the module again")
@@ -91,7 +91,8 @@ def generate_project(library: Library, board: str | Board, folder: str | Path) -
     return GeneratedProject(root, chosen, library.name)
 
 
-def _arena_bytes(library: Library) -> int:
+def arena_bytes_of(library: Library) -> int:
+    """Return the size of a library's arena; ArchiveError where its metadata does not say it."""
     try:
         found = library.metadata["memory"]["arena_bytes"]
     except (KeyError, TypeError) as error:

@@ -1,0 +1,180 @@
+"""The shell: every command shows an example; a network goes from compile to a board that has adapted, without Python."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.building.adaptive_net import SHAPE, network
+from tvm_tinytrain.cli import main
+
+COMMANDS = ("compile", "adapt", "report", "boards", "bench", "project", "evaluate", "meta-train")
+CLASSES = ("cat", "dog", "owl")
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
+    """The JSON that a command printed."""
+    capsys.readouterr()
+    assert main([*map(str, words), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Archives (adaptive, and a plain one) and samples as a folder of class folders and as arrays."""
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("shell")
+    program = torch.export.export(network(), (torch.zeros(SHAPE),))
+    torch.export.save(program, root / "net.pt2")
+    rng = np.random.default_rng(0)
+    patterns = rng.integers(0, 256, (len(CLASSES), 12, 12, 3))
+    for part in ("support", "query"):
+        arrays, labels = [], []
+        for k, name in enumerate(CLASSES):
+            (root / part / name).mkdir(parents=True)
+            for i in range(3):
+                pixels = np.clip(patterns[k] + rng.normal(0, 25, patterns[k].shape), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / part / name / f"{i}.png")
+                arrays.append(pixels.transpose(2, 0, 1).astype(np.float32) / np.float32(127.5) - 1)
+                labels.append(k)
+        np.savez(root / f"{part}.npz", images=np.stack(arrays), labels=np.array(labels))
+    net = str(root / "net.pt2")
+    adaptive = ["--loss", "prototypical", "--accumulate", "--optimizer", "adam", "--update", "adaptive"]
+    budgets = ["--memory", "20KB", "--compute", "0.6"]
+    assert (
+        main(["compile", net, *adaptive, *budgets, "--name", "adaptive", "-o", str(root / "adaptive.tar")])
+        == 0
+    )
+    assert main(["compile", net, "--lr", "0.05", "--name", "plain", "-o", str(root / "plain.tar")]) == 0
+    return root
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert f"example:\n  tinytrain {command}" in text
+    assert "--json" in text or "--format" in text or command == "meta-train"
+
+
+def test_compile_prints_its_metadata(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = run(capsys, "compile", folder / "net.pt2", "--update", "last-layer", "-o", tmp_path / "x.tar")
+    assert found["archive"] == str(tmp_path / "x.tar") and (tmp_path / "x.tar").stat().st_size > 1000
+    assert found["entries"] == ["init", "predict", "step"]
+
+
+@pytest.mark.emulator
+def test_an_adaptive_library_learns_folders_of_images(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["adapt", folder / "adaptive.tar", "--board", "mps2-an500", "--iterations", 3]
+    more = ["-o", tmp_path / "task.tt", "--record", tmp_path / "session.json"]
+    found = run(capsys, *words, "--support", folder / "support", "--query", folder / "query", *more)
+    assert found["classes"] == list(CLASSES)
+    assert found["samples"] == 9 and found["iterations"] == 3
+    assert found["query_accuracy_after"] >= 0.8
+    assert sum(found["trained_channels"].values()) > 0
+    assert 0 < found["arena_high_water_bytes"] <= found["arena_bytes"]
+    assert (tmp_path / "task.tt").read_bytes()[:4] == b"TTCK"
+    same = run(
+        capsys,
+        *words[:3],
+        "host",
+        *words[4:],
+        "--support",
+        folder / "support.npz",
+        "--query",
+        folder / "query.npz",
+    )
+    assert same["plan_digest"] == found["plan_digest"]
+    assert same["loss_last"] == pytest.approx(found["loss_last"], rel=1e-4)
+    assert (
+        main(["report", "--session", str(tmp_path / "session.json"), "--html", str(tmp_path / "page.html")])
+        == 0
+    )
+
+
+@pytest.mark.host_compiler
+def test_a_plain_library_learns_labels(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["adapt", folder / "plain.tar", "--board", "host", "--iterations", "8", "--lr", "0.05"]
+    found = run(capsys, *words, "--support", folder / "support.npz", "--query", folder / "query.npz")
+    assert found["loss_last"] < 0.8 * found["loss_first"]
+    assert found["plan_digest"] is None and found["query_accuracy_after"] is not None
+
+
+@pytest.mark.emulator
+def test_bench_counts_every_entry(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bench", folder / "adaptive.tar", "--by-function", "--estimate", "stm32f746g-disco"]
+    found = run(capsys, *words)
+    assert found["unit"] == "instructions"
+    rows = {row["entry"]: row for row in found["entries"]}
+    assert {"fisher", "select", "accumulate", "apply", "predict"} <= set(rows)
+    assert rows["accumulate"]["count"] > rows["predict"]["count"] > rows["predict"]["macs"] / 2 > 0
+    assert sum(rows["predict"]["functions"].values()) <= rows["predict"]["count"]
+    assert rows["predict"]["estimates"][0]["seconds"] > 0
+    again = run(capsys, *words, "--entries", "fisher_begin,fisher,select")
+    assert [row["count"] for row in again["entries"]] == [
+        rows[row["entry"]]["count"] for row in again["entries"]
+    ]
+
+
+@pytest.mark.emulator
+def test_a_project_is_written_and_built(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = run(capsys, "project", folder / "plain.tar", "-o", tmp_path / "board", "--build")
+    assert Path(found["program"]).exists() and 0 < found["flash_bytes"] < 1 << 20
+    found = run(capsys, "project", folder / "plain.tar", "--kind", "arduino", "-o", tmp_path / "arduino")
+    assert str(tmp_path / "arduino" / "library.properties") in found["files"]
+
+
+def test_boards_say_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = {row["name"]: row for row in run(capsys, "boards")}
+    assert {"host", "mps2-an500", "qemu-arm", "stm32f746g-disco", "jetson-nano"} <= set(rows)
+    assert {m["kind"]: m["bytes"] for m in rows["stm32f746g-disco"]["memories"]} == {
+        "flash": 1 << 20,
+        "sram": 320 << 10,
+    }
+    monkeypatch.setenv("PATH", "")
+    rows = {row["name"]: row for row in run(capsys, "boards")}
+    assert "qemu-system-arm" in rows["mps2-an500"]["missing"]
+    assert any("apt-get install" in line for line in rows["mps2-an500"]["how_to_get"])
+    assert main(["boards"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["adapt", "{}/plain.tar", "--support", "{}/net.pt2"], "arrays images and labels"),
+        (["adapt", "{}/net.pt2", "--support", "{}/support"], "load: "),
+        (
+            ["bench", "{}/plain.tar", "--board", "host", "--entries", "fly"],
+            "entry: found 'fly'; allowed predict, step",
+        ),
+        (
+            ["bench", "{}/plain.tar", "--estimate", "raspberry-pi-4", "--entries", "predict"],
+            "like mps2-an500",
+        ),
+        (["project", "{}/plain.tar", "--kind", "zephyr", "--build", "-o", "{}/z"], "--kind board"),
+        (["project", "{}/plain.tar", "--board", "mars", "-o", "{}/z"], "'mars'; allowed host"),
+    ],
+)
+@pytest.mark.emulator
+def test_errors_are_one_line(
+    folder: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([word.replace("{}", str(folder)) for word in words]) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.splitlines()[-1].startswith("tinytrain: error: ") and message in error
+    assert "Traceback" not in error

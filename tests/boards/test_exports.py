@@ -1,0 +1,276 @@
+"""Exports: what other tools build of an archive trains as a session does; formats are checked by their structure.
+
+Zephyr's west and arduino-cli are not used: a stand-in for Zephyr's CMake functions builds the module for this machine, and the Arduino
+library and sketch are compiled for a Cortex-M7 with a stand-in for Arduino.h.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import struct
+import subprocess
+import threading
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import tvm_tinytrain as tt
+from tests.building.adaptive_net import SHAPE, network, samples
+from tvm_tinytrain.errors import BoardError
+from tvm_tinytrain.micro.exports import export_project
+from tvm_tinytrain.micro.in_process import InProcess
+from tvm_tinytrain.targets.cmake_boards import cmake_folder
+
+STEPS = 3
+
+
+@cache
+def module() -> tt.TrainModule:
+    example = (torch.zeros(SHAPE),)
+    return tt.build(
+        network(), "c -mcpu=cortex-m7", example_inputs=example, optimizer=tt.SGD(0.05), name="small_net"
+    )
+
+
+@cache
+def expected() -> tuple[list[float], np.ndarray]:
+    with InProcess(module()) as library:
+        return [library.step(*sample) for sample in samples(STEPS)], library.predict(samples(1)[0][0])
+
+
+def commands() -> bytes:
+    """Steps, an unknown letter, a prediction."""
+    steps = [b"t" + struct.pack("<i", label) + image.tobytes() for image, label in samples(STEPS)]
+    return b"".join(steps) + b"?" + b"p" + samples(1)[0][0].tobytes()
+
+
+def check_answers(answers: bytes) -> None:
+    losses, output = expected()
+    outputs = output.size
+    assert len(answers) == STEPS * 8 + 4 + 4 + 4 * outputs
+    for i, loss in enumerate(losses):
+        status, value = struct.unpack_from("<if", answers, 8 * i)
+        assert status == 0
+        assert value == pytest.approx(loss, rel=1e-5)
+    unknown, status = struct.unpack_from("<ii", answers, 8 * STEPS)
+    assert (unknown, status) == (-5, 0)
+    np.testing.assert_allclose(
+        np.frombuffer(answers, "<f4", outputs, 8 * STEPS + 8), output.reshape(-1), rtol=1e-4, atol=1e-6
+    )
+
+
+def run(command: list[str], folder: Path) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.host_compiler
+@pytest.mark.needs("cmake")
+def test_a_cmake_project_trains(tmp_path: Path) -> None:
+    export_project(module(), "cmake", tmp_path)
+    run(["cmake", "-S", ".", "-B", "build", f"-Dtvm_tinytrain_DIR={cmake_folder()}"], tmp_path)
+    run(["cmake", "--build", "build"], tmp_path)
+    program = tmp_path / "build" / "small_net_loop"
+    check_answers(subprocess.run([program], input=commands(), capture_output=True, check=True).stdout)
+
+
+@pytest.mark.emulator
+def test_bare_metal_firmware_trains(tmp_path: Path) -> None:
+    export_project(module(), "bare-metal", tmp_path, "mps2-an500")
+    run(["make", "-s"], tmp_path)
+    ways = [tmp_path / "in", tmp_path / "out"]
+    for way in ways:
+        os.mkfifo(way)
+    line = subprocess.run(
+        ["make", "-n", "run", f"IN={ways[0]}", f"OUT={ways[1]}"], cwd=tmp_path, capture_output=True, text=True
+    )
+    board = subprocess.Popen(shlex.split(line.stdout.strip().splitlines()[-1]), cwd=tmp_path)
+    answers = bytearray()
+
+    def listen() -> None:
+        with ways[1].open("rb") as stream:
+            answers.extend(stream.read())
+
+    listener = threading.Thread(target=listen, daemon=True)
+    try:
+        listener.start()
+        with ways[0].open("wb") as stream:
+            stream.write(commands())
+        assert board.wait(30) == 0
+        listener.join(10)
+    finally:
+        board.kill()
+        board.wait()
+    check_answers(bytes(answers))
+
+
+ZEPHYR = """\
+# A stand-in for Zephyr's package: its functions by their documented meaning, for this machine.
+function(zephyr_library_named name)
+  add_library(${name} STATIC)
+  set(ZEPHYR_CURRENT_LIBRARY ${name} PARENT_SCOPE)
+  target_link_libraries(app PRIVATE ${name})
+  target_link_libraries(${name} PUBLIC m)
+endfunction()
+function(zephyr_library_sources)
+  target_sources(${ZEPHYR_CURRENT_LIBRARY} PRIVATE ${ARGN})
+endfunction()
+function(zephyr_library_compile_options)
+  target_compile_options(${ZEPHYR_CURRENT_LIBRARY} PRIVATE ${ARGN})
+endfunction()
+function(zephyr_include_directories)
+  foreach(folder ${ARGN})
+    get_filename_component(path ${folder} ABSOLUTE)
+    target_include_directories(app PRIVATE ${path})
+    target_include_directories(${ZEPHYR_CURRENT_LIBRARY} PUBLIC ${path})
+  endforeach()
+endfunction()
+enable_language(C)
+file(WRITE ${CMAKE_BINARY_DIR}/empty.c "")
+add_executable(app ${CMAKE_BINARY_DIR}/empty.c)
+target_include_directories(app PRIVATE ${CMAKE_CURRENT_LIST_DIR})
+target_link_libraries(app PRIVATE m)
+file(STRINGS prj.conf settings REGEX "=y$")
+foreach(setting ${settings})
+  string(REGEX REPLACE "=.*" "" symbol ${setting})
+  set(${symbol} y)
+endforeach()
+foreach(module ${ZEPHYR_EXTRA_MODULES})
+  add_subdirectory(${module}/zephyr ${CMAKE_BINARY_DIR}/module)
+endforeach()
+"""
+ZEPHYR_HEADERS = {
+    "zephyr/kernel.h": "#pragma once\n#define __aligned(n) __attribute__((aligned(n)))\nstatic inline void k_yield(void) {}\n",
+    "zephyr/device.h": "#pragma once\nstruct device { int ready; };\nstatic const struct device the_uart = {1};\n"
+    "#define DT_CHOSEN(name) name\n#define DEVICE_DT_GET(node) (&the_uart)\n"
+    "static inline int device_is_ready(const struct device *d) { return d->ready; }\n",
+    "zephyr/drivers/uart.h": "#pragma once\n#include <stdio.h>\n#include <stdlib.h>\n"
+    "static inline int uart_poll_in(const struct device *d, unsigned char *c) {\n"
+    "  int b = getchar(); (void)d; if (b == EOF) { fflush(stdout); exit(0); } *c = (unsigned char)b; return 0; }\n"
+    "static inline void uart_poll_out(const struct device *d, unsigned char c) { (void)d; putchar(c); }\n",
+}
+
+
+@pytest.mark.host_compiler
+@pytest.mark.needs("cmake")
+def test_a_zephyr_module_is_complete_and_trains(tmp_path: Path) -> None:
+    root, zephyr = tmp_path / "module", tmp_path / "zephyr"
+    export_project(module(), "zephyr", root)
+    described = yaml.safe_load((root / "zephyr" / "module.yml").read_text())
+    assert described["name"] == "tinytrain_small_net"
+    assert (
+        (root / described["build"]["kconfig"]).read_text().startswith("config TINYTRAIN_SMALL_NET\n\tbool ")
+    )
+    assert (root / described["build"]["cmake"] / "CMakeLists.txt").is_file()
+    assert all((root / folder).is_dir() for folder in described["samples"])
+    sample = yaml.safe_load((root / "samples" / "loop" / "sample.yaml").read_text())
+    assert sample["tests"]["tinytrain.small_net.loop"]["min_ram"] > 0
+    symbols = (root / "samples" / "loop" / "prj.conf").read_text().splitlines()
+    assert "CONFIG_TINYTRAIN_SMALL_NET=y" in symbols
+    assert all(re.fullmatch(r"CONFIG_[A-Z_]+=(y|n|\d+)", line) for line in symbols)
+    for name, content in ({"ZephyrConfig.cmake": ZEPHYR} | ZEPHYR_HEADERS).items():
+        path = zephyr / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    sample_folder = root / "samples" / "loop"
+    run(["cmake", "-S", str(sample_folder), "-B", "build", f"-DZephyr_DIR={zephyr}"], tmp_path)
+    run(["cmake", "--build", "build"], tmp_path)
+    program = tmp_path / "build" / "app"
+    check_answers(subprocess.run([program], input=commands(), capture_output=True, check=True).stdout)
+
+
+ARDUINO_H = """\
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+struct SerialPort {
+  void begin(unsigned long baud);
+  int available();
+  int read();
+  size_t write(const uint8_t *bytes, size_t count);
+  explicit operator bool() const;
+};
+extern SerialPort Serial;
+void setup();
+void loop();
+"""
+
+
+@pytest.mark.needs("arm-none-eabi-gcc")
+def test_an_arduino_library_compiles(tmp_path: Path) -> None:
+    root = tmp_path / "TinyTrain_SmallNet"
+    export_project(module(), "arduino", root)
+    lines = (root / "library.properties").read_text().splitlines()
+    fields = dict(line.split("=", 1) for line in lines)
+    assert {
+        "name",
+        "version",
+        "author",
+        "maintainer",
+        "sentence",
+        "paragraph",
+        "category",
+        "url",
+        "architectures",
+    } <= set(fields)
+    assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,62}", fields["name"])
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", fields["version"])
+    assert fields["category"] == "Data Processing"
+    assert all((root / "src" / header).is_file() for header in fields["includes"].split(","))
+    for line in (root / "keywords.txt").read_text().splitlines():
+        assert re.fullmatch(r"\w+\t(KEYWORD[123]|LITERAL1)", line)
+    (tmp_path / "Arduino.h").write_text(ARDUINO_H)
+    sketch = root / "examples" / "Loop" / "Loop.ino"
+    assert sketch.parent.name == sketch.stem
+    flags = [
+        "-mcpu=cortex-m7",
+        "-mthumb",
+        "-mfloat-abi=hard",
+        "-mfpu=fpv5-sp-d16",
+        "-Os",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+    ]
+    for source in sorted((root / "src").glob("*.c")):
+        run(
+            ["arm-none-eabi-gcc", "-std=gnu11", *flags, "-c", str(source), "-o", f"{source.stem}.o"], tmp_path
+        )
+    include = ["-include", "Arduino.h", f"-I{root / 'src'}", "-x", "c++", str(sketch)]
+    run(
+        [
+            "arm-none-eabi-g++",
+            "-std=gnu++11",
+            "-fno-exceptions",
+            *flags,
+            "-I.",
+            *include,
+            "-c",
+            "-o",
+            "sketch.o",
+        ],
+        tmp_path,
+    )
+    run(["arm-none-eabi-ld", "-r", *(str(p) for p in sorted(tmp_path.glob("*.o"))), "-o", "all.o"], tmp_path)
+    undefined = subprocess.check_output(["arm-none-eabi-nm", "-u", "all.o"], cwd=tmp_path, text=True)
+    assert not [line for line in undefined.split() if line.startswith("tt_")]
+
+
+def test_what_cannot_be_exported_is_said(tmp_path: Path) -> None:
+    with pytest.raises(BoardError, match="'mbed'; allowed bare-metal, zephyr, arduino, cmake"):
+        export_project(module(), "mbed", tmp_path)
+    with pytest.raises(BoardError, match="cortex-a53; allowed a board with a Cortex-M"):
+        export_project(module(), "bare-metal", tmp_path, "qemu-aarch64")
+    native: Any = type(
+        "Native", (), {"name": "n", "files": {}, "metadata": {"kernels": {"form": "object", "triple": "x"}}}
+    )()
+    with pytest.raises(BoardError, match="object for x; allowed kernels in C"):
+        export_project(native, "arduino", tmp_path)
+    assert list(tmp_path.iterdir()) == []

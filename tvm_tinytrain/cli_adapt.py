@@ -1,0 +1,236 @@
+"""The subcommand ``adapt`` of ``tinytrain``: a library on a board learns from labelled samples."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tvm_tinytrain.errors import BoardError, ImportModelError
+
+_ADAPT = """example:
+  tinytrain adapt network.tar --board mps2-an500 --support mine/ --query others/ -o task.tt
+Samples: a folder with one folder of images for each class, scaled to the network's input and to [-1, 1]; or an .npz file with
+the arrays images (float32, [n, ...] as the network takes them) and labels (integers [n]).
+A library built with --loss prototypical --accumulate learns classes from prototypes, by TinyTrain's procedure; with
+--update adaptive it selects its layers and channels itself. Any other library takes its labels as they are: one step for each
+sample and iteration.
+"""
+_RAW = argparse.RawDescriptionHelpFormatter
+
+
+def add_commands(commands: Any) -> None:
+    """Add the subcommand to the parser of ``tinytrain``."""
+    _add_adapt(commands)
+
+
+def board_options(p: argparse.ArgumentParser) -> None:
+    """Add what names an archive and a board."""
+    p.add_argument("archive", type=Path, help="archive that tinytrain compile or module.export() wrote")
+    p.add_argument(
+        "--board", default="mps2-an500", help="default: mps2-an500, emulated; see tinytrain boards"
+    )
+    p.add_argument("--port", help="where a real board is: /dev/ttyACM0, [user@]host, or host:1234")
+
+
+def _add_adapt(commands: Any) -> None:
+    p = commands.add_parser(
+        "adapt", help="adapt a library on a board to your samples", epilog=_ADAPT, formatter_class=_RAW
+    )
+    board_options(p)
+    p.add_argument(
+        "--support", required=True, type=Path, metavar="DIR|NPZ", help="labelled samples to learn from"
+    )
+    p.add_argument("--query", type=Path, metavar="DIR|NPZ", help="other samples: their accuracy is printed")
+    p.add_argument("-o", "--output", type=Path, help="checkpoint of what was trained (adaptive libraries)")
+    p.add_argument(
+        "--record", type=Path, metavar="FILE", help="losses and plan, for tinytrain report --session"
+    )
+    p.add_argument("--iterations", type=int, default=40, help="passes over the samples (default: 40)")
+    p.add_argument("--lr", type=float, default=1e-3, help="learning rate (default: 0.001)")
+    p.add_argument("--seed", type=int, default=0, help="of the augmentation")
+    p.add_argument("--json", action="store_true", help="print the result as JSON")
+    p.set_defaults(run=_adapt)
+
+
+def read_samples(path: Path, shape: tuple[int, ...]) -> tuple[Any, Any, tuple[str, ...]]:
+    """Images float32[n, *shape], labels int64[n] and the classes' names, of a folder of class folders or an .npz file.
+
+    shape: of one sample. Raises ImportModelError where the file or folder does not hold that.
+    """
+    import numpy as np
+
+    if path.is_dir():
+        from tvm_tinytrain.fewshot.datasets import from_folder
+
+        if len(shape) != 3 or shape[0] != 3 or shape[1] != shape[2]:
+            found = f"input {list(shape)}"
+            raise ImportModelError(
+                "samples", str(path), found, "[3, size, size]", "pass an .npz file instead"
+            )
+        data = from_folder(path, shape[1])
+        images = [data.load(k, np.arange(size)) for k, size in enumerate(data.sizes)]
+        return np.concatenate(images), np.repeat(np.arange(len(data.classes)), data.sizes), data.classes
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found_images, labels = arrays["images"], arrays["labels"]
+    except (OSError, KeyError, ValueError) as error:
+        hint = "pass a folder of class folders, or np.savez(path, images=..., labels=...)"
+        raise ImportModelError("samples", str(path), error, "arrays images and labels", hint) from error
+    if (
+        found_images.shape[1:] != shape
+        or labels.shape != found_images.shape[:1]
+        or labels.dtype.kind not in "iu"
+    ):
+        found = f"images {found_images.shape}, labels {labels.dtype}{list(labels.shape)}"
+        hint = "one integer label for each image"
+        raise ImportModelError("samples", str(path), found, f"images [n, {str(shape)[1:-1]}]", hint)
+    names = tuple(str(value) for value in np.unique(labels))
+    return found_images.astype(np.float32), labels.astype(np.int64), names
+
+
+def _adapt(a: argparse.Namespace) -> int:
+    import numpy as np
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from tvm_tinytrain.build import load
+    from tvm_tinytrain.micro import Session
+    from tvm_tinytrain.reporting import SessionRecord
+
+    module = load(a.archive)
+    shape = _input_shape(module.metadata)
+    images, labels, names = read_samples(a.support, shape)
+    query = None if a.query is None else read_samples(a.query, shape)
+    if query is not None and query[2] != names:
+        found, hint = ", ".join(query[2]), "use the same classes in both"
+        raise ImportModelError("adapt", f"classes of {a.query}", found, ", ".join(names), hint)
+    prototypical = any(t["name"] == "seed" for t in module.metadata["tensors"])
+    bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with console.status(f"building and starting {a.board}"):
+        session = Session(module, a.board, port=a.port).open()
+    with session, Progress(*bar, console=console, transient=True) as shown:
+        task = shown.add_task("adapt", total=a.iterations)
+
+        def progress(done: int, loss: float) -> None:
+            shown.update(task, completed=done, description=f"loss {loss:.3f}")
+
+        before = None
+        if prototypical:
+            if query is not None:
+                plain = session.adapt(images, labels, iterations=0)
+                before = _share(plain.classify(session, query[0]), query[1])
+            result = session.adapt(
+                images, labels, iterations=a.iterations, lr=a.lr, seed=a.seed, queries=None if len(shape) == 3 else _jitter,
+                progress=lambda p: progress(p.iteration, p.loss),
+            )  # fmt: skip
+            record = SessionRecord.of(result)
+            after = None if query is None else _share(result.classify(session, query[0]), query[1])
+        else:
+            if query is not None:
+                before = _share(_argmax(session, query[0]), query[1])
+            record = SessionRecord(_supervised(session, images, labels, a, progress))
+            after = None if query is None else _share(_argmax(session, query[0]), query[1])
+        if a.output is not None:
+            session.save(a.output)
+        memory = session.memory()
+    if a.record is not None:
+        record.save(a.record)
+    summary: dict[str, Any] = {
+        "board": a.board, "classes": list(names), "samples": len(images), "iterations": len(record.losses),
+        "loss_first": record.losses[0] if record.losses else None,
+        "loss_last": record.losses[-1] if record.losses else None,
+        "query_accuracy_before": before, "query_accuracy_after": after,
+        "trained_channels": {str(u.layer): len(u.outputs) for u in record.plan.layers} if record.plan else None,
+        "plan_digest": record.plan.digest if record.plan else None,
+        "checkpoint": None if a.output is None else str(a.output), **memory,
+    }  # fmt: skip
+    if a.json:
+        print(json.dumps(summary, indent=1))
+        return 0
+    if record.losses:
+        print(
+            f"{a.board}: loss {record.losses[0]:.4f} → {record.losses[-1]:.4f} in {len(record.losses)} iterations"
+        )
+    if before is not None and after is not None:
+        print(
+            f"query accuracy {before:.1%} → {after:.1%} ({len(np.asarray(query[1])) if query else 0} samples)"
+        )
+    if record.plan is not None:
+        print(
+            "trained channels by layer: "
+            + ", ".join(f"{u.layer}: {len(u.outputs)}" for u in record.plan.layers)
+        )
+    print(
+        f"arena {memory['arena_high_water_bytes']} of {memory['arena_bytes']} B, stack {memory['stack_bytes']} B"
+    )
+    if a.output is not None:
+        print(f"wrote {a.output}")
+    return 0
+
+
+def _jitter(samples: Any, rng: Any) -> Any:
+    """Pseudo-queries of what is no image: each value with normal noise of a tenth of the samples' deviation."""
+    import numpy as np
+
+    noise = rng.normal(size=samples.shape) * (0.1 * float(samples.std()))
+    return (samples + noise).astype(np.float32)
+
+
+def _input_shape(metadata: Mapping[str, Any]) -> tuple[int, ...]:
+    """The shape of one sample, without the batch axis."""
+    return next(tuple(t["shape"][1:]) for t in metadata["tensors"] if t["role"] == "input")
+
+
+def _share(found: Any, wanted: Any) -> float:
+    return float((found == wanted).mean())
+
+
+def _argmax(session: Any, images: Any) -> Any:
+    import numpy as np
+
+    return np.array([int(np.argmax(session.predict(image[None]))) for image in images])
+
+
+def _supervised(
+    session: Any, images: Any, labels: Any, a: argparse.Namespace, progress: Callable[[int, float], None]
+) -> tuple[float, ...]:
+    """Trains on labelled samples, classes by turns; returns the mean loss of each iteration."""
+    import numpy as np
+
+    if "step" not in session.entries and "apply" not in session.entries:
+        hint = "compile it with an update that trains something"
+        raise BoardError(
+            "adapt", "library", ", ".join(session.entries), "step, or accumulate and apply", hint
+        )
+    if "hyper" in session.tensors:
+        hyper = session.read("hyper").copy()
+        hyper[0] = a.lr
+        session.write("hyper", hyper)
+    turn = np.zeros(len(labels), np.int64)
+    for value in np.unique(labels):
+        turn[labels == value] = np.arange(int((labels == value).sum()))
+    order = np.lexsort((labels, turn))
+    means = []
+    for iteration in range(a.iterations):
+        losses = [_learn(session, images[i], int(labels[i])) for i in order]
+        if "apply" in session.entries:
+            session.call("apply")
+        means.append(float(np.mean(losses)))
+        progress(iteration + 1, means[-1])
+    return tuple(means)
+
+
+def _learn(session: Any, image: Any, label: int) -> float:
+    if "step" in session.entries:
+        return float(session.step(image[None], label))
+    import numpy as np
+
+    tensors = {t.role: t for t in session.tensors.values()}
+    session.write(tensors["input"].name, image[None])
+    session.write(tensors["label"].name, np.full(tensors["label"].shape, label, tensors["label"].dtype))
+    session.call("accumulate")
+    return float(session.read(tensors["loss"].name).reshape(-1)[0])

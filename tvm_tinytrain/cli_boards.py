@@ -1,0 +1,255 @@
+"""The subcommands ``bench``, ``boards`` and ``project`` of ``tinytrain``: what is done with an archive on a board."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tvm_tinytrain.cli_adapt import board_options
+from tvm_tinytrain.errors import ArchiveError, BoardError, TransportError
+
+_BENCH = """example:
+  tinytrain bench network.tar --board mps2-an500 --by-function --estimate stm32f746g-disco,nucleo-h743zi
+An emulator counts executed instructions exactly; the same input gives the same count. Estimates of time and energy are just that.
+"""
+_BOARDS = """example:
+  tinytrain boards --json
+"""
+_PROJECT = """example:
+  tinytrain project network.tar --board mps2-an500 -o build/firmware --build
+  tinytrain project network.tar --kind arduino -o TinyTrainDigits
+kinds: board (C sources, runtime and linker script for one board, which a Session drives), bare-metal (the same, and the program trains
+by itself), zephyr (a module with a sample), arduino (a library with a sketch), cmake (a project that finds this package).
+"""
+KINDS = ("board", "bare-metal", "zephyr", "arduino", "cmake")
+_RAW = argparse.RawDescriptionHelpFormatter
+
+
+def add_commands(commands: Any) -> None:
+    """Add the subcommands to the parser of ``tinytrain``."""
+    _add_bench(commands)
+    _add_boards(commands)
+    _add_project(commands)
+
+
+def _add_bench(commands: Any) -> None:
+    p = commands.add_parser(
+        "bench", help="instructions of each entry on an emulated board", epilog=_BENCH, formatter_class=_RAW
+    )
+    board_options(p)
+    p.add_argument(
+        "--entries", help="comma-separated, in the order of the calls (default: all that can be called)"
+    )
+    p.add_argument("--by-function", action="store_true", help="also the functions that take most")
+    p.add_argument("--estimate", metavar="BOARDS", help="estimate seconds and energy on these boards")
+    p.add_argument("--json", action="store_true", help="print the counts as JSON")
+    p.set_defaults(run=_bench)
+
+
+def _bench(a: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from tvm_tinytrain.build import load
+    from tvm_tinytrain.micro import Session
+    from tvm_tinytrain.targets.boards import get_board
+
+    module = load(a.archive)
+    targets = [get_board(name) for name in a.estimate.split(",")] if a.estimate else []
+    console = Console(stderr=True)
+    with (
+        console.status(f"building and starting {a.board}") as status,
+        Session(module, a.board, port=a.port, by_function=a.by_function) as session,
+    ):
+        unit, rows = session.time_unit, []
+        for entry in _entries(a, session):
+            status.update(f"{entry} on {a.board}")
+            row = _measure(session, module.metadata, entry, by_function=a.by_function)
+            row["estimates"] = _estimates(targets, row["count"], get_board(a.board)) if "count" in row else []
+            rows.append(row)
+        memory = session.memory()
+    if a.json:
+        print(json.dumps({"board": a.board, "unit": unit, "entries": rows, "memory": memory}, indent=1))
+        return 0
+    table = Table(
+        "entry", f"{unit} on {a.board}", "MACs", f"{unit} / MAC", *(f"{b.name}, estimated" for b in targets)
+    )
+    for row in rows:
+        estimates = [_estimate_text(e) for e in row["estimates"]] or ["–"] * len(targets)
+        per = f"{row['count'] / row['macs']:.2f}" if row.get("macs") and "count" in row else "–"
+        macs = f"{row['macs']:,}" if row.get("macs") else "–"
+        table.add_row(
+            row["entry"], f"{row['count']:,}" if "count" in row else row["refused"], macs, per, *estimates
+        )
+    Console().print(table)
+    for row in rows:
+        for name, count in row.get("functions", {}).items():
+            print(f"{row['entry']:<20} {count:>14,}  {name}")
+    print(f"arena {memory['arena_high_water_bytes']:,} of {memory['arena_bytes']:,} B, stack {memory['stack_bytes']:,} B, "
+          f"flash {memory['flash_bytes']:,} B, SRAM linked {memory['sram_bytes_linked']:,} B")  # fmt: skip
+    return 0
+
+
+def _entries(a: argparse.Namespace, session: Any) -> list[str]:
+    known = [entry for entry in session.entries if entry != "init"]
+    if a.entries is None:
+        order = (
+            "fisher_begin",
+            "fisher",
+            "select",
+            "accumulate",
+            "accumulate_store",
+            "accumulate_cached",
+            "step",
+            "apply",
+        )
+        first = [e for e in order if e in known]
+        return first + [e for e in known if e not in first and e not in ("install", "release")]
+    wanted = [name.strip() for name in a.entries.split(",")]
+    for name in wanted:
+        if name not in known:
+            raise BoardError("bench", "entry", repr(name), ", ".join(known), "choose some of them")
+    return wanted
+
+
+def _measure(session: Any, metadata: Mapping[str, Any], entry: str, *, by_function: bool) -> dict[str, Any]:
+    """Counts one call, its inputs written anew; an entry that refuses says why."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    for name, tensor in session.tensors.items():
+        if tensor.role == "input" or name == "seed":
+            values = (
+                rng.normal(size=tensor.shape)
+                if tensor.dtype == np.float32
+                else rng.integers(0, 127, tensor.shape)
+            )
+            session.write(name, values.astype(tensor.dtype))
+        elif tensor.role == "label":
+            session.write(name, np.zeros(tensor.shape, tensor.dtype))
+    row: dict[str, Any] = {"entry": entry, "macs": int(metadata.get("macs", {}).get(entry, 0))}
+    try:
+        row["count"] = int(session.time(entry))
+    except TransportError as error:
+        if "status" not in str(error.found):
+            raise
+        return {**row, "refused": str(error.found)}
+    if by_function:
+        counts = sorted(session.function_instructions().items(), key=lambda item: -item[1])
+        row["functions"] = dict(counts[:8])
+    return row
+
+
+def _estimates(targets: list[Any], count: int, board: Any) -> list[dict[str, Any]]:
+    from tvm_tinytrain.targets.estimate import estimate
+
+    found = []
+    for target in targets:
+        if target.target.core.triple != board.target.core.triple:
+            allowed, hint = f"a board with a core like {board.name}'s", "count on an emulated board like it"
+            raise BoardError("bench", f"--estimate {target.name}", target.target.core.name, allowed, hint)
+        made = estimate(target, count)
+        found.append({"board": target.name, "seconds": made.seconds, "energy_joules": made.energy_joules})
+    return found
+
+
+def _estimate_text(row: dict[str, Any]) -> str:
+    energy = "" if row["energy_joules"] is None else f", {row['energy_joules'] * 1e3:.3g} mJ"
+    return f"{row['seconds'] * 1e3:.3g} ms{energy}"
+
+
+def _add_boards(commands: Any) -> None:
+    p = commands.add_parser(
+        "boards", help="boards, and what is missing for them here", epilog=_BOARDS, formatter_class=_RAW
+    )
+    p.add_argument("--json", action="store_true", help="print the list as JSON")
+    p.set_defaults(run=_boards)
+
+
+def _boards(a: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from tvm_tinytrain.targets.boards import BOARDS
+    from tvm_tinytrain.targets.tools import how_to_get, missing_tools
+
+    rows: list[dict[str, Any]] = []
+    for board in BOARDS.values():
+        missing = missing_tools(board.all_tools)
+        memories = [
+            {"name": m.name, "kind": m.kind, "origin": m.origin, "bytes": m.bytes}
+            for m in board.chip.memories
+        ]
+        rows.append({
+            "name": board.name, "target": str(board.target), "note": board.note, "clock_hz": board.chip.clock_hz, "memories": memories,
+            "missing": list(missing), "how_to_get": [how_to_get(tool) for tool in missing],
+        })  # fmt: skip
+    if a.json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    table = Table("board", "target", "flash", "SRAM", "", "missing here")
+    for row in rows:
+        sizes = {m["kind"]: f"{m['bytes'] // 1024:,} KB" for m in reversed(row["memories"])}
+        absent = ", ".join(row["missing"]) or "nothing"
+        table.add_row(
+            row["name"], row["target"], sizes.get("flash", ""), sizes.get("sram", ""), row["note"], absent
+        )
+    Console().print(table)
+    for line in sorted({line for row in rows for line in row["how_to_get"]}):
+        print(line)
+    return 0
+
+
+def _add_project(commands: Any) -> None:
+    p = commands.add_parser(
+        "project",
+        help="sources around an archive: for a board, Zephyr, Arduino, CMake",
+        epilog=_PROJECT,
+        formatter_class=_RAW,
+    )
+    p.add_argument("archive", type=Path, help="archive that tinytrain compile or module.export() wrote")
+    p.add_argument("-o", "--output", required=True, type=Path, help="folder to write")
+    p.add_argument("--kind", choices=KINDS, default="board", help="default: board")
+    p.add_argument("--board", default="mps2-an500", help="of kind board and bare-metal (default: mps2-an500)")
+    p.add_argument("--build", action="store_true", help="compile and link it too (kind board)")
+    p.add_argument("--json", action="store_true", help="print what was written as JSON")
+    p.set_defaults(run=_project)
+
+
+def _project(a: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from tvm_tinytrain.build import load
+    from tvm_tinytrain.micro import generate_project
+
+    module = load(a.archive)
+    found: dict[str, Any] = {"kind": a.kind, "folder": str(a.output)}
+    if a.kind != "board":
+        if a.build:
+            allowed, hint = "--kind board", "build it with the tools of its own"
+            raise BoardError("project", "--build", f"--kind {a.kind}", allowed, hint)
+        from tvm_tinytrain.micro.exports import export_project
+
+        found["files"] = [str(p) for p in export_project(module, a.kind, a.output, a.board)]
+    else:
+        try:
+            project = generate_project(module, a.board, a.output)
+        except OSError as error:
+            hint = "choose another folder"
+            raise ArchiveError("project", str(a.output), error, "a writable folder", hint) from error
+        found |= {"board": a.board, "files": sorted(str(p) for p in project.folder.rglob("*") if p.is_file())}
+        if a.build:
+            with Console(stderr=True).status(f"compiling for {a.board}"):
+                sizes = project.build().sizes()
+            found |= {"program": str(project.program_path), "flash_bytes": sizes.flash_bytes,
+                      "sram_bytes": sizes.sram_bytes, "external_bytes": sizes.external_bytes}  # fmt: skip
+    if a.json:
+        print(json.dumps(found, indent=1))
+        return 0
+    print(f"wrote {len(found['files'])} files to {a.output}")
+    if "program" in found:
+        print(f"linked {found['program']}: flash {found['flash_bytes']:,} B, SRAM {found['sram_bytes']:,} B")
+    return 0
