@@ -8,8 +8,10 @@ second one takes more bytes per sample and saves the layer's forward pass.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tvm_tinytrain.errors import PlanError
 from tvm_tinytrain.passes.adaptive import Guard
 from tvm_tinytrain.passes.program import Entry, Program
 
@@ -23,15 +25,54 @@ class CachePoint:
 
 
 def cache_points(
-    program: Program, entry: Entry, guards: tuple[Guard, ...], candidates: int
-) -> tuple[tuple[CachePoint, CachePoint], ...]:
-    """Two cache points per depth: in front of the earliest selected candidate, and behind its kernel over the frozen weight."""
-    points = []
+    program: Program, guards: Mapping[str, tuple[Guard, ...]], names: Sequence[str], candidates: int
+) -> dict[str, tuple[tuple[CachePoint, CachePoint], ...]]:
+    """{entry: two cache points per depth}, for entries ``names`` that share a cache: all of them keep the same tensors there.
+
+    One lies in front of the earliest selected candidate, one behind its kernel over the frozen weight. Blocks that are computed
+    again on the way back need their input then: where that makes the entries differ, the first point moves to the last
+    frozen weight in front of which they do not, and the second one joins it.
+    """
+    entries = [next(e for e in program.entries if e.name == name) for name in names]
+    points: dict[str, list[tuple[CachePoint, CachePoint]]] = {name: [] for name in names}
+
+    def sizes(point: CachePoint) -> list[tuple[int, str]]:
+        return [(program.storage(n).bytes, program.storage(n).dtype) for n in point.live]
+
     for depth in range(candidates):
         selected = ((1 << candidates) - 1) >> depth << depth
-        front, behind = _first_trained(entry, guards, selected)
-        points.append(tuple(_point(program, entry, guards, selected, cut) for cut in (front, behind)))
-    return tuple((front, behind) for front, behind in points)
+        trained = [_first_trained(e, guards[e.name], selected) for e in entries]
+        found = [
+            _fronts(program, e, guards[e.name], selected, front)
+            for e, (front, _) in zip(entries, trained, strict=True)
+        ]
+        common = [w for w in found[0] if all(w in f and sizes(f[w]) == sizes(found[0][w]) for f in found)]
+        if not common:
+            raise PlanError(
+                "task-adaptive", "frozen prefix", [list(f) for f in found], "a place where all entries need the same",
+                "report this network",
+            )  # fmt: skip
+        behind = [
+            _point(program, e, guards[e.name], selected, cut)
+            for e, (_, cut) in zip(entries, trained, strict=True)
+        ]
+        alike = all(sizes(point) == sizes(behind[0]) for point in behind)
+        for name, fronts, second in zip(names, found, behind, strict=True):
+            points[name].append((fronts[common[-1]], second if alike else fronts[common[-1]]))
+    return {name: tuple(pairs) for name, pairs in points.items()}
+
+
+def _fronts(
+    program: Program, entry: Entry, guards: tuple[Guard, ...], selected: int, last: int
+) -> dict[str, CachePoint]:
+    """{frozen weight that the next call reads: cache point in front of it}, up to call ``last``."""
+    constant = {s.name for s in program.storages if s.role == "const"}
+    found: dict[str, CachePoint] = {}
+    for cut in range(min(last + 1, len(entry.calls))):
+        weight = next((a for a in entry.calls[cut].args if a in constant), None)
+        if weight is not None and weight not in found:
+            found[weight] = _point(program, entry, guards, selected, cut)
+    return found
 
 
 def _point(program: Program, entry: Entry, guards: tuple[Guard, ...], selected: int, cut: int) -> CachePoint:

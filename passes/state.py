@@ -8,6 +8,7 @@ attribute          meaning
 ``tt.layers``      the trainable layers in order of execution, as JSON (see `Layer`)
 ``tt.adapters``    names of the parameters of inserted branches (TinyTL), as JSON
 ``tt.outputs``     {function name: [role of each output]}: output, loss, or the name of the parameter that it updates
+``tt.recomputed``  {function name: {"segments": how many, "macs": multiply-accumulates that are executed once more}}, as JSON
 ``tt.memory``      the memory problem and plan of the lowered module, as JSON
 =================  =====================================================================================================
 """
@@ -28,6 +29,7 @@ LAYERS = "tt.layers"
 ADAPTERS = "tt.adapters"
 OUTPUTS = "tt.outputs"
 MEMORY = "tt.memory"
+RECOMPUTED = "tt.recomputed"
 
 
 @dataclass(frozen=True)

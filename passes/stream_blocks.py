@@ -10,6 +10,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from tvm_tinytrain.passes.foresee_memory import Foreseen, foresee_memory
 from tvm_tinytrain.passes.kernels.builder import kernel_kind, kernel_spec
 from tvm_tinytrain.passes.kernels.conv_spec import Conv2DSpec
 from tvm_tinytrain.passes.kernels.stream_spec import Link, Stage, StreamSpec
@@ -57,13 +58,18 @@ class StreamBlocks:
     Only where it lowers the peak: the block that holds the fullest moment of a function streams, then the next one, until that moment
     lies elsewhere. Blocks between which the fullest moment lies become one kernel. No function goes below what another one
     needs anyway, because they share one arena. The arithmetic is the same.
-    A block of stride one whose input dies overwrites it.
+    A block of stride one whose input dies overwrites it. ``masks`` and ``reuse``: CompressMasks and
+    ReuseDeadOperands follow.
     """
+
+    def __init__(self, *, masks: bool = False, reuse: bool = False) -> None:
+        self.masks = masks
+        self.reuse = reuse
 
     def transform_module(self, mod: tvm.IRModule, ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Rewrites every Relax function that has such blocks."""
         names = sorted(gv.name_hint for gv, f in mod.functions.items() if isinstance(f, relax.Function))
-        choices = {name: _choices(mod, name) for name in names}
+        choices = {n: stream_choices(mod, n, masks=self.masks, reuse=self.reuse) for n in names}
         floor = max((c[-1][0] for c in choices.values()), default=0)
         for name in names:
             blocks = next(blocks for peak, blocks in choices[name] if peak <= floor)
@@ -72,11 +78,14 @@ class StreamBlocks:
         return mod
 
 
-def _choices(mod: tvm.IRModule, name: str) -> list[tuple[int, list[Block]]]:
+def stream_choices(
+    mod: tvm.IRModule, name: str, *, masks: bool = False, reuse: bool = False
+) -> list[tuple[int, list[Block]]]:
     """(peak bytes, blocks that stream), from none on, each with more blocks than the one before and a lower peak."""
     func = mod[name]
-    blocks, spans, chosen = find_blocks(mod, name), liveness(func), list[Block]()
-    profile = _profile(func, spans, chosen)
+    blocks, chosen = find_blocks(mod, name), list[Block]()
+    spans = foresee_memory(mod, name, masks=masks, reuse=reuse)
+    profile = live_profile(func, spans, chosen)
     out = [(max(profile, default=0), list(chosen))]
     while profile:
         fullest = profile.index(max(profile))
@@ -87,7 +96,7 @@ def _choices(mod: tvm.IRModule, name: str) -> list[tuple[int, list[Block]]]:
                 return out
             blocks = [b for b in blocks if not set(b.members) & set(block.members)] + [block]
         chosen = [b for b in chosen if not set(b.members) & set(block.members)] + [block]
-        profile = _profile(func, spans, chosen)
+        profile = live_profile(func, spans, chosen)
         if max(profile) < out[-1][0]:
             out.append((max(profile), list(chosen)))
     return out
@@ -109,26 +118,28 @@ def _merged(func: relax.Function, end: int, blocks: Sequence[Block]) -> Block | 
     return None
 
 
-def _profile(func: relax.Function, spans: Liveness, chosen: Sequence[Block]) -> list[int]:
+def live_profile(func: relax.Function, foreseen: Foreseen, chosen: Sequence[Block]) -> list[int]:
     """Live bytes at each binding if the chosen blocks stream: input and intermediate values, and the rows that the blocks keep."""
-    everything = bindings(func)
+    everything, spans = bindings(func), foreseen.spans
     gone = {everything[i].var for b in chosen for i in b.replaced}
     until: dict[relax.Var, int] = {}
     for b in chosen:
         until[spans.owner(b.x)] = max(b.end, until.get(spans.owner(b.x), 0))
-    taken = {everything[b.end].var for b in chosen if b.spec.inplace}
+    ends = {everything[b.end].var: b.spec.inplace for b in chosen}
+    taken = {var for var, inplace in ends.items() if inplace} | (foreseen.in_place - set(ends))
     inputs = set(func.params[: int(func.attrs["num_input"])])
-    change = [0] * (len(everything) + 1)
+    change = [0] * (len(everything) + 2)
     for owner, born in spans.born.items():
         if owner in gone or (born < 0 and owner not in inputs):
             continue
-        last = max(spans.last[owner], until.get(owner, 0))
+        last = max(foreseen.last_use(owner), until.get(owner, 0))
         change[max(born, 0) + (owner in taken)] += bytes_of(owner)
         change[min(last + 1, len(everything))] -= bytes_of(owner)
-    for b in chosen:
-        change[b.end] += b.spec.workspace_bytes
-        change[b.end + 1] -= b.spec.workspace_bytes
-    return list(accumulate(change[:-1]))
+    rows = [(b.end, b.end, b.spec.workspace_bytes) for b in chosen]
+    for first, last, size in (*rows, *foreseen.masks):
+        change[first] += size
+        change[last + 1] -= size
+    return list(accumulate(change[: len(everything)]))
 
 
 def find_blocks(mod: tvm.IRModule, name: str) -> list[Block]:

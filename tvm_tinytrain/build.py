@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,13 @@ from tvm_tinytrain.config import (
 from tvm_tinytrain.emit import Library, emit_c, emit_object, print_kernels
 from tvm_tinytrain.emit.metadata import describe_options, make_metadata, report_text
 from tvm_tinytrain.emit.model_library import pack, unpack
-from tvm_tinytrain.errors import ArchiveError
+from tvm_tinytrain.errors import ArchiveError, BudgetError
 from tvm_tinytrain.frontend import import_model
 from tvm_tinytrain.passes.kernels.builder import executed_macs, kernel_kind, kernel_spec
 from tvm_tinytrain.passes.kernels.listed import LISTED
 from tvm_tinytrain.passes.plan_memory import ArenaPlan, plan_arena
 from tvm_tinytrain.passes.program import Program, analyse_program
-from tvm_tinytrain.passes.state import Layer, get_layers, get_values
+from tvm_tinytrain.passes.state import RECOMPUTED, Layer, get_json, get_layers, get_values
 from tvm_tinytrain.pipeline import Instruments, compile_adaptive, compile_module
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.schedules import OWN_CHOICE, RULES, Rule, Tuned
@@ -189,10 +189,24 @@ def build(
     asked: list[tirx.PrimFunc] = []
     rules = (_collect(asked), *_rules(records))
     compiled = _compile(imported, config, resolved_target, watched, rules)
-    library, macs = _library(compiled, config, resolved_target, watched.count_macs)
+    try:
+        library, macs = _library(compiled, config, resolved_target, watched.count_macs)
+    except BudgetError:
+        if config.memory.recompute != "auto":
+            raise  # else kernels need more beside their tensors than was foreseen: as little as possible, then
+        asked.clear()
+        config = replace(config, memory=replace(config.memory, recompute="lowest"))
+        compiled = _compile(imported, config, resolved_target, watched, rules)
+        library, macs = _library(compiled, config, resolved_target, watched.count_macs)
     layers = get_layers(compiled.module)
     metadata = make_metadata(
-        library, resolved_target, compiled.plan, layers, _options(config, resolved_target), macs
+        library,
+        resolved_target,
+        compiled.plan,
+        layers,
+        _options(config, resolved_target),
+        macs,
+        get_json(compiled.module, RECOMPUTED, {}),
     )
     files = emit_c(library)
     files["metadata.json"] = (json.dumps(metadata, indent=1, sort_keys=True) + "\n").encode()
@@ -249,7 +263,8 @@ def _compile(
         wanted = update.candidates
         return tuple(layer.id for layer in layers[-wanted:]) if isinstance(wanted, int) else tuple(wanted)
 
-    return _Compiled(*compile_adaptive(imported, config, target.to_tvm(), instruments, choose, rules))
+    share = update.channel_ratio
+    return _Compiled(*compile_adaptive(imported, config, target.to_tvm(), instruments, choose, share, rules))
 
 
 def _digest(text: str, values: Mapping[str, Any]) -> str:

@@ -216,6 +216,8 @@ class MemoryOptions:
     ``masks``: one bit per element of a clamp's output where only its gradient needs it. ``reuse``: elementwise kernels and depthwise
     convolutions overwrite an operand that dies. ``order``: gradients of parameters run as early as what they change allows.
     ``stream``: inverted bottlenecks and the stem run row by row where that lowers the peak.
+    ``recompute``: inner tensors of blocks are computed again on the way back: "auto" only as far as a memory budget asks for it, at
+    the least extra multiply-accumulates that were found; "lowest" as far as it lowers the peak; "never".
     ``input_dtype``: "uint8" takes bytes, from which the first kernel makes x · ``input_scale`` + ``input_offset``; default: [-1, 1].
     """
 
@@ -223,6 +225,7 @@ class MemoryOptions:
     reuse: bool = True
     order: bool = True
     stream: bool = True
+    recompute: str = "auto"
     input_dtype: str = "float32"
     input_scale: float = 1.0 / 127.5
     input_offset: float = -1.0
@@ -230,11 +233,13 @@ class MemoryOptions:
     def __post_init__(self) -> None:
         if self.input_dtype not in ("float32", "uint8"):
             raise PlanError("config", "input dtype", repr(self.input_dtype), "float32, uint8", "choose one")
+        if self.recompute not in ("auto", "lowest", "never"):
+            raise PlanError("config", "recompute", repr(self.recompute), "auto, lowest, never", "choose one")
 
     @staticmethod
     def plain() -> MemoryOptions:
         """Nothing of it: what to compare with."""
-        return MemoryOptions(masks=False, reuse=False, order=False, stream=False)
+        return MemoryOptions(masks=False, reuse=False, order=False, stream=False, recompute="never")
 
 
 @dataclass(frozen=True)

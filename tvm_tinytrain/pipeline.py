@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import tvm
@@ -28,10 +30,11 @@ from tvm_tinytrain.passes.narrow_input_grads import NarrowInputGrads
 from tvm_tinytrain.passes.normalise_input import NormaliseInput
 from tvm_tinytrain.passes.order_gradients import OrderGradients
 from tvm_tinytrain.passes.prune_backward import PruneBackward, check_plan, full_update
+from tvm_tinytrain.passes.recompute_blocks import RecomputeBlocks
 from tvm_tinytrain.passes.reserve_names import ReserveNames
 from tvm_tinytrain.passes.reuse_dead_operands import ReuseDeadOperands
 from tvm_tinytrain.passes.split_weights import SplitWeights
-from tvm_tinytrain.passes.state import Layer, get_layers
+from tvm_tinytrain.passes.state import Layer, get_layers, get_roles, get_values
 from tvm_tinytrain.passes.stream_blocks import StreamBlocks
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.schedules import RULES, Rule, ScheduleKernels
@@ -95,20 +98,57 @@ def prune_and_fuse(config: TrainConfig, plan: UpdatePlan) -> Passes:
     ]
 
 
-def keep_less(options: MemoryOptions) -> Passes:
-    """Less to keep: the input as bytes, blocks that stream, masks of one bit."""
+def keep_less(options: MemoryOptions, limits: Mapping[str, int]) -> Passes:
+    """Less to keep: the input as bytes, blocks computed twice, blocks that stream, masks of one bit.
+
+    ``limits`` are bytes of live tensors by function, as `recompute_limits` gives them.
+    """
     passes: Passes = []
+    follow = {"masks": options.masks, "reuse": options.reuse}
     if options.input_dtype == "uint8":
         passes.append(NormaliseInput(options.input_scale, options.input_offset))
+    if limits:
+        passes.append(RecomputeBlocks(limits, stream=options.stream, **follow))
     if options.stream:
-        passes.append(StreamBlocks())
+        passes.append(StreamBlocks(**follow))
     return [*passes, CompressMasks()] if options.masks else passes
 
 
-def lower(target: tvm.target.Target, options: MemoryOptions, rules: Sequence[Rule]) -> Passes:
-    """Kernels only, scheduled, as flat loops."""
+def recompute_limits(mod: tvm.IRModule, config: TrainConfig, share: Fraction | None = None) -> dict[str, int]:
+    """Bytes that the live tensors of each training function may take before blocks are computed again: none, where that is not wanted.
+
+    "auto" leaves them what the memory budget leaves beside trained weights and optimizer state. A task-adaptive library measures Fisher
+    potentials before it trains anything; its training leaves room for ``share``, the part of each layer's channels that may be trained.
+    """
+    names = [n for n in ("step", "accumulate", "fisher") if n in {gv.name_hint for gv in mod.functions}]
+    budget = config.budget.memory_bytes
+    if config.memory.recompute == "never" or (config.memory.recompute == "auto" and budget is None):
+        return {}
+    if config.memory.recompute == "lowest" or budget is None:
+        return dict.fromkeys(names, 0)
+    roles, values = get_roles(mod), get_values(mod)
+    kinds = ("param", "state", "grad", *(("list",) if share is not None else ()))
+    trained = sum(values[n].nbytes for n, role in roles.items() if role in kinds and n in values)
+    potentials = sum(values[n].nbytes for n, role in roles.items() if role == "fisher" and n in values)
+    beside = {name: math.ceil(trained * (share or 1)) for name in names} | {"fisher": potentials}
+    return {name: max(0, budget - beside[name]) for name in names}
+
+
+def lower(
+    target: tvm.target.Target,
+    options: MemoryOptions,
+    rules: Sequence[Rule],
+    *before_schedules: tvm.ir.transform.Pass,
+) -> Passes:
+    """Kernels only, scheduled by ``rules``, as flat loops; ``before_schedules`` run in between."""
     in_place: Passes = [ReuseDeadOperands(), RemoveDeadCode()] if options.reuse else []
-    return [*lower_graph(), ScheduleKernels(target, rules), *in_place, LowerKernels(target)]
+    return [
+        *lower_graph(),
+        *before_schedules,
+        ScheduleKernels(target, rules),
+        *in_place,
+        LowerKernels(target),
+    ]
 
 
 def compile_module(
@@ -130,9 +170,9 @@ def compile_module(
     layers = get_layers(mod)
     check_plan(plan, {layer.id: layer for layer in layers}, config.also_train)
     mod = runner(mod, derive(config, plan, layers))
-    mod = runner(
-        mod, [*prune_and_fuse(config, plan), *keep_less(config.memory), *lower(target, config.memory, rules)]
-    )
+    mod = runner(mod, prune_and_fuse(config, plan))
+    limits = recompute_limits(mod, config)
+    mod = runner(mod, [*keep_less(config.memory, limits), *lower(target, config.memory, rules)])
     return mod, plan, times
 
 
@@ -142,12 +182,13 @@ def compile_adaptive(
     target: tvm.target.Target,
     instruments: Instruments,
     choose: Callable[[tuple[Layer, ...]], tuple[int, ...]],
+    share: Fraction,
     rules: Sequence[Rule] = RULES,
 ) -> tuple[tvm.IRModule, UpdatePlan, dict[str, float]]:
     """The pipeline of a task-adaptive library: everything for all candidate layers, over channel lists that are known at run time.
 
-    ``choose`` names the candidates among the network's layers. Returns the lowered module, the plan of all candidates' channels, and
-    seconds per pass.
+    ``choose`` names the candidates among the network's layers, ``share`` is the part of their channels that may be trained. Returns
+    the lowered module, the plan of all candidates' channels, and seconds per pass.
     """
     times: dict[str, float] = {}
     runner = _Runner(instruments, times)
@@ -165,12 +206,15 @@ def compile_adaptive(
             PruneBackward(plan, always_lists=True),
             SplitWeights(),
             FuseUpdate(config.optimizer, accumulate=True),
-            *keep_less(config.memory),
-            *lower_graph(),
-            NarrowInputGrads(),
-            MakeRuntimeRows(),
-            ScheduleKernels(target, rules),
-            LowerKernels(target),
+            *([OrderGradients()] if config.memory.order else []),
+        ],
+    )
+    limits = recompute_limits(mod, config, share)
+    mod = runner(
+        mod,
+        [
+            *keep_less(config.memory, limits),
+            *lower(target, config.memory, rules, NarrowInputGrads(), MakeRuntimeRows()),
         ],
     )
     return mod, plan, times

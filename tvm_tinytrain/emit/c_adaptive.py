@@ -16,7 +16,6 @@ from tvm_tinytrain.emit.c_selection import (
     REQUEST_TENSOR,
     selection_entries,
 )
-from tvm_tinytrain.errors import PlanError
 from tvm_tinytrain.passes.adaptive import ALWAYS, AdaptivePlan, Guard
 from tvm_tinytrain.passes.frozen_prefix import cache_points
 from tvm_tinytrain.passes.plan_memory import ArenaPlan
@@ -73,21 +72,12 @@ class AdaptiveLibrary:
         return plan if entry in plan.plans else None
 
     def slot_bytes(self, program: Program) -> list[list[int]]:
-        """Bytes that the cache of the frozen prefix takes per sample, by depth and point. Both entries keep the same tensors.
-
-        Raises PlanError where they do not, which would be a fault of the compiler.
-        """
-        sizes = []
-        for name in CACHED:
-            entry = next(e for e in program.entries if e.name == name)
-            points = cache_points(program, entry, self.plan.guards[name], len(self.layers))
-            storages = [[[program.storage(n) for n in point.live] for point in pair] for pair in points]
-            sizes.append(
-                [[[kept_bytes(s, self.cache_format) for s in live] for live in pair] for pair in storages]
-            )
-        if sizes[0] != sizes[1]:
-            raise PlanError("task-adaptive", "frozen prefix", sizes[0], sizes[1], "report this network")
-        return [[sum(live) for live in pair] for pair in sizes[0]]
+        """Bytes that the cache of the frozen prefix takes per sample, by depth and point."""
+        pairs = cache_points(program, self.plan.guards, CACHED, len(self.layers))[CACHED[0]]
+        return [
+            [sum(kept_bytes(program.storage(n), self.cache_format) for n in point.live) for point in pair]
+            for pair in pairs
+        ]
 
     def plan_words(self) -> dict[str, int]:
         """Where what stands in the tensor ``plan`` (``tt_rows.h``)."""
@@ -196,7 +186,7 @@ def points_of(adaptive: AdaptiveLibrary, program: Program, entry: Entry) -> Poin
     """The entry's cache points by depth, none for entries that run once per sample anyway."""
     if entry.name not in CACHED:
         return ()
-    return cache_points(program, entry, adaptive.plan.guards[entry.name], len(adaptive.layers))
+    return cache_points(program, adaptive.plan.guards, CACHED, len(adaptive.layers))[entry.name]
 
 
 def _guarded(call: KernelCall, guard: Guard, text: str, skipped: str | None) -> Iterable[str]:

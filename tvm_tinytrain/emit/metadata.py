@@ -43,8 +43,9 @@ def make_metadata(
     layers: tuple[Layer, ...],
     options: dict[str, Any],
     macs: dict[str, int],
+    recomputed: dict[str, dict[str, int]],
 ) -> dict[str, Any]:
-    """The content of ``metadata.json``."""
+    """The content of ``metadata.json``. ``recomputed``: what is computed a second time, as the attribute ``tt.recomputed`` says it."""
     arena, tensors = library.arena, library.tensors()
     by_kind: dict[str, int] = {}
     for t in tensors:
@@ -82,6 +83,7 @@ def make_metadata(
             "lower_bound_bytes": arena.lower_bound,
             "flash_constant_bytes": by_kind.get("const", 0) + by_kind.get("list", 0),
             "bytes_by_role": by_kind,
+            "recomputed": recomputed,
             "entries": {
                 e.name: {"peak_bytes": arena.plans[e.name].peak, "lower_bound_bytes": arena.plans[e.name].lower_bound,
                          "calls": len(e.calls)}
@@ -116,6 +118,11 @@ def report_text(metadata: dict[str, Any]) -> str:
         lines.append(
             f"  {entry}: peak {info['peak_bytes']} B, {macs} multiply-accumulates, {info['calls']} kernel calls"
         )
+        again = memory["recomputed"].get(entry)
+        if again is not None:
+            lines.append(
+                f"    {again['segments']} segments are computed again on the way back: {again['macs']} of these multiply-accumulates"
+            )
     lines.append(f"  {'layer':>5}  {'weight':<32} {'shape':<14} {'MACs':>10}  trained channels")
     for layer in metadata["layers"]:
         shape = "×".join(str(d) for d in layer["weight_shape"])
