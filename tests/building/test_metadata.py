@@ -44,6 +44,25 @@ def test_options_versions_and_plan() -> None:
     assert metadata["digest"].encode() in library(update=PLAN, optimizer=Adam(0.5)).files["tt_small.c"]
 
 
+def test_the_training_block_names_rows_and_bytes() -> None:
+    metadata = library(update=PLAN, optimizer=Adam(0.5)).metadata
+    training = metadata["training"]
+    assert (training["selection"], training["plan_digest"]) == ("fixed", PLAN.digest)
+    rows = {row["layer"]: row for row in training["trainable"]}
+    assert (
+        rows[0]["ranges"] == [[1, 2]]
+        and rows[2]["ranges"] == [[0, 2]]
+        and rows[3]["ranges"] == [[0, 1], [2, 3]]
+    )
+    assert rows[2]["bias"] is None and rows[2]["input_ranges"] == [[1, 2]] and rows[0]["input_ranges"] is None
+    assert {row["weight"] for row in training["trainable"]} <= {
+        layer["weight"] for layer in metadata["layers"]
+    }
+    state = [t["bytes"] for t in metadata["tensors"] if t["role"] == "state"]
+    assert training["optimizer_bytes"] == sum(state) > 0
+    assert training["pools"]["sram"]["arena_bytes"] == metadata["memory"]["arena_bytes"]
+
+
 def test_tensors_lie_in_the_arena_and_add_up() -> None:
     module = library(accumulate=True)
     memory = module.metadata["memory"]

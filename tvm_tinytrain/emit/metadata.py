@@ -70,6 +70,7 @@ def make_metadata(
         "plan": json.loads(plan.to_json()),
         "plan_digest": plan.digest,
         "trained_weights": trained,
+        "training": _training(library, plan, weights, by_kind),
         "layers": [asdict(layer) for layer in layers],
         "macs": macs,
         "entries": ["init", *library.entry_names()],
@@ -91,6 +92,39 @@ def make_metadata(
             },
         },
     }  # fmt: skip
+
+
+def _training(
+    library: Library, plan: UpdatePlan, layers: dict[int, Layer], by_kind: dict[str, int]
+) -> dict[str, Any]:
+    """What a firmware team asks of a training library: which rows of which tensors change, and what that takes by pool."""
+    return {
+        "selection": "at run time" if library.adaptive is not None else "fixed",
+        "plan_digest": plan.digest,
+        "trainable": [
+            {"layer": u.layer, "weight": layers[u.layer].weight if u.weight else None, "bias": layers[u.layer].bias if u.bias else None,
+             "channels": layers[u.layer].channels, "ranges": _ranges(u.outputs),
+             "input_ranges": None if u.inputs is None else _ranges(u.inputs)}
+            for u in plan.layers
+        ],
+        "optimizer_bytes": by_kind.get("state", 0),
+        "gradient_bytes": by_kind.get("grad", 0),
+        "pools": {
+            "flash": {"constant_bytes": by_kind.get("const", 0) + by_kind.get("list", 0)},
+            "sram": {"arena_bytes": library.arena.arena_bytes},
+        },
+    }  # fmt: skip
+
+
+def _ranges(indices: tuple[int, ...]) -> list[list[int]]:
+    """Ascending indices as half-open ranges [first, end]."""
+    found: list[list[int]] = []
+    for index in indices:
+        if found and found[-1][1] == index:
+            found[-1][1] = index + 1
+        else:
+            found.append([index, index + 1])
+    return found
 
 
 def _kernels(library: Library, target: Target) -> dict[str, Any]:
