@@ -136,7 +136,7 @@ def call_guards(entry: Entry, owner: Mapping[str, int], listed: Collection[str] 
             mask = ALWAYS if rows is None else 1 << rows
         for name in call.outputs:
             mask = _join(mask, needed.get(name, 0))
-        if not accumulates and not call.outputs:  # e.g. the optimizer's running powers
+        if not accumulates and not call.outputs:  # e.g. the optimizer's bias corrections
             mask = ALWAYS
         guards.append(Guard(rows, mask))
         for name in activations:

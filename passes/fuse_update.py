@@ -65,7 +65,7 @@ class FuseUpdate:
             new_params.append(relax.Var(name, relax.TensorType(value.shape, "float32")))
             return new_params[-1]
 
-        hyper_value = np.array([self.optimizer.lr, 1.0, 1.0, 0.0], dtype=np.float32)
+        hyper_value = np.array([self.optimizer.lr, 0.0, 0.0, 0.0], dtype=np.float32)
         assert hyper_value.size == HYPER_SIZE
         hyper = tensor("hyper", hyper_value, "state")
         for entry, grad in zip(described, result.fields[1:], strict=True):

@@ -98,12 +98,12 @@ def apply_update(
 
 
 def advance(sink: AdamUpdate) -> tirx.PrimFunc:
-    """Advances the running powers β₁^t and β₂^t in ``hyper`` by one optimizer step (Adam only)."""
+    """Advances Adam's bias corrections in ``hyper`` by one step: 1 − β^(t+1) = β (1 − β^t) + (1 − β)."""
 
     def body(hyper: Any) -> None:
         with T.serial(1) as i, T.sblock("advance"):  # a block below the root, as schedules expect
             vi = T.axis.remap("S", [i])
-            T.buffer_store(hyper, hyper[vi + 1] * f32(sink.beta1), [vi + 1])
-            T.buffer_store(hyper, hyper[vi + 2] * f32(sink.beta2), [vi + 2])
+            T.buffer_store(hyper, hyper[vi + 1] * f32(sink.beta1) + f32(1.0 - sink.beta1), [vi + 1])
+            T.buffer_store(hyper, hyper[vi + 2] * f32(sink.beta2) + f32(1.0 - sink.beta2), [vi + 2])
 
     return make_kernel("advance", {}, [Arg("hyper", (HYPER_SIZE,), role="inout")], body, macs=0)

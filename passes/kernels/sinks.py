@@ -17,7 +17,11 @@ from tvm.tirx.script import builder as T
 from tvm_tinytrain.passes.kernels.builder import Arg, f32
 
 HYPER_SIZE = 4
-"""float32 values of the tensor ``hyper``: learning rate, β₁^t, β₂^t (Adam's running powers), unused."""
+"""float32 values of the tensor ``hyper``: learning rate, 1 − β₁^t, 1 − β₂^t (Adam's bias corrections), unused.
+
+The corrections themselves, not the powers: 1 − 0.999^t is 0.001 at the first step, of which a difference from 1 in float32 keeps four
+digits, and every weight would move by 1e-5 of its step too far or too little.
+"""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class SGDUpdate:
 
 @dataclass(frozen=True)
 class AdamUpdate:
-    """torch.optim.Adam, or AdamW when ``decoupled``: the running powers β^t come from ``hyper``."""
+    """torch.optim.Adam, or AdamW when ``decoupled``: the bias corrections 1 − β^t come from ``hyper``."""
 
     beta1: float = 0.9
     beta2: float = 0.999
@@ -118,8 +122,8 @@ class AdamUpdate:
         # g is used in both moments: v first, because the stores below must not change what `grad` reads
         T.buffer_store(v, f32(self.beta2) * v[at] + f32(1.0 - self.beta2) * grad * grad, compact)
         T.buffer_store(m, f32(self.beta1) * m[at] + f32(1.0 - self.beta1) * grad, compact)
-        corrected = tirx.sqrt(v[at] / (f32(1.0) - hyper[2])) + f32(self.eps)
-        step = m[at] / (f32(1.0) - hyper[1]) / corrected
+        corrected = tirx.sqrt(v[at] / hyper[2]) + f32(self.eps)
+        step = m[at] / hyper[1] / corrected
         T.buffer_store(weight, weight[tuple(where)] - rate * step, where)
 
 

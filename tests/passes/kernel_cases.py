@@ -85,14 +85,14 @@ def roles(kernel: tirx.PrimFunc) -> list[str]:
 
 
 def arguments(kernel: tirx.PrimFunc, seed: int = 0) -> list[np.ndarray]:
-    """Random arguments: lists of channels ascending, second moments positive, running powers below one."""
+    """Random arguments: lists of channels ascending, second moments positive, bias corrections below one."""
     rng = np.random.default_rng(seed)
     special: dict[str, Callable[[tuple[int, ...]], np.ndarray]] = {
         "channels": lambda shape: np.sort(rng.permutation(shape[0] + 1)[: shape[0]]),
         "inputs": lambda shape: np.sort(rng.permutation(shape[0] + 1)[: shape[0]]),
         "label": lambda shape: rng.integers(0, 7, shape),
         "v": lambda shape: rng.uniform(0.1, 1.0, shape),
-        "hyper": lambda shape: np.array([0.01, 0.8, 0.9, 0.0]),
+        "hyper": lambda shape: np.array([0.01, 0.2, 0.1, 0.0]),
         "y": lambda shape: rng.choice([0.0, 6.0, 1.5, 4.0], shape),
     }
     found = []

@@ -66,7 +66,7 @@ def test_sgd_with_momentum_in_the_gradient_kernel() -> None:
     after = FuseUpdate(SGD(0.1, 0.9, 0.01, True))(before())
     assert_same(after, k.module(predict=perceptron.predict_function(k), step=step))
     values, roles = get_values(after), get_roles(after)
-    np.testing.assert_array_equal(values["hyper"], np.array([0.1, 1, 1, 0], np.float32))
+    np.testing.assert_array_equal(values["hyper"], np.array([0.1, 0, 0, 0], np.float32))
     np.testing.assert_array_equal(values["u_v"], np.zeros((1, 3), np.float32))
     assert (roles["v"], roles["u_v"], roles["hyper"]) == ("param", "state", "state")
     assert "w" not in roles  # not trained: a constant

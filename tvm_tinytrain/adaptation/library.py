@@ -106,9 +106,9 @@ class Caller:
         self.library.write(HYPER, hyper)
 
     def restart_optimizer(self) -> None:
-        """Set Adam's running powers β^t to 1, as before its first step; the rows' moments are cleared by `install`."""
+        """Set Adam's bias corrections 1 − β^t to 0, as before its first step; the rows' moments are cleared by `install`."""
         hyper = self.library.read(HYPER)
-        hyper[1:3] = 1.0
+        hyper[1:3] = 0.0
         self.library.write(HYPER, hyper)
 
     def drop_gradients(self) -> None:

@@ -31,7 +31,7 @@ const float tt_small_head_weight[6] = {
 
 /* hyper[4], initial value */
 const float tt_small_hyper[4] = {
-    0.125f, 1.0f, 1.0f, 0.0f};
+    0.125f, 0.0f, 0.0f, 0.0f};
 
 /* point_bias[2], initial value */
 const float tt_small_point_bias[2] = {
