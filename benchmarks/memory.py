@@ -2,22 +2,28 @@
 
     python -m benchmarks.memory --json build/memory.json
 
-Three backbones × (FullTrain, LastLayer, SparseUpdate, a TinyTrain plan with the paper's number of weights) × (plain, streamed).
-"plain" keeps and computes everything as it stands in the graph; "streamed" takes images as bytes, keeps one-bit masks, works in place
-and lets blocks stream row by row where that lowers the peak. The lower bound is the largest sum of bytes that live at once.
+Three backbones × (FullTrain, LastLayer, SparseUpdate, a TinyTrain plan with the paper's number of weights) × (plain, streamed,
+streamed + recompute), and a task-adaptive session per backbone on a memory map of 512 KB. "plain" keeps and computes everything as it
+stands in the graph; "streamed" takes images as bytes, keeps one-bit masks, works in place and lets blocks stream row by row where that
+lowers the peak; "recompute" computes inner tensors of blocks a second time on the way back where that lowers it further. The lower
+bound is the largest sum of bytes that live at once. A run that was interrupted goes on from its JSON file with --resume.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import Progress, TimeElapsedColumn
 
 import tvm_tinytrain as tt
 from benchmarks.common import Report, parse, parser, print_table
+from benchmarks.memory_session import session_row
 from tvm_tinytrain.config import Adam, FullTrain, LastLayer, MemoryOptions, SparseUpdate
 from tvm_tinytrain.memory.lower_bound import lower_bound_peak
 from tvm_tinytrain.memory.picture import bytes_by_kind
@@ -44,8 +50,16 @@ SCALE, OFFSET = 1.0 / 128.0, -1.0
 """Exact in float32, so that bytes and their float32 copy are the same image."""
 VARIANTS = {
     "plain": MemoryOptions.plain(),
-    "streamed": MemoryOptions(input_dtype="uint8", input_scale=SCALE, input_offset=OFFSET),
+    "streamed": MemoryOptions(input_dtype="uint8", input_scale=SCALE, input_offset=OFFSET, recompute="never"),
+    "streamed + recompute": MemoryOptions(
+        input_dtype="uint8", input_scale=SCALE, input_offset=OFFSET, recompute="lowest"
+    ),
 }
+METHODS = ("FullTrain", "LastLayer", "SparseUpdate", "TinyTrain")
+SESSION = "session"
+COLUMNS = (
+    "network", "method", "variant", "planned_bytes", "lower_bound_bytes", "forward_bytes", "measured_bytes", "macs_step", "extra_macs",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,26 +69,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--network", choices=sorted(BACKBONES), action="append", help="default: all three")
     made.add_argument("--board", default="mps2-an500", help="emulated board (default: mps2-an500)")
     made.add_argument("--plan-only", action="store_true", help="measure nothing on the board")
+    made.add_argument("--resume", action="store_true", help="keep the rows that the JSON file has")
     options = parse(made, argv)
     report = Report(options)
-    for name in options.network or list(BACKBONES):
-        network = make_network(name)
-        for method in ("FullTrain", "LastLayer", "SparseUpdate", "TinyTrain"):
+    kept = {(r["network"], r["method"], r["variant"]): r for r in earlier_rows(options)}
+    names = options.network or list(BACKBONES)
+    parts = [(n, m) for n in names for m in (*METHODS, *(() if options.plan_only else (SESSION,)))]
+    console = Console(stderr=True)
+    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as progress:
+        task = progress.add_task("memory", total=len(parts))
+        for name, method in parts:
+            progress.update(task, description=f"{name} {method}")
             with report.attempt(f"{name} {method}"):
-                compare(report, options, name, network, method)
+                if method == SESSION:
+                    compare_session(report, options, name, kept)
+                else:
+                    compare(report, options, name, method, kept)
                 report.save()
-    columns = (
-        "network",
-        "method",
-        "variant",
-        "planned_bytes",
-        "lower_bound_bytes",
-        "forward_bytes",
-        "measured_bytes",
-        "macs_step",
-    )
-    print_table("Bytes of SRAM", columns, [[row.get(c) for c in columns] for row in report.rows])
+            progress.advance(task)
+    print_table("Bytes of SRAM", COLUMNS, [[row.get(c) for c in COLUMNS] for row in report.rows])
     return report.finish()
+
+
+def earlier_rows(options: Any) -> list[dict[str, Any]]:
+    """Rows of an interrupted run with the same options, if it is to be resumed."""
+    if not options.resume or options.json is None or not options.json.exists():
+        return []
+    found = json.loads(options.json.read_text(encoding="utf-8"))
+    same = all(found["options"][k] == getattr(options, k) for k in ("size", "board", "plan_only"))
+    return list(found["rows"]) if same else []
 
 
 def make_network(name: str) -> torch.nn.Module:
@@ -105,54 +128,86 @@ def update_of(name: str, method: str, layers: Sequence[Any]) -> Any:
     return UpdatePlan.from_channels(channels)
 
 
-def compare(report: Report, options: Any, name: str, network: torch.nn.Module, method: str) -> None:
+def compare(
+    report: Report, options: Any, name: str, method: str, kept: dict[tuple[str, str, str], dict[str, Any]]
+) -> None:
     """All variants of one network and method: a row each, and the checks between them."""
-    image = np.random.default_rng(0).integers(0, 256, (1, 3, options.size, options.size)).astype(np.uint8)
+    rows = [kept.get((name, method, variant)) for variant in VARIANTS]
+    network = make_network(name)
     example = (torch.zeros(1, 3, options.size, options.size),)
-    layers = (
-        tt.build(network, example_inputs=example, update=LastLayer()).layers if method == "TinyTrain" else ()
-    )
+    image = np.random.default_rng(0).integers(0, 256, (1, 3, options.size, options.size)).astype(np.uint8)
+    layers: Sequence[Any] = ()
+    if method == "TinyTrain" and None in rows:
+        layers = tt.build(
+            network, example_inputs=example, update=LastLayer(), memory=MemoryOptions.plain()
+        ).layers
     reference: dict[str, np.ndarray] | None = None
-    macs = 0
     for variant, memory in VARIANTS.items():
-        module = tt.build(
-            network,
-            example_inputs=example,
-            optimizer=Adam(),
-            update=update_of(name, method, layers),
-            memory=memory,
-            name="bench",
-        )
-        x = (
-            image
-            if memory.input_dtype == "uint8"
-            else image.astype(np.float32) * np.float32(SCALE) + np.float32(OFFSET)
-        )
-        row = {"network": name, "method": method, "variant": variant, **planned(module)}
-        label = f"{name} {method} {variant}"
-        if not options.plan_only:
-            row |= measured(module, options.board, x)
-            report.at_most(
-                f"{label}: measured",
-                row["planned_bytes"] + row["stack_limit_bytes"],
-                row["measured_bytes"],
-                "bytes",
+        row = kept.get((name, method, variant))
+        if row is None or (variant == "plain" and None in rows):
+            update = update_of(name, method, layers)
+            module = tt.build(
+                network, example_inputs=example, optimizer=Adam(), update=update, memory=memory, name="bench"
             )
+            x: np.ndarray = image
+            if memory.input_dtype != "uint8":
+                x = image.astype(np.float32) * np.float32(SCALE) + np.float32(OFFSET)
+            got = results(module, x)
+            reference = got if variant == "plain" else reference
+            assert reference is not None
+            if row is None:
+                row = {"network": name, "method": method, "variant": variant, **planned(module)}
+                row["difference_to_plain"] = difference(reference, got)
+                if not options.plan_only:
+                    row |= measured(module, options.board, x)
         report.rows.append(row)
-        report.at_most(
-            f"{label}: planned / lower bound", 1.01, row["planned_bytes"] / row["lower_bound_bytes"]
-        )
-        got = results(module, x)
-        if reference is None:
-            reference, macs = got, row["macs_step"]
-            continue
-        report.at_most(f"{label}: largest difference to plain", 1e-6, difference(reference, got))
+        report.save()
+    check_rows(report, name, method, report.rows[-len(VARIANTS) :])
+
+
+def check_rows(report: Report, name: str, method: str, rows: Sequence[dict[str, Any]]) -> None:
+    """What is asked of the variants of one network and method."""
+    macs = rows[0]["macs_step"]
+    for row in rows:
+        label = f"{name} {method} {row['variant']}"
         row["extra_macs"] = row["macs_step"] - macs
-        report.at_most(f"{label}: extra MACs of a step", EXTRA_MACS, row["extra_macs"] / macs)
+        if "measured_bytes" in row:
+            allowed = row["planned_bytes"] + row["stack_limit_bytes"]
+            report.at_most(f"{label}: measured", allowed, row["measured_bytes"], "bytes")
+        ratio = row["planned_bytes"] / row["lower_bound_bytes"]
+        report.at_most(f"{label}: planned / lower bound", 1.01, ratio)
+        if row["variant"] == "plain":
+            continue
+        report.at_most(f"{label}: largest difference to plain", 1e-6, row["difference_to_plain"])
+        if row["variant"] == "streamed":
+            report.at_most(f"{label}: extra MACs of a step", EXTRA_MACS, row["extra_macs"] / macs)
         if method == "LastLayer":
             report.at_most(f"{label}: forward alone", FORWARD_LIMIT, row["forward_bytes"], "bytes")
         if method == "TinyTrain":
             report.at_most(f"{label}: step", SESSION_LIMIT[name], row["planned_bytes"], "bytes")
+    report.at_most(
+        f"{name} {method}: recompute, planned", rows[1]["planned_bytes"], rows[2]["planned_bytes"], "bytes"
+    )
+
+
+def compare_session(
+    report: Report, options: Any, name: str, kept: dict[tuple[str, str, str], dict[str, Any]]
+) -> None:
+    """One task-adaptive session within the bytes that are asked."""
+    limit, method, variant = SESSION_LIMIT[name], SESSION, "streamed + recompute"
+    row = kept.get((name, method, variant))
+    if row is None:
+        row = {"network": name, "method": method, "variant": variant, "limit_bytes": limit}
+        row |= session_row(make_network(name), options.size, limit, PAPER_WEIGHTS[name], VARIANTS["streamed"])
+        row["measured_bytes"] = row["sram_bytes_linked"]
+    report.rows.append(row)
+    label = f"{name} {method}"
+    report.at_most(
+        f"{label}: SRAM linked for {row['session_board']}", limit, row["sram_bytes_linked"], "bytes"
+    )
+    report.at_most(f"{label}: arena touched", row["arena_bytes"], row["arena_high_water_bytes"], "bytes")
+    weights = row.get("installed_weights", 0)
+    report.at_least(f"{label}: weights trained", PAPER_WEIGHTS[name], weights)
 
 
 def planned(module: Any) -> dict[str, Any]:
@@ -174,6 +229,7 @@ def planned(module: Any) -> dict[str, Any]:
         "bytes_by_kind": bytes_by_kind(problem.buffers, lower_bound_peak(problem).step),
         "macs_step": metadata["macs"]["step"],
         "flash_bytes": metadata["memory"]["flash_constant_bytes"],
+        "recomputed": metadata["memory"]["recomputed"].get("step", {"segments": 0, "macs": 0}),
     }
 
 

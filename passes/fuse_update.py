@@ -62,7 +62,7 @@ class FuseUpdate:
 
         def tensor(name: str, value: np.ndarray, role: str) -> relax.Var:
             values[name], roles[name] = value, role
-            new_params.append(relax.Var(name, relax.TensorType(value.shape, "float32")))
+            new_params.append(relax.Var(name, relax.TensorType(value.shape, str(value.dtype))))
             return new_params[-1]
 
         hyper_value = np.array([self.optimizer.lr, 0.0, 0.0, 0.0], dtype=np.float32)
@@ -71,9 +71,12 @@ class FuseUpdate:
         for entry, grad in zip(described, result.fields[1:], strict=True):
             name = entry["param"]
             roles[name] = "param"
-            zeros = np.zeros(shape_of(grad), dtype=np.float32)
             names = kept_tensor_names(self.optimizer, name, accumulate=self.accumulate)
-            kept = tuple(tensor(n, zeros, "grad" if n.startswith("g_") else "state") for n in names)
+            dtypes = ["float32"] * self.accumulate + [_state_dtype(self.optimizer)] * len(names)
+            kept = tuple(
+                tensor(n, np.zeros(shape_of(grad), dtype), "grad" if n.startswith("g_") else "state")
+                for n, dtype in zip(names, dtypes, strict=False)
+            )
             lists = tuple(by_name[entry[k]] for k in ("channels", "inputs") if entry[k])
             targets[grad] = _Target(
                 by_name[name],
@@ -122,7 +125,7 @@ class FuseUpdate:
         o, scale = self.optimizer, self.lr_scales.get(param, 1.0)
         if isinstance(o, SGD):
             return SGDUpdate(o.momentum, o.weight_decay, o.nesterov, scale)
-        return AdamUpdate(o.betas[0], o.betas[1], o.eps, o.weight_decay, isinstance(o, AdamW), scale)
+        return AdamUpdate(o.betas[0], o.betas[1], o.eps, o.weight_decay, isinstance(o, AdamW), scale, o.state)
 
     def _apply(
         self, r: Rebuilder, target: _Target, grad: relax.Expr, sink: Sink, hyper: relax.Expr
@@ -168,7 +171,12 @@ def kept_tensor_names(optimizer: Optimizer, param: str, *, accumulate: bool) -> 
 def _state_names(optimizer: Optimizer) -> list[str]:
     if isinstance(optimizer, SGD):
         return ["u"] if optimizer.momentum else []
-    return ["m", "v"]
+    return ["m", "v"] if optimizer.state == "float32" else ["mv"]
+
+
+def _state_dtype(optimizer: Optimizer) -> str:
+    """What the optimizer's state is kept in; one word holds two moments of 16 bits."""
+    return "float32" if isinstance(optimizer, SGD) or optimizer.state == "float32" else "int32"
 
 
 def _with_sink(mod: tvm.IRModule, value: relax.Expr, sink: Sink, rows: bool) -> Any:

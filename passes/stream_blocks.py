@@ -59,45 +59,62 @@ class StreamBlocks:
     lies elsewhere. Blocks between which the fullest moment lies become one kernel. No function goes below what another one
     needs anyway, because they share one arena. The arithmetic is the same.
     A block of stride one whose input dies overwrites it. ``masks`` and ``reuse``: CompressMasks and
-    ReuseDeadOperands follow.
+    ReuseDeadOperands follow. ``apart``: bytes that one function leaves are of use even if another one needs
+    them; its parts that are not on the way back go as low as ``predict``.
     """
 
-    def __init__(self, *, masks: bool = False, reuse: bool = False) -> None:
+    def __init__(self, *, masks: bool = False, reuse: bool = False, apart: bool = False) -> None:
         self.masks = masks
         self.reuse = reuse
+        self.apart = apart
 
     def transform_module(self, mod: tvm.IRModule, ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Rewrites every Relax function that has such blocks."""
         names = sorted(gv.name_hint for gv, f in mod.functions.items() if isinstance(f, relax.Function))
         choices = {n: stream_choices(mod, n, masks=self.masks, reuse=self.reuse) for n in names}
         floor = max((c[-1][0] for c in choices.values()), default=0)
+        if self.apart and "predict" in choices:
+            floor = choices["predict"][-1][0]
+            choices = {
+                n: stream_choices(mod, n, masks=self.masks, reuse=self.reuse, until=floor) for n in names
+            }
         for name in names:
-            blocks = next(blocks for peak, blocks in choices[name] if peak <= floor)
+            blocks = next((b for peak, b in choices[name] if peak <= floor), choices[name][-1][1])
             if blocks:
                 mod = _rewrite(mod, name, blocks)
         return mod
 
 
 def stream_choices(
-    mod: tvm.IRModule, name: str, *, masks: bool = False, reuse: bool = False
+    mod: tvm.IRModule, name: str, *, masks: bool = False, reuse: bool = False, until: int | None = None
 ) -> list[tuple[int, list[Block]]]:
-    """(peak bytes, blocks that stream), from none on, each with more blocks than the one before and a lower peak."""
+    """(peak bytes, blocks that stream), from none on, each with more blocks than the one before and a lower peak.
+
+    With ``until``, blocks at less full moments follow, which lower the peak of a part of the function, down to so many bytes.
+    """
     func = mod[name]
     blocks, chosen = find_blocks(mod, name), list[Block]()
     spans = foresee_memory(mod, name, masks=masks, reuse=reuse)
     profile = live_profile(func, spans, chosen)
     out = [(max(profile, default=0), list(chosen))]
+    passed: set[int] = set()
     while profile:
-        fullest = profile.index(max(profile))
+        left = [(size, -i) for i, size in enumerate(profile) if i not in passed]
+        if not left or (passed and max(left)[0] <= (until or 0)):
+            return out
+        fullest = -max(left)[1]
         block = next((b for b in blocks if b not in chosen and fullest in (*b.replaced, b.end)), None)
         if block is None:
             block = _merged(func, fullest, blocks)
+            if block is None and until is not None:
+                passed.add(fullest)
+                continue
             if block is None:
                 return out
             blocks = [b for b in blocks if not set(b.members) & set(block.members)] + [block]
         chosen = [b for b in chosen if not set(b.members) & set(block.members)] + [block]
         profile = live_profile(func, spans, chosen)
-        if max(profile) < out[-1][0]:
+        if max(profile) < out[-1][0] or passed:
             out.append((max(profile), list(chosen)))
     return out
 

@@ -111,6 +111,12 @@ _TABLE = (
     _emulated("mps2-an385", "mps2-an385"),
     _emulated("mps2-an386", "mps2-an386"),
     _emulated("mps2-an500", "mps2-an500"),
+    replace(
+        _emulated("mps2-an500", "cortex-m7-512kb"),
+        name="mps2-an500-512kb",
+        stack_bytes=2 * KIB,
+        frame_payload_bytes=512,
+    ),
     _emulated("mps2-an505", "mps2-an505"),
     _emulated("mps3-an547", "mps3-an547"),
     _emulated("netduinoplus2", "stm32f405-emulated"),

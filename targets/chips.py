@@ -94,6 +94,14 @@ _PROTOTYPES = (
 )
 
 _MICROCONTROLLERS = (
+    # No chip: the memories of a Cortex-M7 with 512 KB of SRAM, at addresses that the emulator's prototyping board has memory at.
+    Chip(
+        "cortex-m7-512kb",
+        "cortex-m7",
+        25_000_000,
+        (Memory("FLASH", "flash", 0x00000000, 4 * MIB), Memory("SRAM", "sram", 0x20000000, 512 * KIB)),
+        _CMSDK_DEVICES,
+    ),
     # The emulator maps one block of 192 KB where the chip has 128 KB here and 64 KB at 0x10000000.
     Chip(
         "stm32f405-emulated",

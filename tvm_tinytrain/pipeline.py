@@ -98,10 +98,11 @@ def prune_and_fuse(config: TrainConfig, plan: UpdatePlan) -> Passes:
     ]
 
 
-def keep_less(options: MemoryOptions, limits: Mapping[str, int]) -> Passes:
+def keep_less(options: MemoryOptions, limits: Mapping[str, int], *, apart: bool = False) -> Passes:
     """Less to keep: the input as bytes, blocks computed twice, blocks that stream, masks of one bit.
 
-    ``limits`` are bytes of live tensors by function, as `recompute_limits` gives them.
+    ``limits`` are bytes of live tensors by function, as `recompute_limits` gives them. ``apart``: bytes that one
+    function leaves are of use even if another one needs them, as in a task-adaptive library, which plans every depth on its own.
     """
     passes: Passes = []
     follow = {"masks": options.masks, "reuse": options.reuse}
@@ -110,7 +111,7 @@ def keep_less(options: MemoryOptions, limits: Mapping[str, int]) -> Passes:
     if limits:
         passes.append(RecomputeBlocks(limits, stream=options.stream, **follow))
     if options.stream:
-        passes.append(StreamBlocks(**follow))
+        passes.append(StreamBlocks(**follow, apart=apart))
     return [*passes, CompressMasks()] if options.masks else passes
 
 
@@ -213,7 +214,7 @@ def compile_adaptive(
     mod = runner(
         mod,
         [
-            *keep_less(config.memory, limits),
+            *keep_less(config.memory, limits, apart=True),
             *lower(target, config.memory, rules, NarrowInputGrads(), MakeRuntimeRows()),
         ],
     )

@@ -90,7 +90,10 @@ class SGDUpdate:
 
 @dataclass(frozen=True)
 class AdamUpdate:
-    """torch.optim.Adam, or AdamW when ``decoupled``: the bias corrections 1 − β^t come from ``hyper``."""
+    """torch.optim.Adam, or AdamW when ``decoupled``: the bias corrections 1 − β^t come from ``hyper``.
+
+    With ``state`` "bfloat16" one int32 word holds both moments, the first one in its upper half; the step is taken from them as stored.
+    """
 
     beta1: float = 0.9
     beta2: float = 0.999
@@ -98,33 +101,55 @@ class AdamUpdate:
     weight_decay: float = 0.0
     decoupled: bool = False
     lr_scale: float = 1.0
+    state: str = "float32"
 
     kind = "adam"
 
     def args(self, compact: tuple[int, ...], full: tuple[int, ...]) -> list[Arg]:
         """The arguments that this sink adds to a kernel."""
-        return [
-            Arg("weight", full, role="inout"),
-            Arg("m", compact, role="inout"),
-            Arg("v", compact, role="inout"),
-            Arg("hyper", (HYPER_SIZE,)),
-        ]
+        moments = [Arg("m", compact, role="inout"), Arg("v", compact, role="inout")]
+        if self.state == "bfloat16":
+            moments = [Arg("mv", compact, "int32", role="inout")]
+        return [Arg("weight", full, role="inout"), *moments, Arg("hyper", (HYPER_SIZE,))]
 
     def emit(self, bufs: Sequence[Any], compact: list[Any], where: list[Any], grad: Any) -> None:
         """Emits the stores for one element."""
-        weight, m, v, hyper = bufs
+        weight, hyper = bufs[0], bufs[-1]
         at = tuple(compact)
         rate = _rate(hyper, self.lr_scale)
         if self.weight_decay and self.decoupled:
             T.buffer_store(weight, weight[tuple(where)] * (f32(1.0) - rate * f32(self.weight_decay)), where)
         elif self.weight_decay:
             grad = grad + f32(self.weight_decay) * weight[tuple(where)]
-        # g is used in both moments: v first, because the stores below must not change what `grad` reads
-        T.buffer_store(v, f32(self.beta2) * v[at] + f32(1.0 - self.beta2) * grad * grad, compact)
-        T.buffer_store(m, f32(self.beta1) * m[at] + f32(1.0 - self.beta1) * grad, compact)
-        corrected = tirx.sqrt(v[at] / hyper[2]) + f32(self.eps)
-        step = m[at] / hyper[1] / corrected
+        if self.state == "bfloat16":
+            m_now, v_now = _bfloat16_moments(bufs[1], at, grad, self.beta1, self.beta2)
+        else:
+            m, v = bufs[1:3]
+            # g is used in both moments: v first, because the stores below must not change what `grad` reads
+            T.buffer_store(v, f32(self.beta2) * v[at] + f32(1.0 - self.beta2) * grad * grad, compact)
+            T.buffer_store(m, f32(self.beta1) * m[at] + f32(1.0 - self.beta1) * grad, compact)
+            m_now, v_now = m[at], v[at]
+        corrected = tirx.sqrt(v_now / hyper[2]) + f32(self.eps)
+        step = m_now / hyper[1] / corrected
         T.buffer_store(weight, weight[tuple(where)] - rate * step, where)
+
+
+def _bfloat16_moments(mv: Any, at: tuple[Any, ...], grad: Any, beta1: float, beta2: float) -> tuple[Any, Any]:
+    """Stores both moments as bfloat16 in one word; returns them as stored."""
+    low, half, upper = (tirx.const(c, "uint32") for c in (0xFFFF, 0x8000, 0xFFFF0000))
+    sixteen = tirx.const(16, "uint32")
+
+    def moments() -> tuple[Any, Any]:
+        word = mv[at].astype("uint32")
+        return tirx.reinterpret("float32", word & upper), tirx.reinterpret("float32", word << sixteen)
+
+    m, v = moments()
+    m_bits = tirx.reinterpret("uint32", f32(beta1) * m + f32(1.0 - beta1) * grad)
+    v_bits = tirx.reinterpret("uint32", f32(beta2) * v + f32(1.0 - beta2) * grad * grad)
+    dither = tirx.reinterpret("uint32", grad) & low
+    word = ((m_bits + half) & upper) | ((v_bits + dither) >> sixteen)
+    T.buffer_store(mv, word.astype("int32"), list(at))
+    return moments()
 
 
 Sink = Write | Accumulate | SGDUpdate | AdamUpdate
