@@ -25,6 +25,10 @@ def runtime_sources(board: Board) -> tuple[str, ...]:
     return (*common, "cortex_m/startup.c", "cortex_m/fault.c", f"cortex_m/mpu_{core.mpu}.c", *clock)
 
 
+STANDALONE_SOURCE = "src/standalone.c"
+"""What a firmware that adapts by itself adds; it needs the headers of the library too."""
+
+
 def runtime_headers() -> tuple[str, ...]:
     """Return the headers, relative to `runtime_folder`."""
     root = runtime_folder()
@@ -32,7 +36,7 @@ def runtime_headers() -> tuple[str, ...]:
     return tuple(sorted(path.relative_to(root).as_posix() for path in found))
 
 
-def runtime_config(board: Board, arena_bytes: int) -> str:
+def runtime_config(board: Board, arena_bytes: int, *, standalone: bool = False) -> str:
     """Return ``tt_config.h``: what the C runtime must know of a board and of a library's arena."""
     linked = (arena_bytes + 3) // 4 * 4 + board.arena_guard_bytes
     lines = [
@@ -45,6 +49,8 @@ def runtime_config(board: Board, arena_bytes: int) -> str:
         f"#define TT_CLOCK_HZ {board.chip.clock_hz}u",
         f"#define TT_BAUD {board.baud}",
     ]
+    if standalone:
+        lines.append("#define TT_STANDALONE 1")
     if board.target.core.mpu != "none":
         lines.append(f"#define TT_MPU_REGIONS {mpu_initializer(mpu_regions(board))}")
     return "\n".join(lines) + "\n"

@@ -130,6 +130,16 @@ def test_the_device_selects_as_the_host(module: tt.TrainModule, criterion: str, 
     assert expected.macs <= 0.6 * made.metadata["adaptive"]["full_macs"]
 
 
+def test_a_step_is_accumulate_and_apply(module: tt.TrainModule) -> None:
+    with InProcess(module) as one, InProcess(module) as two:
+        for library in (one, two):
+            install(library, module, CHOICES[0])
+        for image, label in samples(3):
+            assert one.step(image, label) == two.step(image, label, "accumulate")
+            two.call("apply")
+        np.testing.assert_array_equal(one.arena, two.arena)
+
+
 def test_an_empty_plan_is_the_frozen_network(module: tt.TrainModule) -> None:
     image, label = samples(1)[0]
     with InProcess(module) as library:

@@ -32,8 +32,13 @@ SLOT_TENSOR = "slot"
 CACHED = ("predict", "accumulate")
 """Entries that can reuse the frozen prefix."""
 EXTRA_ENTRIES = (
-    "fisher_begin", "select", "install", "release", *(f"{e}_{m}" for e in ("predict", "accumulate") for m in ("store", "cached")),
-)  # fmt: skip
+    "step",
+    "fisher_begin",
+    "select",
+    "install",
+    "release",
+    *(f"{e}_{m}" for e in ("predict", "accumulate") for m in ("store", "cached")),
+)
 CRITERIA = ("tinytrain", "fisher", "fisher/memory", "fisher/compute", "l2", "random", "exact")
 
 

@@ -66,6 +66,17 @@ int {prefix}_save(const void *arena, void *buffer, size_t capacity) {{
                              buffer, capacity);
 }}
 
+int {prefix}_save_to(const void *arena, tt_checkpoint_sink sink, void *context) {{
+  const unsigned char *const base = (const unsigned char *)arena;
+  return tt_checkpoint_save(&rows_table, {prefix}_library.digest, (const uint32_t *)(const void *)(base + {plan}), base, sink,
+                            context);
+}}
+
+int {prefix}_step(void *arena) {{
+  const int status = {prefix}_accumulate(arena);
+  return status == TT_OK ? {prefix}_apply(arena) : status;
+}}
+
 int {prefix}_load(void *arena, const void *bytes, size_t count) {{
   unsigned char *const base = (unsigned char *)arena;
   return settled(base, tt_checkpoint_load(&rows_table, {prefix}_library.digest, bytes, count, TT_PLAN(base), base));

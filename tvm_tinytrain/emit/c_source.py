@@ -19,6 +19,7 @@ from tvm_tinytrain.emit.c_adaptive import (
 from tvm_tinytrain.emit.c_expr import c_type, float_literal
 from tvm_tinytrain.emit.c_kernel import CKernel, print_kernel
 from tvm_tinytrain.emit.kernel_source import BANNER, kernel_source
+from tvm_tinytrain.errors import PlanError
 from tvm_tinytrain.passes.kernels.builder import kernel_kind, kernel_spec
 from tvm_tinytrain.passes.plan_memory import ALIGN, ArenaPlan
 from tvm_tinytrain.passes.program import Entry, Program, Storage
@@ -130,7 +131,17 @@ def emit_c(library: Library) -> dict[str, bytes]:
     if library.kernel_object is not None:
         files[f"{library.prefix}_kernels.o"] = library.kernel_object
     files["tinytrain.h"] = (runtime_folder() / "include" / "tinytrain.h").read_bytes()
-    return files if library.adaptive is None else files | runtime_files()
+    if library.adaptive is None:
+        return files
+    carried = runtime_files()
+    if set(files) & set(carried):
+        taken = ", ".join(
+            sorted(n.removeprefix("tt_").removesuffix(".h") for n in carried if n.endswith(".h"))
+        )
+        raise PlanError(
+            "emit C", "name", repr(library.name), f"a name other than {taken}", "choose another name"
+        )
+    return files | carried
 
 
 def _guard(library: Library, suffix: str, body: str) -> str:
@@ -140,7 +151,8 @@ def _guard(library: Library, suffix: str, body: str) -> str:
 
 def _public_header(library: Library) -> str:
     p, up = library.prefix, library.prefix.upper()
-    lines = ['#include "tinytrain.h"', "", "#ifdef __cplusplus", 'extern "C" {', "#endif", ""]
+    vocabulary = "tinytrain.h" if library.adaptive is None else "tt_checkpoint.h"
+    lines = [f'#include "{vocabulary}"', "", "#ifdef __cplusplus", 'extern "C" {', "#endif", ""]
     lines += ["/* Bytes of the arena, and its alignment: the caller owns it, e.g. as a static array. */"]
     lines += [
         f"#define {up}_ARENA_BYTES {library.arena.arena_bytes}",
@@ -162,6 +174,7 @@ def _public_header(library: Library) -> str:
     notes = {
         "predict": "Reads the input, writes the output. Write the input again before each call, of this and of other entries.",
         "step": "Reads input and label, trains on this one sample, writes the loss.",
+        "step_adaptive": "accumulate, then apply: trains what is selected on this one sample.",
         "accumulate": "Reads input and label, adds this sample's gradients, writes the loss.",
         "apply": "Updates the parameters from the accumulated gradients and clears them.",
         "fisher": "Reads input and label, adds this sample's Fisher potentials.",
@@ -175,8 +188,9 @@ def _public_header(library: Library) -> str:
         "accumulate_cached": "As accumulate from that slot: needs the label only.",
     }
     for entry in library.entry_names():
+        note = "step_adaptive" if entry == "step" and library.adaptive is not None else entry
         lines += [
-            f"/* {notes[entry]} */",
+            f"/* {notes[note]} */",
             f"int {p}_{entry}(void *arena);",
         ]
     if library.adaptive is not None:
@@ -185,6 +199,7 @@ def _public_header(library: Library) -> str:
             " * damaged checkpoint or another library's, and then changes nothing (see tt_checkpoint.h). */",
             f"size_t {p}_save_size(const void *arena);",
             f"int {p}_save(const void *arena, void *buffer, size_t capacity);",
+            f"int {p}_save_to(const void *arena, tt_checkpoint_sink sink, void *context);",
             f"int {p}_load(void *arena, const void *bytes, size_t count);",
         ]
     lines += ["", "#ifdef __cplusplus", "}", "#endif", ""]

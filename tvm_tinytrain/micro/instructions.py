@@ -60,6 +60,7 @@ class InstructionCounter:
         self._begin = program.address_of("tt_region_begin")
         self._end = program.address_of("tt_region_end")
         self._output = os.memfd_create("tinytrain-count")
+        self._log = os.memfd_create("tinytrain-log")
         self._symbols = -1
         if by_function:
             self._symbols = os.memfd_create("tinytrain-symbols")
@@ -70,12 +71,13 @@ class InstructionCounter:
     @property
     def descriptors(self) -> tuple[int, ...]:
         """File descriptors that the emulator must inherit."""
-        return (self._output,) if self._symbols < 0 else (self._output, self._symbols)
+        own = (self._output, self._log)
+        return own if self._symbols < 0 else (*own, self._symbols)
 
     def options(self) -> list[str]:
         """Return the emulator's options."""
         symbols = f",symbols={self._symbols}" if self._symbols >= 0 else ""
-        arguments = f"begin={self._begin:#x},end={self._end:#x},fd={self._output}{symbols}"
+        arguments = f"begin={self._begin:#x},end={self._end:#x},fd={self._output},log={self._log}{symbols}"
         return ["-plugin", f"{plugin_path()},{arguments}"]
 
     def read(self) -> tuple[int, dict[str, int]]:
@@ -90,9 +92,14 @@ class InstructionCounter:
                 functions[values[1]] = int(values[0])
         return total, functions
 
+    def log(self) -> list[tuple[int, int]]:
+        """Return for every region since the start the instructions between it and the one before, and those in it."""
+        text = os.pread(self._log, 1 << 26, 0).decode("ascii", "replace")
+        return [(int(before), int(inside)) for before, inside in (line.split() for line in text.splitlines())]
+
     def close(self) -> None:
         """Release the files; a second call does nothing."""
         for descriptor in self.descriptors:
             if descriptor >= 0:
                 os.close(descriptor)
-        self._output = self._symbols = -1
+        self._output = self._symbols = self._log = -1

@@ -12,11 +12,13 @@ from typing import Any, Protocol
 from tvm_tinytrain.errors import ArchiveError, BoardError
 from tvm_tinytrain.micro.elf import Program, read_program
 from tvm_tinytrain.micro.runners import Connection, StartOptions, flash, start
+from tvm_tinytrain.micro.standalone import DATA_FILE, Standalone, standalone_source
 from tvm_tinytrain.micro.toolchain import Compilation, MemoryOverflowError, compile_all, link
 from tvm_tinytrain.targets.boards import BOARDS, Board, get_board
 from tvm_tinytrain.targets.chips import Memory
 from tvm_tinytrain.targets.memory_map import linker_script
 from tvm_tinytrain.targets.runtime_files import (
+    STANDALONE_SOURCE,
     runtime_config,
     runtime_folder,
     runtime_headers,
@@ -24,6 +26,7 @@ from tvm_tinytrain.targets.runtime_files import (
 )
 
 _STRICT = ("-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror")
+_STANDALONE = "tt_standalone.c"
 _SECTIONS = ("-ffunction-sections", "-fdata-sections")
 
 
@@ -60,10 +63,13 @@ def get_supported_boards() -> tuple[str, ...]:
     return tuple(BOARDS)
 
 
-def generate_project(library: Library, board: str | Board, folder: str | Path) -> GeneratedProject:
+def generate_project(
+    library: Library, board: str | Board, folder: str | Path, *, standalone: Standalone | None = None
+) -> GeneratedProject:
     """Write the library, the C runtime and the board's configuration into `folder`.
 
-    Files of an earlier project in the same folder are replaced; others stay.
+    Files of an earlier project in the same folder are replaced; others stay. With `standalone` the firmware
+    adapts a task-adaptive library by itself when it starts, and serves afterwards.
 
     Raises
     ------
@@ -85,10 +91,24 @@ def generate_project(library: Library, board: str | Board, folder: str | Path) -
     for name in (*runtime_sources(chosen), *runtime_headers()):
         _write(root / "runtime" / name, (runtime_folder() / name).read_bytes())
     _write(root / "tt_active.c", _active(library.name).encode())
-    _write(root / "tt_config.h", runtime_config(chosen, arena_bytes).encode())
+    _write(
+        root / "tt_config.h", runtime_config(chosen, arena_bytes, standalone=standalone is not None).encode()
+    )
+    for path in (root / DATA_FILE, root / _STANDALONE):
+        path.unlink(missing_ok=True)
+    if standalone is not None:
+        _check_standalone(library)
+        _write(root / DATA_FILE, standalone_source(library.name, standalone).encode())
+        _write(root / _STANDALONE, (runtime_folder() / STANDALONE_SOURCE).read_bytes())
     described = {"board": chosen.name, "library": library.name, "arena_bytes": arena_bytes}
     _write(root / "project.json", (json.dumps({**described, "options": asdict(chosen)}, indent=2)).encode())
     return GeneratedProject(root, chosen, library.name)
+
+
+def _check_standalone(library: Library) -> None:
+    if "tt_session.h" not in library.files:
+        hint = "build it with update=TaskAdaptive(...)"
+        raise ArchiveError("project", library.name, "a fixed plan", "a task-adaptive library", hint)
 
 
 def arena_bytes_of(library: Library) -> int:
@@ -213,7 +233,10 @@ class GeneratedProject:
         units = [Compilation(runtime / name, own) for name in runtime_sources(self.board)]
         sources = sorted((self.folder / "library").rglob("*.c"))
         emitted = (*flags, f"-I{self.folder / 'library'}")
-        return units + [Compilation(path, emitted) for path in [*sources, self.folder / "tt_active.c"]]
+        units += [Compilation(path, emitted) for path in [*sources, self.folder / "tt_active.c"]]
+        both = (*own, f"-I{self.folder / 'library'}")
+        alone = [self.folder / name for name in (DATA_FILE, _STANDALONE)]
+        return units + [Compilation(path, both) for path in alone if path.exists()]
 
     def _link_firmware(self, objects: list[Path]) -> Memory:
         """Link with the arena in the first memory that takes it; return that memory."""

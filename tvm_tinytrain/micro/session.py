@@ -49,6 +49,8 @@ class Session:
         Count instructions by function too; see `function_instructions`.
     port
         Where a real board is: a serial device, or a Linux board's ``[user@]host`` or ``host:port``.
+    start_s
+        Seconds until the board's program answers; one that adapts by itself first needs more than the default.
 
     Examples
     --------
@@ -65,11 +67,13 @@ class Session:
         *,
         by_function: bool = False,
         port: str | None = None,
+        start_s: float = _START_S,
     ) -> None:
         self._module = module
         self.board = module.board if isinstance(module, GeneratedProject) else get_board(board)
         self._build_dir = Path(build_dir) if build_dir is not None else None
         self._call_s = timeout_s if timeout_s is not None else _call_seconds(module)
+        self._start_s = start_s
         self._start_options = StartOptions(by_function=by_function, port=port)
         self._connection: Connection | None = None
         self._project: GeneratedProject | None = None
@@ -95,7 +99,7 @@ class Session:
             self._finalizer = weakref.finalize(self, connection.close)
             try:
                 self._link = Link(connection.transport, self.board.name)
-                self._link.connect(_START_S)
+                self._link.connect(self._start_s)
                 self._remote = RemoteLibrary(self._link, read_info(self._link, _START_S))
             except BaseException:
                 self.close()
@@ -280,6 +284,14 @@ class Session:
             hint = "open the session with by_function=True on an emulated board"
             raise BoardError("session", self.board.name, "no counts by function", "by_function=True", hint)
         return counter.read()[1]
+
+    def instruction_log(self) -> list[tuple[int, int]]:
+        """Return for every call of an entry since the start the instructions before it and in it; emulated boards only."""
+        counter = self._connection.counter if self._connection is not None else None
+        if counter is None:
+            hint = "take an emulated board"
+            raise BoardError("session", self.board.name, "no counts", "an emulated board", hint)
+        return counter.log()
 
     def memory(self) -> dict[str, int]:
         """Return measured and linked bytes.

@@ -1,9 +1,11 @@
 /* A TCG plugin of QEMU that counts the guest instructions between two marker functions, exactly.
  *
- *   -plugin insn_count.so,begin=0xADDR,end=0xADDR,fd=N[,symbols=M]
+ *   -plugin insn_count.so,begin=0xADDR,end=0xADDR,fd=N[,symbols=M][,log=L]
  *
  * fd:      an open file that is rewritten at the end of each region: "instructions N\nregions K\n",
  * and with symbols one line "function N NAME" for each function that executed an instruction.
+ * log:     an open file that gets a line "BEFORE INSIDE" for each region: what ran since the last
+ *          region's end (or since the start), and what ran in it.
  * symbols: an open file with lines "ADDR SIZE NAME" (hexadecimal), as `nm -S` knows them.
  *
  * Built for version 1 of the plugin interface (QEMU 4.2 to 8.x); the declarations below are all it
@@ -54,7 +56,9 @@ static uint64_t total_at_begin;
 static uint64_t regions;
 static uint64_t begin_address;
 static uint64_t end_address;
+static uint64_t total_at_end;
 static int output = -1;
+static int region_log = -1;
 static bool inside;
 static function_counter *functions;
 static size_t function_count;
@@ -102,6 +106,11 @@ static void on_end(unsigned cpu, void *unused) {
   }
   inside = false;
   regions++;
+  if (region_log >= 0) {
+    dprintf(region_log, "%llu %llu\n", (unsigned long long)(total_at_begin - total_at_end),
+            (unsigned long long)(total - total_at_begin));
+  }
+  total_at_end = total;
   if (lseek(output, 0, SEEK_SET) < 0 || ftruncate(output, 0) < 0) {
     return;
   }
@@ -181,6 +190,8 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const struct qemu_info *info
       end_address = number & ~1ull;
     } else if (strncmp(argv[i], "fd=", 3) == 0) {
       output = (int)number;
+    } else if (strncmp(argv[i], "log=", 4) == 0) {
+      region_log = (int)number;
     } else if (strncmp(argv[i], "symbols=", 8) != 0 || read_symbols((int)number) != 0) {
       return -1;
     }

@@ -1,0 +1,197 @@
+"""A firmware that adapts by itself does what a host would have it do, to the last bit; its ProtoNet is the host's."""
+
+from __future__ import annotations
+
+import ctypes
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tvm_tinytrain as tt
+from tests.building.adaptive_net import CLASSES, SHAPE, network
+from tvm_tinytrain.adaptation import adapt
+from tvm_tinytrain.adaptation.protonet import class_prototypes, loss_and_gradients
+from tvm_tinytrain.errors import ArchiveError, PlanError, ShapeError, TransportError
+from tvm_tinytrain.micro import Session, Standalone, generate_project, read_result
+from tvm_tinytrain.micro.in_process import InProcess
+from tvm_tinytrain.micro.trained_rows import read_rows, take_checkpoint
+
+SUPPORT, QUERIES, ITERATIONS = 2 * CLASSES, 4, 3
+SCALE, OFFSET = 1 / 64, -2.0
+
+
+def build(loss: Any, target: str = "c -mcpu=cortex-m7", **update: Any) -> tt.TrainModule:
+    import torch
+
+    options = tt.TaskAdaptive(candidates=4, channel_ratio="1/2", **update)  # type: ignore[arg-type]
+    return tt.build(
+        network(), target, example_inputs=(torch.zeros(SHAPE),), optimizer=tt.Adam(0.01), update=options,
+        budget=tt.Budget(memory=60000, compute=0.6), loss=loss,
+    )  # fmt: skip
+
+
+def task(**changed: Any) -> Standalone:
+    rng = np.random.default_rng(2)
+    samples = rng.integers(0, 256, (SUPPORT + QUERIES, *SHAPE[1:])).astype(np.uint8)
+    labels = np.arange(SUPPORT) % CLASSES
+    fields = {
+        "samples": samples,
+        "labels": labels,
+        "iterations": ITERATIONS,
+        "scale": SCALE,
+        "offset": OFFSET,
+        "rate": 0.02,
+    }
+    return Standalone(**{**fields, **changed})
+
+
+def images(given: Standalone) -> np.ndarray:
+    return (np.float32(SCALE) * given.samples.astype(np.float32) + np.float32(OFFSET)).astype(np.float32)
+
+
+def run(module: tt.TrainModule, given: Standalone, folder: Path) -> tuple[Any, dict[str, bytes], Any, bytes]:
+    """(what the firmware said, the trained rows, the plan, the checkpoint) of a standalone run on the emulated board."""
+    project = generate_project(module, "mps2-an500", folder, standalone=given).build()
+    with Session(project, start_s=120.0) as session:
+        said = read_result(session.console(), session.entries)
+        log = session.instruction_log()
+        assert len(log) == 1 + len(said.entries)  # "init" comes first
+        assert all(inside > 0 for _, inside in log)
+        rows = {k: v.tobytes() for k, v in read_rows(session, module.metadata).items()}
+        return said, rows, session.read("plan"), take_checkpoint(session, module.metadata).to_bytes()
+
+
+@pytest.mark.emulator
+def test_a_session_without_a_host_is_the_one_with_a_host(tmp_path: Path) -> None:
+    given, module = task(), build(tt.CrossEntropy())
+    said, rows, plan, checkpoint = run(module, given, tmp_path)
+    assert said.status == 0
+    assert said.layers > 0
+    assert zlib.crc32(checkpoint) == said.checkpoint_crc32
+    assert len(checkpoint) == said.checkpoint_bytes
+    with Session(module, "mps2-an500") as host:
+        host.write("hyper", np.array([given.rate, *host.read("hyper")[1:]], np.float32))
+        host.write("options", np.array([*host.read("options")[:-1], SUPPORT], np.int32))
+        samples = [s[None] for s in images(given)]
+
+        def sample(entry: str, index: int) -> float:
+            host.write("x", samples[index])
+            host.write("label", given.labels[index : index + 1].astype(np.int32))
+            host.call(entry)
+            return float(host.read("loss")[0])
+
+        host.call("fisher_begin")
+        for i in range(SUPPORT):
+            sample("fisher", i)
+        host.call("select")
+        np.testing.assert_array_equal(host.read("plan"), plan)
+        losses = []
+        for _ in range(ITERATIONS):
+            losses.append(np.mean([sample("accumulate", i) for i in range(SUPPORT)]))
+            host.call("apply")
+        assert {k: v.tobytes() for k, v in read_rows(host, module.metadata).items()} == rows
+        assert tuple(int(host.predict(s).argmax()) for s in samples[SUPPORT:]) == said.labels
+    np.testing.assert_allclose([said.first_loss, said.last_loss], [losses[0], losses[-1]], rtol=1e-6)
+    assert said.last_loss < said.first_loss
+    assert said.entries.count("accumulate_store") == said.cached == SUPPORT
+    assert said.entries.count("accumulate_cached") == SUPPORT * (ITERATIONS - 1)
+
+
+@pytest.mark.emulator
+def test_a_protonet_without_a_host(tmp_path: Path) -> None:
+    """The prototypes' loss: as `adapt` from the host does it where the support set is its own pseudo-queries."""
+    given, module = task(embedding=CLASSES), build(tt.Prototypical())
+    said, rows, plan, _ = run(module, given, tmp_path)
+    assert said.status == 0
+    assert said.entries.count("predict_store") == said.cached == SUPPORT
+    with InProcess(module) as host:
+        support = images(given)
+        result = adapt(
+            host,
+            support[:SUPPORT],
+            given.labels,
+            iterations=ITERATIONS,
+            lr=given.rate,
+            queries=lambda s, _: s,
+        )
+        words = module.metadata["adaptive"]["plan_words"]
+        np.testing.assert_array_equal(host.read("plan")[: words["end"]], plan[: words["end"]])
+        for name, value in read_rows(host, module.metadata).items():
+            np.testing.assert_allclose(
+                np.frombuffer(rows[name], np.float32).reshape(value.shape), value, rtol=2e-3, atol=2e-4
+            )
+        assert tuple(result.classify(host, support[SUPPORT:])) == said.labels
+        np.testing.assert_allclose(
+            [said.first_loss, said.last_loss], [result.losses[0], result.losses[-1]], rtol=1e-3
+        )
+
+
+@pytest.mark.host_compiler
+@pytest.mark.parametrize("through", [False, True])
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+def test_the_devices_protonet_is_the_hosts(distance: str, through: bool) -> None:
+    class Options(ctypes.Structure):
+        _fields_ = (("distance", ctypes.c_uint8), ("through", ctypes.c_uint8), ("scale", ctypes.c_float))
+
+    class Set(ctypes.Structure):
+        _fields_ = (
+            ("embeddings", ctypes.c_void_p), ("labels", ctypes.c_void_p), ("samples", ctypes.c_uint32), ("classes", ctypes.c_uint32),
+            ("width", ctypes.c_uint32),
+        )  # fmt: skip
+
+    rng = np.random.default_rng(4)
+    embeddings = rng.normal(size=(13, 7)).astype(np.float32)
+    embeddings[3] = 0.0  # a norm that is clamped
+    labels = (np.arange(13) % 4).astype(np.int32)
+    loss = tt.Prototypical(distance, scale=0.75, through_prototypes=through)
+    with InProcess(build(tt.Prototypical(), "host")) as library:
+        c = library._library
+        c.tt_protonet_scratch_bytes.restype, c.tt_protonet_seeds.restype = ctypes.c_size_t, ctypes.c_double
+        scratch = np.zeros(c.tt_protonet_scratch_bytes(4, 7), np.uint8)
+        prototypes, seeds = np.zeros((4, 7)), np.zeros((13, 7), np.float32)
+        given = Set(embeddings.ctypes.data, labels.ctypes.data, 13, 4, 7)
+        options = Options(("cosine", "euclidean").index(distance), through, loss.scale)
+        p, s, t = (ctypes.c_void_p(a.ctypes.data) for a in (prototypes, seeds, scratch))
+        assert c.tt_protonet_prototypes(ctypes.byref(given), p) == 0
+        got = c.tt_protonet_seeds(ctypes.byref(given), ctypes.byref(options), p, t, s)
+        expected = loss_and_gradients(embeddings, labels, embeddings, labels, loss)
+        np.testing.assert_allclose(prototypes, class_prototypes(embeddings, labels, 4), rtol=1e-12)
+        want = expected.queries if expected.support is None else expected.queries + expected.support
+        np.testing.assert_allclose(seeds, want, rtol=1e-5, atol=1e-6)
+        assert got == pytest.approx(expected.loss, rel=1e-9)
+        labels[2] = 4
+        assert c.tt_protonet_prototypes(ctypes.byref(given), p) == -4
+
+
+def test_tasks_and_consoles_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ShapeError, match="labels"):
+        task(labels=np.array([0, 2]))
+    with pytest.raises(ShapeError, match="float32"):
+        task(samples=np.zeros((20, 3), np.float32))
+    with pytest.raises(TransportError, match="no result"):
+        read_result(["hello"], ["init"])
+
+
+def test_a_name_of_the_runtimes_own_is_refused() -> None:
+    import torch
+
+    with pytest.raises(PlanError, match=r"'session'.*other than.*rows"):
+        tt.build(
+            network(),
+            "host",
+            example_inputs=(torch.zeros(SHAPE),),
+            update=tt.TaskAdaptive(candidates=2),
+            name="session",
+        )
+
+
+@pytest.mark.host_compiler
+def test_a_fixed_library_does_not_adapt_by_itself(tmp_path: Path) -> None:
+    import torch
+
+    module = tt.build(network(), "c -mcpu=cortex-m7", example_inputs=(torch.zeros(SHAPE),))
+    with pytest.raises(ArchiveError, match="task-adaptive"):
+        generate_project(module, "mps2-an500", tmp_path, standalone=task())

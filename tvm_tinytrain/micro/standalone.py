@@ -1,0 +1,140 @@
+"""A firmware that adapts by itself: samples linked beside the library, no host until it is done."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tvm_tinytrain.config import Prototypical
+from tvm_tinytrain.errors import ShapeError, TransportError
+
+DATA_FILE = "tt_standalone_data.c"
+_PREFIX = "tt-standalone: "
+
+
+@dataclass(frozen=True)
+class Standalone:
+    """The task of a standalone firmware.
+
+    samples: uint8[n, ...], the support set and then the queries; an input of float32 gets ``scale * value + offset``. labels: of the
+    support set, integers 0 to classes - 1, each class at least once. iterations, rate: of the training; rate 0 takes the library's own.
+    loss: of a library that was built with ``loss=Prototypical()``. embedding: values of that library's output, else 0.
+    """
+
+    samples: NDArray[np.uint8]
+    labels: NDArray[np.integer]
+    iterations: int
+    scale: float = 1.0
+    offset: float = 0.0
+    rate: float = 0.0
+    loss: Prototypical = field(default_factory=Prototypical)
+    embedding: int = 0
+
+    def __post_init__(self) -> None:
+        classes = np.unique(self.labels)
+        sound = 0 < len(self.labels) <= len(self.samples) and np.array_equal(classes, np.arange(len(classes)))
+        if self.samples.dtype != np.uint8 or not sound or self.iterations < 0:
+            found = f"{self.samples.dtype}{list(self.samples.shape)}, {len(self.labels)} labels of {classes.tolist()}"
+            allowed = "uint8 samples, labels 0 … classes-1 of the first of them, 0 or more iterations"
+            raise ShapeError("standalone", "task", found, allowed, "number the classes from 0")
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return int(self.labels.max()) + 1
+
+    @property
+    def queries(self) -> int:
+        """Samples that are classified."""
+        return len(self.samples) - len(self.labels)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """What ``tt_session_scratch_bytes`` answers."""
+        classes, width = self.classes, self.embedding
+        if not width:
+            return 0
+        return (
+            8 * classes * width + 8 * (classes * width + 2 * width + classes) + 8 * len(self.labels) * width
+        )
+
+
+def standalone_source(library: str, task: Standalone) -> str:
+    """The C file that holds a task: its samples, labels and scratch."""
+    flat = task.samples.reshape(len(task.samples), -1)
+    distance = ("cosine", "euclidean").index(task.loss.distance)
+    prototypes = f"{{{distance}, {int(task.loss.through_prototypes)}, {_float(task.loss.scale)}}}"
+    numbers = [flat.shape[1], len(task.labels), task.queries, task.classes, task.iterations]
+    floats = [_float(v) for v in (task.scale, task.offset, task.rate)]
+    scratch = max(8, task.scratch_bytes)
+    return (
+        f'#include "tt_standalone.h"\n#include "tt_{library}.h"\n\n'
+        f"static const uint8_t samples[{flat.size}] = {{\n{_rows(flat.reshape(-1).tolist(), 32)}}};\n"
+        f"static const int32_t labels[{len(task.labels)}] = {{\n{_rows(task.labels.tolist(), 32)}}};\n"
+        f"static double scratch[{(scratch + 7) // 8}];\n\n"
+        f"const tt_standalone_task tt_standalone = {{samples, labels, {', '.join(map(str, numbers))}, {', '.join(floats)},\n"
+        f"    {prototypes}, scratch, sizeof scratch, tt_{library}_save_size, tt_{library}_save_to}};\n"
+    )
+
+
+def _rows(values: Sequence[int], width: int) -> str:
+    return ",\n".join(",".join(map(str, values[i : i + width])) for i in range(0, len(values), width))
+
+
+def _float(value: float) -> str:
+    return float(np.float32(value)).hex() + "f"
+
+
+@dataclass(frozen=True)
+class StandaloneResult:
+    """What a standalone firmware said.
+
+    status: of the session, 0 is good. layers: that were selected; cached: samples whose frozen prefix was computed once. first_loss,
+    last_loss: before the first and the last step. entries: names of what ran, in order. labels: of the queries, -1 where one failed.
+    checkpoint_bytes, checkpoint_crc32: of what was saved.
+    """
+
+    status: int
+    layers: int
+    cached: int
+    first_loss: float
+    last_loss: float
+    entries: tuple[str, ...]
+    labels: tuple[int, ...]
+    checkpoint_bytes: int
+    checkpoint_crc32: int
+
+
+def read_result(console: Iterable[str], entries: Sequence[str]) -> StandaloneResult:
+    """Read a result off the lines of a board's console; ``entries`` are the library's, in order.
+
+    Raises TransportError where a part is missing.
+    """
+    said: dict[str, list[int]] = {}
+    for text in console:
+        if _PREFIX in text:
+            what, *numbers = text.split(_PREFIX, 1)[1].split()
+            said.setdefault(what, []).extend(int(n) for n in numbers)
+    missing = [w for w in ("result", "entries") if w not in said]
+    if missing or len(said["result"]) != 5:
+        hint = "see that the firmware was built with standalone=..."
+        raise TransportError("standalone", "console", f"no {', '.join(missing)}", "a result", hint)
+    status, layers, cached, *losses = said["result"]
+    first, last = struct.unpack("<2f", struct.pack("<2I", *losses))
+    saved = said.get("checkpoint", [-1, 0, 0])
+    names = tuple(entries[i] for i in said["entries"])
+    return StandaloneResult(
+        status or saved[0],
+        layers,
+        cached,
+        first,
+        last,
+        names,
+        tuple(said.get("labels", ())),
+        saved[1],
+        saved[2],
+    )
