@@ -71,6 +71,11 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--rounds", type=int, default=15, help="timed calls on this machine (default: %(default)s)"
     )
+    made.add_argument(
+        "--host-target",
+        default="c -mcpu=x86-64-v3",
+        help="target of the build that is timed on this machine (default: %(default)s)",
+    )
     made.add_argument("--skip-host", action="store_true", help="no wall-clock times")
     return made
 
@@ -127,8 +132,8 @@ def on_host(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     network, image = make_network(name, options)
     given: dict[str, Any] = {"example_inputs": (image,), "name": "bench", "optimizer": tt.SGD(0.01)}
-    layers = tt.build(network, "host", update=tt.LastLayer(), **given).layers
-    module = tt.build(network, "host", update=tiny_plan(layers, options), **given)
+    layers = tt.build(network, options.host_target, update=tt.LastLayer(), **given).layers
+    module = tt.build(network, options.host_target, update=tiny_plan(layers, options), **given)
     trained = {layers[u.layer].weight for u in module.plan.layers} | {
         layers[u.layer].bias for u in module.plan.layers
     }

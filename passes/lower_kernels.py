@@ -7,6 +7,7 @@ from tvm import s_tir, tirx
 
 from tvm_tinytrain.passes.bound_loops import BoundLoops, DropSingleLoops
 from tvm_tinytrain.passes.split_loops import SplitLoops
+from tvm_tinytrain.passes.unroll_conditions import UnrollConditions
 
 TX, ST = tirx.transform, s_tir.transform
 
@@ -30,6 +31,7 @@ def lowering_passes(target: tvm.target.Target) -> list[tvm.ir.transform.Pass]:
         TX.ConvertSSA(),
         ST.StmtSimplify(),
         DropSingleLoops(),
+        UnrollConditions(),
         TX.VectorizeLoop(True),
         TX.StorageRewrite(),
         ST.HoistIfThenElse(),

@@ -62,15 +62,17 @@ def sum_in_registers(
     tile_loops: int,
     unrolled_sums: Sequence[Any] = (),
     rows_first: bool = False,
+    lanes: int = 1,
 ) -> None:
     """Computes the sums of one tile at loop ``at`` in local variables: sums outside, the tile inside, unrolled.
 
     ``unrolled_sums`` gives for each reduction loop, from the last one backwards, how many of its iterations stand in the loop's body;
     None: all. With ``rows_first`` the body of the last of these goes through the tile row by row, for the tile's last axis only.
+    ``lanes`` elements of the tile's last axis are one vector.
     """
     schedule.compute_at(main, at, preserve_unit_loops=True)
     schedule.set_scope(main, 0, "local")
-    own = _own_loops(schedule, main, at)
+    own = own_loops(schedule, main, at)
     depth = len(schedule.get_loops(main)) - len(own)
     inside, sums = own[:tile_loops], own[tile_loops:]
     bodies: list[LoopRV] = []
@@ -88,12 +90,20 @@ def sum_in_registers(
     else:
         order = [*bodies, *inside]
     schedule.reorder(*sums, *order)
+    if lanes > 1:
+        last, vector = schedule.split(order.pop(), [None, lanes])
+        order.append(last)
+        schedule.vectorize(vector)
     init = schedule.decompose_reduction(main, [*sums, *order][0])
-    for loop in [*schedule.get_loops(init)[depth:], *order]:
+    for loop in order:
         schedule.unroll(loop)
+    *loops, vector = schedule.get_loops(init)[depth:]
+    for loop in loops:
+        schedule.unroll(loop)
+    (schedule.vectorize if lanes > 1 else schedule.unroll)(vector)
 
 
-def _own_loops(schedule: Schedule, main: SBlockRV, at: LoopRV) -> list[LoopRV]:
+def own_loops(schedule: Schedule, main: SBlockRV, at: LoopRV) -> list[LoopRV]:
     """The loops of ``main`` inside of loop ``at``."""
     loops = schedule.get_loops(main)
     target = schedule.get_sref(at)

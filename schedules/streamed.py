@@ -13,6 +13,7 @@ from tvm_tinytrain.passes.kernels.streamed import streamed_block
 from tvm_tinytrain.schedules.blocks import kind_of, spec_of
 from tvm_tinytrain.schedules.knobs import DEFAULTS, Knobs
 from tvm_tinytrain.schedules.tiles import REGISTERS
+from tvm_tinytrain.schedules.vectors import lanes_of, registers_of
 
 _DEPTHWISE_TILE = 8
 _WIDEST = 16
@@ -27,39 +28,49 @@ def streamed(func: tirx.PrimFunc, target: tvm.target.Target, knobs: Knobs = DEFA
     if kind_of(func) != "streamed_block":
         return None
     spec = StreamSpec.from_dict(spec_of(func))
-    links = tuple(_tiled(link, index, knobs) for index, link in enumerate(spec.links))
+    links = tuple(_tiled(link, index, knobs, target) for index, link in enumerate(spec.links))
     return Schedule(streamed_block(replace(spec, links=links)).without_attr("global_symbol"))
 
 
-def _tiled(link: Link, index: int, knobs: Knobs) -> Link:
-    widths = _divisors(link.row_shape[1], _WIDEST)
-    own = max(w for w in widths if w <= _DEPTHWISE_TILE)
+def _tiled(link: Link, index: int, knobs: Knobs, target: tvm.target.Target) -> Link:
+    lanes = lanes_of(target, link.row_shape[1])
+    lanes = lanes if link.row_shape[1] % lanes == 0 else 1
+    registers = registers_of(target) if lanes > 1 else REGISTERS
+    widths = _divisors(link.row_shape[1], _WIDEST, lanes)
+    own = max(w for w in widths if w <= max(lanes, _DEPTHWISE_TILE))
+    first = (
+        (1, 1) if link.first is None else _chosen(link.first, f"first_%s_{index}", knobs, lanes, registers)
+    )
     return replace(
         link,
-        tile_first=(1, 1) if link.first is None else _chosen(link.first, f"first_%s_{index}", knobs),
+        tile_first=first,
         tile_depthwise=knobs.choose(f"depthwise_pixels_{index}", widths, own),
-        tile_project=_chosen(link.project, f"project_%s_{index}", knobs),
+        tile_project=_chosen(link.project, f"project_%s_{index}", knobs, lanes, registers),
+        lanes=lanes,
     )
 
 
-def _chosen(stage: Stage, name: str, knobs: Knobs) -> tuple[int, int]:
-    channels, pixels = _tile(stage)
+def _chosen(stage: Stage, name: str, knobs: Knobs, lanes: int, registers: int) -> tuple[int, int]:
+    channels, pixels = _tile(stage, lanes, registers)
     return (
         knobs.choose(name % "channels", _divisors(stage.conv.out_channels, _WIDEST), channels),
-        knobs.choose(name % "pixels", _divisors(stage.conv.out_width, _WIDEST), pixels),
+        knobs.choose(name % "pixels", _divisors(stage.conv.out_width, _WIDEST * lanes, lanes), pixels),
     )
 
 
-def _divisors(extent: int, limit: int) -> list[int]:
-    return [d for d in range(1, min(extent, limit) + 1) if extent % d == 0]
+def _divisors(extent: int, limit: int, step: int = 1) -> list[int]:
+    """Divisors up to ``limit`` that are a multiple of ``step``; all of them where there is none."""
+    found = [d for d in range(1, min(extent, limit) + 1) if extent % d == 0]
+    return [d for d in found if d % step == 0] or found
 
 
-def _tile(stage: Stage) -> tuple[int, int]:
+def _tile(stage: Stage, lanes: int, registers: int) -> tuple[int, int]:
     """(channels, pixels of a row): the fewest loads per multiply-accumulate that leave the sums in registers."""
     candidates = [
         (c, j)
         for c in _divisors(stage.conv.out_channels, _WIDEST)
-        for j in _divisors(stage.conv.out_width, _WIDEST)
-        if c * j + min(c, j) + 1 < REGISTERS - 1
+        for j in _divisors(stage.conv.out_width, _WIDEST * lanes, lanes)
+        if c * (j // lanes) + min(c, j // lanes) + 1 < registers - 1
     ]
-    return min(candidates, key=lambda t: ((t[0] + t[1] + 3) / (t[0] * t[1]), t))
+    # a divisor below a vector: one pixel at a time
+    return min(candidates, key=lambda t: ((t[0] + t[1] / lanes + 3) / (t[0] * t[1]), t))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import tvm
 from tvm import tirx
@@ -19,6 +20,7 @@ from tvm_tinytrain.schedules.blocks import (
 )
 from tvm_tinytrain.schedules.knobs import DEFAULTS, Knobs, up_to
 from tvm_tinytrain.schedules.tiles import vector_lanes
+from tvm_tinytrain.schedules.vectors import lanes_of, registers_of, unroll_vectors
 
 _KINDS = ("conv2d", "conv2d_input_grad", "conv2d_rows", "conv2d_input_grad_rows")
 _CHANNELS = (1, 2, 3, 4, 5, 6, 8)
@@ -60,25 +62,45 @@ def windows(func: tirx.PrimFunc, target: tvm.target.Target, knobs: Knobs = DEFAU
     spec = spec_of(func)
     depthwise = spec["groups"] == spec["in_channels"] == spec["out_channels"] > 1
     window = extents(schedule, schedule.get_loops(main))[-2:]
+    lanes = lanes_of(target, sizes[2]) if _neighbours(spec, kind) else 1
     default = _default(sizes, window, max(spec["kernel"]), depthwise, "pad" in names, vector_lanes(target))
+    if lanes > 1:
+        default = _default_vectors(sizes, window, depthwise, lanes, registers_of(target))
     factors = [
         1 if depthwise else knobs.choose("channels", up_to(sizes[0], _CHANNELS), default.channels),
         knobs.choose("rows", up_to(sizes[1], _ROWS), default.rows),
-        knobs.choose("columns", up_to(sizes[2], _COLUMNS), default.columns),
+        knobs.choose("columns", [c for c in up_to(sizes[2], _COLUMNS) if c % lanes == 0], default.columns),
     ]
     outer, inner = tile(schedule, consumer, factors)
     unroll_rows = knobs.choose("unroll_rows", _YES_NO, int(default.unroll_rows))
     rows_first = bool(knobs.choose("rows_first", _YES_NO, 1))
     unrolled = [None, None] if unroll_rows else [None]
-    sum_in_registers(schedule, main, outer[-1], tile_loops=3, unrolled_sums=unrolled, rows_first=rows_first)
+    sum_in_registers(
+        schedule, main, outer[-1], tile_loops=3, unrolled_sums=unrolled, rows_first=rows_first, lanes=lanes
+    )
     if "pad" in names:
         pad = schedule.get_sblock("pad")
         schedule.compute_at(pad, outer[0])
         for loop in schedule.get_loops(pad)[1:]:
             schedule.annotate(loop, PIECES, 1)
-    for loop in inner:
-        schedule.unroll(loop)
+    unroll_vectors(schedule, inner, lanes)
     return schedule
+
+
+def _neighbours(spec: dict[str, Any], kind: str) -> bool:
+    """Whether neighbouring results read elements that stand at a fixed distance of one or two."""
+    return spec["stride"][1] == 1 or (spec["stride"][1] == 2 and kind in ("conv2d", "conv2d_rows"))
+
+
+def _default_vectors(
+    sizes: list[int], window: list[int], depthwise: bool, lanes: int, registers: int
+) -> WindowTile:
+    """Rows share what they load where the window's rows are unrolled; channels share it in a dense convolution."""
+    if not depthwise:
+        return WindowTile(
+            min(sizes[0], 4), 1, lanes * (2 if sizes[2] % (2 * lanes) == 0 and registers > 16 else 1), False
+        )
+    return WindowTile(1, min(sizes[1], 4), lanes, max(window) <= 5)
 
 
 def _default(

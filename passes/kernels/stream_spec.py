@@ -28,7 +28,8 @@ class Stage:
 class Link:
     """``first`` (dense, k×k; None: the input itself) → ``depthwise`` → ``project`` (1×1): one block of a chain.
 
-    ``tile_*`` are register tiles, (channels, pixels), each a divisor of its extent, which a schedule rule chooses.
+    ``tile_*`` are register tiles, (channels, pixels), each a divisor of its extent, which a schedule rule chooses; ``lanes`` pixels
+    are a vector where they divide the tile.
     """
 
     first: Stage | None
@@ -37,6 +38,7 @@ class Link:
     tile_first: tuple[int, int] = (1, 1)
     tile_depthwise: int = 1
     tile_project: tuple[int, int] = (1, 1)
+    lanes: int = 1
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Link:
@@ -44,7 +46,9 @@ class Link:
         first = None if values["first"] is None else Stage.from_dict(values["first"])
         depthwise, project = Stage.from_dict(values["depthwise"]), Stage.from_dict(values["project"])
         tile_first, tile_project = (tuple(values[k]) for k in ("tile_first", "tile_project"))
-        return Link(first, depthwise, project, tile_first, values["tile_depthwise"], tile_project)
+        return Link(
+            first, depthwise, project, tile_first, values["tile_depthwise"], tile_project, values["lanes"]
+        )
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -13,7 +13,8 @@ sums run in the order of the separate kernels: the results are the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -221,16 +222,16 @@ class _Chain:
         weight, bias = level.weights["depthwise"]
         with loops("c t", conv.out_channels, conv.out_width // tile) as (c, t):
             acc = intermediate_local(tile, "float32")
-            with T.unroll(tile) as u:
+            with _pixels(tile, link.lanes) as u:
                 T.buffer_store(acc, f32(0.0) if bias is None else bias[c], [u])
             with T.serial(conv.kernel[0]) as kh:
                 at = level.get(_SLOT) + kh
                 slot = tirx.Select(at < slots, at, at - slots)
-                with T.unroll(conv.kernel[1]) as kw, T.unroll(tile) as u:
+                with T.unroll(conv.kernel[1]) as kw, _pixels(tile, link.lanes) as u:
                     column = (t * tile + u) * conv.stride[1] + kw
                     tap = level.ring[c, slot, column] * weight[c, 0, kh, kw]
                     T.buffer_store(acc, acc[u] + tap, [u])
-            with T.unroll(tile) as u:
+            with _pixels(tile, link.lanes) as u:
                 T.buffer_store(level.row, _clamped(link.depthwise, acc[u]), [c, t * tile + u])
 
     def _product(
@@ -243,13 +244,24 @@ class _Chain:
         high, wide = tile
         with loops("c t", extents[0] // high, extents[1] // wide) as (ct, jt):
             acc = intermediate_local(high * wide, "float32")
-            with T.unroll(high) as a, T.unroll(wide) as b:
+            with T.unroll(high) as a, _pixels(wide, level.link.lanes) as b:
                 T.buffer_store(acc, f32(0.0) if bias is None else bias[ct * high + a], [a * wide + b])
-            with loops("k kh kw", *taps) as tap, T.unroll(high) as a, T.unroll(wide) as b:
+            with loops("k kh kw", *taps) as tap, T.unroll(high) as a, _pixels(wide, level.link.lanes) as b:
                 c, j = ct * high + a, jt * wide + b
                 T.buffer_store(acc, acc[a * wide + b] + element(j, tap) * weight[(c, *tap)], [a * wide + b])
-            with T.unroll(high) as a, T.unroll(wide) as b:
+            with T.unroll(high) as a, _pixels(wide, level.link.lanes) as b:
                 store(ct * high + a, jt * wide + b, _clamped(stage, acc[a * wide + b]))
+
+
+@contextmanager
+def _pixels(count: int, lanes: int) -> Iterator[Any]:
+    """An unrolled loop over the pixels of a tile, ``lanes`` of them at once where they divide it."""
+    if lanes == 1 or count % lanes:
+        with T.unroll(count) as pixel:
+            yield pixel
+        return
+    with T.unroll(count // lanes) as vector, T.vectorized(lanes) as lane:
+        yield vector * lanes + lane
 
 
 def _clamped(stage: Stage, value: Any) -> Any:

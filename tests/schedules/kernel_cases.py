@@ -25,9 +25,10 @@ from tvm_tinytrain.passes.kernels.matmul import MatmulSpec, matmul
 from tvm_tinytrain.passes.kernels.sinks import Accumulate, SGDUpdate, Write
 from tvm_tinytrain.passes.lower_kernels import LowerKernels
 from tvm_tinytrain.schedules import RULES, Rule, ScheduleKernels
-from tvm_tinytrain.targets.target import parse_target
+from tvm_tinytrain.targets.target import Target, parse_target
 
 M7 = parse_target("c -mcpu=cortex-m7")
+V3 = parse_target("c -mcpu=x86-64-v3")
 Kernels = dict[str, tirx.PrimFunc]
 
 POINTWISE = {
@@ -114,16 +115,18 @@ def _of_convolution(name: str, spec: Conv2DSpec) -> Kernels:
     return made
 
 
-def lower(found: Mapping[str, tirx.PrimFunc], rules: Sequence[Rule] = RULES) -> Kernels:
-    """The kernels scheduled by ``rules`` for the Cortex-M7 and lowered."""
+def lower(found: Mapping[str, tirx.PrimFunc], rules: Sequence[Rule] = RULES, target: Target = M7) -> Kernels:
+    """The kernels scheduled by ``rules`` for a target and lowered."""
     mod = tvm.IRModule({name: func.without_attr("global_symbol") for name, func in found.items()})
-    mod = LowerKernels(M7.to_tvm())(ScheduleKernels(M7.to_tvm(), rules)(mod))
+    mod = LowerKernels(target.to_tvm())(ScheduleKernels(target.to_tvm(), rules)(mod))
     return {gv.name_hint: func for gv, func in mod.functions.items()}
 
 
-def library(found: Mapping[str, tirx.PrimFunc], rules: Sequence[Rule] = RULES) -> KernelSet:
+def library(
+    found: Mapping[str, tirx.PrimFunc], rules: Sequence[Rule] = RULES, target: Target = M7
+) -> KernelSet:
     """One library of all kernels."""
-    return emit_kernel_set("cases", lower(found, rules))
+    return emit_kernel_set("cases", lower(found, rules, target))
 
 
 def values(args: Sequence[Argument], kernel: tirx.PrimFunc, seed: int = 0) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import tvm
 
+from tvm_tinytrain.emit.c_vectors import lanes_of_dtype, vector_type
 from tvm_tinytrain.errors import KernelError
 
 _BINARY = {
@@ -33,6 +34,8 @@ _C_TYPES = {
 
 def c_type(dtype: str) -> str:
     """The C type of a TIR element type."""
+    if lanes_of_dtype(dtype) > 1:
+        return vector_type(lanes_of_dtype(dtype))
     if dtype not in _C_TYPES:
         raise KernelError(
             "emit C", f"dtype {dtype}", dtype, ", ".join(_C_TYPES), "convert the network to float32"
@@ -84,7 +87,12 @@ class ExprPrinter:
         if kind in ("FloorDiv", "FloorMod"):
             # LowerIntrin turned those whose operand may be negative into truncated forms: what is left is non-negative
             return f"({self(e.a)} {'/' if kind == 'FloorDiv' else '%'} {self(e.b)})"
+        if kind == "Broadcast":
+            return f"tt_splat{int(e.lanes)}({self(e.value)})"
         if kind in ("Min", "Max"):
+            lanes = lanes_of_dtype(dtype_of(e))
+            if lanes > 1:
+                return f"tt_{kind.lower()}{lanes}({self(e.a)}, {self(e.b)})"
             suffix = "f" if dtype_of(e).startswith("float") else "i"
             return f"tt_{kind.lower()}{suffix}({self(e.a)}, {self(e.b)})"
         if kind == "Not":

@@ -17,6 +17,7 @@ from tvm import tirx
 from tvm.sym import Analyzer
 
 from tvm_tinytrain.emit.c_expr import ExprPrinter, c_type, dtype_of
+from tvm_tinytrain.emit.c_vectors import is_constant, lanes_of_dtype, ramp_of, vector_place, vector_type
 from tvm_tinytrain.emit.count_macs import counting_value
 from tvm_tinytrain.errors import KernelError
 
@@ -66,6 +67,7 @@ class _KernelPrinter:
         self.runtime_rows = False
         self.scalars: dict[Any, list[str]] = {}
         self.touched: dict[Any, set[int]] = {}
+        self.lanes: dict[Any, int] = {}
         self.buffers: dict[Any, str] = {}
         self.written: set[str] = set()
         self.lines: list[str] = []
@@ -119,13 +121,25 @@ class _KernelPrinter:
             )
         return self.names[var]
 
-    def _element(self, buffer: Any, indices: Any) -> str:
+    def _vector(self, buffer: Any, base: Any, stride: int, lanes: int, *, store: bool) -> str:
+        """A vector in memory, or one of the variables that a buffer on the stack has become."""
+        if buffer in self.scalars:
+            return self.scalars[buffer][int(base) // lanes]
+        return vector_place(self.name, self.buffers[buffer], self.expr(base), stride, lanes, store=store)
+
+    def _element(self, buffer: Any, indices: Any, *, store: bool = False) -> str:
         if len(indices) != 1:
             raise KernelError(
                 "emit C", f"kernel {self.name}", f"{len(indices)} indices", "one", "lower the kernel first"
             )
+        ramp = ramp_of(indices)
+        if ramp is not None:
+            return self._vector(buffer, *ramp, store=store)
         if buffer in self.scalars:
-            return self.scalars[buffer][int(indices[0].value)]
+            place = int(indices[0].value)
+            lanes = self.lanes.get(buffer, 1)
+            name = self.scalars[buffer][place // lanes]
+            return f"{name}[{place % lanes}]" if lanes > 1 else name
         text = self.expr(indices[0])
         text = text[1:-1] if text.startswith("(") and _balanced(text[1:-1]) else text
         return f"{self.buffers[buffer]}[{text}]"
@@ -148,10 +162,15 @@ class _KernelPrinter:
             allocated[stmt.buffer] = _size(stmt.buffer)
 
         def visit_access(buffer: Any, indices: Any) -> None:
-            if any(type(i).__name__ != "IntImm" for i in indices):
+            if any(not is_constant(i) for i in indices):
                 dynamic.add(buffer)
-            else:
-                touched.setdefault(buffer, set()).add(int(indices[0].value))
+                return
+            base, stride, lanes = ramp_of(indices) or (indices[0], 1, 1)
+            if lanes > 1 and (
+                stride != 1 or int(base) % lanes or self.lanes.setdefault(buffer, lanes) != lanes
+            ):
+                dynamic.add(buffer)
+            touched.setdefault(buffer, set()).add(int(base))
 
         tvm_ffi.structural_walk(
             self.func.body,
@@ -180,7 +199,7 @@ class _KernelPrinter:
         elif kind == "For":
             self._loop(s, depth)
         elif kind == "BufferStore":
-            target = self._element(s.buffer, s.indices)
+            target = self._element(s.buffer, s.indices, store=True)
             if s.buffer not in self.scalars:
                 self.written.add(self.buffers[s.buffer])
             counting = counting_value(s, self.expr) if self.count_macs else None
@@ -228,7 +247,7 @@ class _KernelPrinter:
         store = s.body
         if not isinstance(store, tirx.BufferStore) or not _constant_trips(s) or s.annotations:
             return None
-        if store.buffer in self.scalars or dtype_of(store.buffer) != "float32":
+        if store.buffer in self.scalars or dtype_of(store.value) != "float32":
             return None
         target = _first_of_run(store.indices, s.loop_var)
         if target is None:
@@ -257,68 +276,42 @@ class _KernelPrinter:
 
     def _allocate(self, buffer: Any, depth: int) -> None:
         dtype, size = dtype_of(buffer), _size(buffer)
-        bytes_ = size * int(tvm.runtime.DataType(dtype).bits) // 8
+        bytes_ = size * lanes_of_dtype(dtype) * int(tvm.runtime.DataType(dtype).bits) // 8
         ctype = c_type(dtype)
         name = self._fresh((buffer.name or "temp").removesuffix("_local"))
         self.buffers[buffer] = name
         if buffer in self.scalars:
-            self.scalars[buffer] = [name] if size == 1 else [self._fresh(f"{name}_{i}") for i in range(size)]
-            places = sorted(self.touched.get(buffer, ()))
-            for i in range(0, len(places), 8):
-                row = ", ".join(f"{self.scalars[buffer][p]} = 0" for p in places[i : i + 8])
-                self._out(depth, f"{ctype} {row};")
-        elif bytes_ <= MAX_STACK_ARRAY:
+            self._scalars(buffer, name, size, ctype, depth)
+            return
+        ctype += "u" if lanes_of_dtype(dtype) > 1 else ""  # a vector in memory may begin at any float
+        if bytes_ <= MAX_STACK_ARRAY:
             self._out(depth, f"{ctype} {name}[{size}];")
         else:
             offset = self.placed[buffer] = self.workspace
             self.workspace += (bytes_ + WORKSPACE_ALIGN - 1) // WORKSPACE_ALIGN * WORKSPACE_ALIGN
             self._out(depth, f"{ctype} *restrict {name} = ({ctype} *)(void *)(workspace + {offset});")
 
+    def _scalars(self, buffer: Any, name: str, size: int, ctype: str, depth: int) -> None:
+        """Declares the variables that a buffer on the stack has become; only those that are used."""
+        lanes = self.lanes.get(buffer, 1)
+        count = (size + lanes - 1) // lanes
+        self.scalars[buffer] = [name] if size == 1 else [self._fresh(f"{name}_{i}") for i in range(count)]
+        ctype = vector_type(lanes) if lanes > 1 else ctype
+        zero = "{0}" if lanes > 1 or lanes_of_dtype(dtype_of(buffer)) > 1 else "0"
+        places = sorted({p // lanes for p in self.touched.get(buffer, ())})
+        for i in range(0, len(places), 8):
+            row = ", ".join(f"{self.scalars[buffer][p]} = {zero}" for p in places[i : i + 8])
+            self._out(depth, f"{ctype} {row};")
+
 
 _RESERVED = frozenset(
-    [
-        "auto",
-        "break",
-        "case",
-        "char",
-        "const",
-        "continue",
-        "default",
-        "do",
-        "double",
-        "else",
-        "enum",
-        "extern",
-        "float",
-        "for",
-        "goto",
-        "if",
-        "inline",
-        "int",
-        "long",
-        "register",
-        "restrict",
-        "return",
-        "short",
-        "signed",
-        "sizeof",
-        "static",
-        "struct",
-        "switch",
-        "typedef",
-        "union",
-        "unsigned",
-        "void",
-        "volatile",
-        "while",
-        "y0",
-        "y1",
-        "yn",
-        "j0",
-        "j1",
-        "jn",
-    ]
-)
+    (
+        "auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum", "extern",
+        "float", "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return", "short", "signed",
+        "sizeof", "static", "struct", "switch", "typedef", "union", "unsigned", "void", "volatile", "while", "y0", "y1",
+        "yn", "j0", "j1", "jn",
+    )
+)  # fmt: skip
 
 
 def _constant_trips(loop: tirx.For) -> bool:
