@@ -39,6 +39,7 @@ POINTWISE = {
     "tile_and_rest": Conv2DSpec(16, 7, 7, 25, (1, 1)),
     "strided": Conv2DSpec(4, 7, 9, 6, (1, 1), (2, 2)),
     "grouped": Conv2DSpec(4, 5, 5, 6, (1, 1), groups=2),
+    "even": Conv2DSpec(6, 4, 8, 13, (1, 1)),
 }
 DEPTHWISE = {
     "odd": Conv2DSpec(5, 9, 11, 5, (3, 3), (1, 1), (1, 1, 1, 1), groups=5),
@@ -51,10 +52,13 @@ DEPTHWISE = {
     "half_seven": Conv2DSpec(2, 8, 8, 2, (7, 7), (2, 2), (3, 3, 3, 3), groups=2),
     "third": Conv2DSpec(2, 11, 13, 2, (3, 3), (3, 3), (0, 1, 1, 0), groups=2),
     "dilated": Conv2DSpec(2, 9, 8, 2, (3, 3), (1, 1), (2, 2, 2, 2), (2, 2), groups=2),
+    "even": Conv2DSpec(3, 6, 16, 3, (3, 3), (1, 1), (1, 1, 1, 1), groups=3),
+    "even_half": Conv2DSpec(3, 6, 32, 3, (5, 5), (2, 2), (2, 2, 2, 2), groups=3),
     "dilated_half": Conv2DSpec(2, 9, 8, 2, (3, 3), (2, 2), (2, 2, 2, 2), (2, 2), groups=2),
 }
 DENSE = {
     "stem": Conv2DSpec(3, 13, 15, 7, (3, 3), (2, 2), (1, 1, 1, 1)),
+    "even": Conv2DSpec(3, 8, 32, 5, (3, 3), (2, 2), (1, 1, 1, 1)),
     "same": Conv2DSpec(4, 6, 9, 5, (3, 3), (1, 1), (1, 1, 1, 1)),
     "lopsided": Conv2DSpec(2, 7, 8, 3, (2, 4), (1, 2), (0, 3, 1, 0)),
     "dilated": Conv2DSpec(2, 9, 9, 3, (3, 3), (1, 1), (2, 2, 2, 2), (2, 2)),
@@ -62,7 +66,12 @@ DENSE = {
     "grouped": Conv2DSpec(6, 6, 7, 9, (3, 3), (1, 1), (1, 1, 1, 1), groups=3),
     "multiplier": Conv2DSpec(3, 5, 6, 6, (3, 3), (2, 1), (1, 1, 1, 1), groups=3),
 }
-LINEAR = {"vector": LinearSpec(1, 37, 11), "rows": LinearSpec(3, 16, 8), "one": LinearSpec(1, 5, 1)}
+LINEAR = {
+    "vector": LinearSpec(1, 37, 11),
+    "rows": LinearSpec(3, 16, 8),
+    "one": LinearSpec(1, 5, 1),
+    "even": LinearSpec(2, 24, 10),
+}
 
 
 @cache
