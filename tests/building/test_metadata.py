@@ -32,7 +32,7 @@ def test_options_versions_and_plan() -> None:
     assert options["target"] == M7
     assert options["optimizer"] == {
         "kind": "Adam",
-        "fields": {"lr": 0.5, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0},
+        "fields": {"lr": 0.5, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "state": "float32"},
     }
     assert (options["name"], options["accumulate"]) == ("small", False)
     assert metadata["versions"]["tvm_tinytrain"] == __version__

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
-from tvm_tinytrain.errors import ToolMissingError
-from tvm_tinytrain.memory import plan_memory, plot_plan, text_plan
+from tvm_tinytrain.errors import ArchiveError, ToolMissingError
+from tvm_tinytrain.memory import load_plan, plan_memory, plot_plan, store_plan, text_plan
 from tvm_tinytrain.plan import Buffer, MemoryPlan, MemoryProblem
 
 PROBLEM = MemoryProblem(
@@ -46,6 +47,21 @@ def test_long_programs_are_thinned_and_keep_the_peak() -> None:
     assert [row for row in rows if row.startswith(">")] == [rows[15]]
     assert rows[15].split()[0] == ">"
     assert rows[15].split()[1] == "77"
+
+
+def test_a_plan_that_was_stored_is_drawn_the_same() -> None:
+    stored = json.loads(json.dumps(store_plan(PROBLEM, plan_memory(PROBLEM))))
+    problem, plan = load_plan(stored)
+    drawn = text_plan(PROBLEM, plan_memory(PROBLEM)).replace(", capacity 96 bytes", "")
+    assert text_plan(problem, plan) == drawn
+    assert load_plan(store_plan(problem, plan)) == (problem, plan)
+
+
+@pytest.mark.parametrize("damage", [{"buffers": [["w", "parameter", 0]]}, {"buffers": None}, {}])
+def test_a_stored_plan_that_is_none_is_refused(damage: dict[str, object]) -> None:
+    stored = {"peak_bytes": 1, "lower_bound_bytes": 1} | damage
+    with pytest.raises(ArchiveError, match="name, kind, offset, bytes, lower, upper"):
+        load_plan(stored)
 
 
 def test_no_buffers() -> None:

@@ -61,6 +61,15 @@ def test_the_page_holds_every_section_and_loads_nothing(module: tt.TrainModule, 
     assert all(f.read_bytes().startswith(b"\x89PNG") for f in files[1:])
 
 
+def test_an_archive_is_drawn_as_the_module_it_was_made_from(module: tt.TrainModule, tmp_path: Path) -> None:
+    back = tt.load(module.export(tmp_path / "net.tar"))
+    pages = [
+        Report(m).write(tmp_path / f"{i}.html")[0].read_text("utf-8") for i, m in enumerate((module, back))
+    ]
+    pictures = [re.findall(r"src=\"data:image/png[^\"]*", page) for page in pages]
+    assert len(pictures[0]) == 3 and pictures[0] == pictures[1]  # the layers, the plans of both entries
+
+
 def test_the_same_report_gives_the_same_bytes(module: tt.TrainModule) -> None:
     assert Report(module, session(), ROWS).html() == Report(module, session(), ROWS).html()
 

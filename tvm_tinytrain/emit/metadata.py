@@ -12,6 +12,7 @@ from tvm_tinytrain._version import __version__
 from tvm_tinytrain.config import TrainConfig
 from tvm_tinytrain.emit.c_source import Library
 from tvm_tinytrain.emit.model_library import FORMAT
+from tvm_tinytrain.memory import load_plan, store_plan, text_plan
 from tvm_tinytrain.passes.state import Layer
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.targets.target import Target
@@ -86,8 +87,7 @@ def make_metadata(
             "bytes_by_role": by_kind,
             "recomputed": recomputed,
             "entries": {
-                e.name: {"peak_bytes": arena.plans[e.name].peak, "lower_bound_bytes": arena.plans[e.name].lower_bound,
-                         "calls": len(e.calls)}
+                e.name: {"calls": len(e.calls), **store_plan(arena.problems[e.name], arena.plans[e.name])}
                 for e in library.program.entries
             },
         },
@@ -164,4 +164,7 @@ def report_text(metadata: dict[str, Any]) -> str:
         lines.append(
             f"  {layer['id']:>5}  {layer['weight'][-32:]:<32} {shape:<14} {layer['macs']:>10}  {trained}"
         )
-    return "\n".join(lines)
+    fullest = max(memory["entries"], key=lambda e: memory["entries"][e]["peak_bytes"])
+    lines.append(f"  {fullest}, step by step:")
+    picture = text_plan(*load_plan(memory["entries"][fullest]))
+    return "\n".join([*lines, *(f"  {line}" for line in picture.splitlines())])

@@ -7,6 +7,7 @@ the planner as one Buffer: the caller merges the chain, union of lifetimes and l
 from tvm_tinytrain.memory.lower_bound import Peak, lower_bound, lower_bound_peak
 from tvm_tinytrain.memory.picture import plot_plan, text_plan
 from tvm_tinytrain.memory.planner import GREEDY, NORMAL, THOROUGH, Effort, plan_memory
+from tvm_tinytrain.memory.stored import load_plan, store_plan
 from tvm_tinytrain.memory.validator import validate_plan
 
 __all__ = [
@@ -15,10 +16,12 @@ __all__ = [
     "THOROUGH",
     "Effort",
     "Peak",
+    "load_plan",
     "lower_bound",
     "lower_bound_peak",
     "plan_memory",
     "plot_plan",
+    "store_plan",
     "text_plan",
     "validate_plan",
 ]

@@ -144,7 +144,7 @@ def plot_plan(problem: MemoryProblem, plan: MemoryPlan, path: str | Path) -> Non
         layout.axhline(-1, color="black", linewidth=1.2, label="peak"),
         layout.axhline(-1, color="black", linewidth=1.2, linestyle=":", label="lower bound"),
     ]
-    figure.legend(handles=handles, loc="outside right upper", frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 7), frameon=False)
     # A fixed date and salt: the same plan gives the same bytes.
     target = Path(path)
     if target.suffix == ".svg":

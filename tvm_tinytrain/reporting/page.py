@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tvm_tinytrain.errors import ArchiveError
+from tvm_tinytrain.memory import load_plan
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.reporting import charts
 from tvm_tinytrain.reporting.session_record import SessionRecord
@@ -47,7 +48,7 @@ class _Section:
 class Report:
     """What a page shows; every part may be missing.
 
-    module: a `TrainModule`, or one read back by `load`; memory plans are drawn where the module carries them.
+    module: a `TrainModule`, or one read back by `load`.
     session: of an adaptation. accuracy: rows of `fewshot.results.Row` as mappings, or of benchmarks/accuracy.py.
     In a notebook the report shows itself.
     """
@@ -145,9 +146,8 @@ class Report:
             charts.layer_costs(meta["layers"], plan),
             _layer_table(meta, plan),
         )
-        arena: Any = getattr(self.module, "arena", None)
-        for entry, problem in () if arena is None else arena.problems.items():
-            plan_of = arena.plans[entry]
+        for entry, stored in meta["memory"]["entries"].items():
+            problem, plan_of = load_plan(stored)
             text = (
                 f"{len(problem.buffers)} buffers over {max(b.upper for b in problem.buffers)} steps; peak "
                 f"{plan_of.peak:,} bytes, no plan can do with less than {plan_of.lower_bound:,}."
