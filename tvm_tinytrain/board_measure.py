@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from tvm import tirx
 from tvm_tinytrain.emit.kernel_set import KernelSet, emit_kernel_set
 from tvm_tinytrain.errors import BoardError, KernelError, TransportError
 from tvm_tinytrain.micro.in_process import InProcess
-from tvm_tinytrain.micro.project import GeneratedProject, generate_project
+from tvm_tinytrain.micro.project import Library, generate_project
 from tvm_tinytrain.micro.session import Session
 from tvm_tinytrain.passes.kernels.builder import kernel_spec
 from tvm_tinytrain.passes.lower_kernels import lower_kernel
@@ -24,6 +25,75 @@ TOLERANCE = 1e-5
 CALL_S = 60.0
 """Seconds after which a candidate has failed."""
 _LIBRARY = "candidates"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What every candidate of a kernel is given, and what it must give.
+
+    ``names`` of the kernel's arguments, their ``values`` before the call, what is ``expected`` in them after it, and whether the
+    kernel has ``written`` them; ``call_s``: seconds for one call.
+    """
+
+    names: tuple[str, ...]
+    values: tuple[np.ndarray, ...]
+    expected: tuple[np.ndarray, ...]
+    written: tuple[bool, ...]
+    call_s: float = CALL_S
+
+    @staticmethod
+    def of(func: tirx.PrimFunc, board: Board, seed: int, call_s: float = CALL_S) -> Problem:
+        """Random arguments, and what the kernel as written makes of them on this machine."""
+        library = emit_kernel_set(_LIBRARY, {"k": lower_kernel(func, board.target.to_tvm())}, minmax=False)
+        arguments = library.arguments["k"]
+        values = random_arguments(library, func, seed)
+        with InProcess(library) as host:
+            for arg, value in zip(arguments, values, strict=True):
+                host.write(arg.tensor, value)
+            host.call("k")
+            expected = tuple(host.read(a.tensor) for a in arguments)
+        names = tuple(a.tensor.removeprefix("k_") for a in arguments)
+        return Problem(names, tuple(values), expected, tuple(a.role != "in" for a in arguments), call_s)
+
+    def measure(
+        self, library: Library, names: Sequence[str], board: Board, port: str | None = None
+    ) -> dict[str, Outcome]:
+        """Builds one image for all entries ``names`` of a library and starts it as often as candidates bring it down.
+
+        BoardError where the image does not build or fit; ToolMissingError.
+        """
+        found: dict[str, Outcome] = {}
+        starts_failed = 0
+        with tempfile.TemporaryDirectory(prefix="tinytrain-") as folder:
+            project = generate_project(library, board, Path(folder)).build()
+            while len(found) < len(names):
+                waiting = [n for n in names if n not in found]
+                try:
+                    with Session(project, timeout_s=self.call_s, port=port) as session:
+                        starts_failed = 0
+                        for name in waiting:
+                            try:
+                                found[name] = self._one(session, name)
+                            except TransportError as error:  # a fault or a time-out: this program is gone
+                                found[name] = Outcome(None, str(error)[:500])
+                                break
+                except TransportError as error:  # the board did not start, or not again
+                    starts_failed += 1
+                    if starts_failed == 2:
+                        found |= {n: Outcome(None, str(error)[:500]) for n in waiting if n not in found}
+        return found
+
+    def _one(self, session: Session, name: str) -> Outcome:
+        for argument, value in zip(self.names, self.values, strict=True):
+            session.write(f"{name}_{argument}", value)
+        cost = session.time(name)
+        for argument, want, written in zip(self.names, self.expected, self.written, strict=True):
+            have = np.asarray(session.read(f"{name}_{argument}"), dtype=np.float64)
+            limit = TOLERANCE * max(1.0, float(np.abs(want).max(initial=0.0))) if written else 0.0
+            error = float(np.abs(have - want).max(initial=0.0))
+            if not error <= limit:
+                return Outcome(None, f"{argument} is off by {error:.1e}")
+        return Outcome(float(cost))
 
 
 class BoardMeasure:
@@ -42,69 +112,30 @@ class BoardMeasure:
         port: str | None = None,
         call_s: float = CALL_S,
     ) -> None:
-        self.board, self.port, self.call_s = board, port, call_s
-        self.minmax = "minmax" in board.target.core.features
-        library = emit_kernel_set(_LIBRARY, {"k": lower_kernel(func, board.target.to_tvm())})
-        self.names = [a.tensor.removeprefix("k_") for a in library.arguments["k"]]
-        self.written = [a.role != "in" for a in library.arguments["k"]]
-        self.values = random_arguments(library, func, seed)
-        with InProcess(library) as host:
-            for arg, value in zip(library.arguments["k"], self.values, strict=True):
-                host.write(arg.tensor, value)
-            host.call("k")
-            self.expected = [host.read(a.tensor) for a in library.arguments["k"]]
+        self.board, self.port = board, port
+        self.problem = Problem.of(func, board, seed, call_s)
 
     def __call__(self, kernels: Mapping[str, tirx.PrimFunc]) -> dict[str, Outcome]:
         """Outcomes by name."""
         if not kernels:
             return {}
+        minmax = "minmax" in self.board.target.core.features
         try:
-            with tempfile.TemporaryDirectory(prefix="tinytrain-") as folder:
-                library = emit_kernel_set(_LIBRARY, kernels, minmax=self.minmax)
-                project = generate_project(library, self.board, Path(folder)).build()
-                return self._run(project, list(kernels))
+            library = emit_kernel_set(_LIBRARY, kernels, minmax=minmax)
+            return self.measure(library, list(kernels))
         except (
             BoardError,
             KernelError,
-        ) as error:  # it cannot be emitted, does not compile or does not fit: find out which
+        ) as error:  # it cannot be emitted, does not compile or fit: find out which
             if len(kernels) == 1:
                 return {name: Outcome(None, str(error)[:500]) for name in kernels}
             names = list(kernels)
             half = len(names) // 2
             return self({n: kernels[n] for n in names[:half]}) | self({n: kernels[n] for n in names[half:]})
 
-    def _run(self, project: GeneratedProject, names: list[str]) -> dict[str, Outcome]:
-        """Starts the image as often as candidates bring it down."""
-        found: dict[str, Outcome] = {}
-        starts_failed = 0
-        while len(found) < len(names):
-            waiting = [n for n in names if n not in found]
-            try:
-                with Session(project, timeout_s=self.call_s, port=self.port) as session:
-                    starts_failed = 0
-                    for name in waiting:
-                        try:
-                            found[name] = self._one(session, name)
-                        except TransportError as error:  # a fault or a time-out: this program is gone
-                            found[name] = Outcome(None, str(error)[:500])
-                            break
-            except TransportError as error:  # the board did not start, or not again
-                starts_failed += 1
-                if starts_failed == 2:
-                    found |= {n: Outcome(None, str(error)[:500]) for n in waiting if n not in found}
-        return found
-
-    def _one(self, session: Session, name: str) -> Outcome:
-        for argument, value in zip(self.names, self.values, strict=True):
-            session.write(f"{name}_{argument}", value)
-        cost = session.time(name)
-        for argument, want, written in zip(self.names, self.expected, self.written, strict=True):
-            have = np.asarray(session.read(f"{name}_{argument}"), dtype=np.float64)
-            limit = TOLERANCE * max(1.0, float(np.abs(want).max(initial=0.0))) if written else 0.0
-            error = float(np.abs(have - want).max(initial=0.0))
-            if not error <= limit:
-                return Outcome(None, f"{argument} is off by {error:.1e}")
-        return Outcome(float(cost))
+    def measure(self, library: KernelSet, names: list[str]) -> dict[str, Outcome]:
+        """Outcomes of one image's entries."""
+        return self.problem.measure(library, names, self.board, self.port)
 
 
 def random_arguments(library: KernelSet, func: tirx.PrimFunc, seed: int) -> list[np.ndarray]:

@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,13 @@ _EXAMPLE = """example:
   tinytrain tune --network mcunet --board mps2-an500 --trials 64 --update full adaptive tail:19:0.5 -o records/mcunet.json
   tinytrain tune --network net.pt2 --board mps2-an500 -o net.json      then in Python: build(..., records="net.json")
 The same command goes on where an interrupted one ended, from the outcomes in --work.
+Many boards: add --tracker HOST:PORT, see `tinytrain tune-worker --help`.
+"""
+_WORKER = """example, in three terminals:
+  python -m tvm.exec.rpc_tracker --host 0.0.0.0 --port 9190
+  tinytrain tune-worker --tracker 127.0.0.1:9190 --board mps2-an500 --count 2
+  tinytrain tune --tracker 127.0.0.1:9190 --network mcunet -o mcunet.json
+Who reaches a worker can run programs on its machine: use a network that you trust.
 """
 
 
@@ -44,8 +52,20 @@ def add_tune(commands: Any) -> None:
     p.add_argument(
         "--work", type=Path, default=Path("build/tune"), help="keeps outcomes (default: build/tune)"
     )
+    p.add_argument("--tracker", metavar="HOST:PORT", help="measure on all workers of this RPC tracker")
     p.add_argument("-o", "--output", type=Path, required=True, help="file for the records")
     p.set_defaults(run=_tune)
+    w = commands.add_parser(
+        "tune-worker",
+        help="measures candidates for `tune --tracker`",
+        epilog=_WORKER,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    w.add_argument("--tracker", metavar="HOST:PORT", required=True, help="TVM's RPC tracker")
+    w.add_argument("--board", default="mps2-an500", help="the board beside it (default: mps2-an500)")
+    w.add_argument("--port", help="where a real board is: a serial device or an address")
+    w.add_argument("--count", type=int, default=1, help="workers, for emulated boards (default: 1)")
+    w.set_defaults(run=_worker)
 
 
 def _tune(a: argparse.Namespace) -> int:
@@ -53,7 +73,17 @@ def _tune(a: argparse.Namespace) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
+    from tvm_tinytrain.farm import FarmMeasure, Tracker
+    from tvm_tinytrain.targets.boards import get_board
     from tvm_tinytrain.tuning import Progress, tune
+
+    measure = None
+    if a.tracker is not None:
+        tracker, board = Tracker.parse(a.tracker), get_board(a.board)
+        tracker.wait(board.name)
+
+        def measure(func: Any) -> FarmMeasure:
+            return FarmMeasure(func, board, tracker, a.seed)
 
     modules = [_library(a, text) for text in a.update]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -74,6 +104,7 @@ def _tune(a: argparse.Namespace) -> int:
             output=a.output,
             command=command,
             progress=show,
+            measure=measure,
         )
     own, best = sum(r.default_cost for r in found), sum(r.cost for r in found)
     if found:
@@ -83,6 +114,17 @@ def _tune(a: argparse.Namespace) -> int:
             f"{own:,.0f} -> {best:,.0f} {found[0].unit} over all kernels ({100 * (1 - best / own):.1f} % less)"
         )
     print(f"wrote {os.fspath(a.output)}")
+    return 0
+
+
+def _worker(a: argparse.Namespace) -> int:
+    from tvm_tinytrain.farm import Tracker, Workers
+
+    tracker = Tracker.parse(a.tracker)
+    tracker.workers(a.board)  # an error now if there is no tracker
+    with Workers(a.board, tracker, a.count, port=a.port):
+        print(f"{a.count} worker(s) for {a.board} at {a.tracker}; end with Ctrl-C", flush=True)
+        threading.Event().wait()
     return 0
 
 

@@ -1,0 +1,90 @@
+"""Two local workers at one tracker: shares of a batch, a worker that is killed, and a search over both."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tvm.rpc.tracker import Tracker as TvmTracker
+
+from tests.schedules.kernel_cases import kernels
+from tests.tuning.test_board_measure import doubled, honest, unsafe, wrong
+from tvm_tinytrain.board_measure import BoardMeasure
+from tvm_tinytrain.errors import BoardError, TransportError
+from tvm_tinytrain.farm import FarmMeasure, Tracker, Workers, pack_request, process_of, unpack_request
+from tvm_tinytrain.schedules.tune import Search, tune_kernel
+from tvm_tinytrain.targets.boards import get_board
+
+pytestmark = [pytest.mark.host_compiler, pytest.mark.emulator]
+BOARD = get_board("mps2-an500")
+
+
+@pytest.fixture(scope="module")
+def tracker() -> Iterator[Tracker]:
+    running = TvmTracker("127.0.0.1", port=9190, port_end=9390, silent=True)
+    yield Tracker("127.0.0.1", running.port)
+    running.terminate()
+
+
+@pytest.fixture(scope="module")
+def workers(tracker: Tracker) -> Iterator[Workers]:
+    with Workers(BOARD, tracker, 2) as made:
+        end = time.monotonic() + 60
+        while tracker.workers(BOARD.name) < 2 and time.monotonic() < end:
+            time.sleep(0.1)
+        yield made
+
+
+def test_a_batch_is_measured_as_on_one_board(tracker: Tracker, workers: Workers) -> None:
+    candidates = {"a": unsafe(honest), "b": unsafe(wrong), "c": unsafe(honest)}
+    assert tracker.workers(BOARD.name) == 2
+    func = doubled(honest)
+    assert FarmMeasure(func, BOARD, tracker)(candidates) == BoardMeasure(func, BOARD)(candidates)
+
+
+def test_a_killed_worker_is_replaced_and_nothing_is_lost(
+    tracker: Tracker, workers: Workers, tmp_path: Path
+) -> None:
+    """A search over both workers, one of which is killed in the middle, ends with the records of one without accident."""
+    pytest.importorskip("xgboost")
+    func, core = kernels()["pointwise_primes"], BOARD.target.to_tvm()
+    search = Search(18, 0, "instructions")
+    alone = tune_kernel(func, core, BoardMeasure(func, BOARD), tmp_path / "alone", search)
+    victim = process_of(workers.servers[0])
+    killer = threading.Timer(0.3, lambda: os.kill(victim.pid, signal.SIGKILL))
+    killer.start()
+    farm = tune_kernel(func, core, FarmMeasure(func, BOARD, tracker), tmp_path / "farm", search)
+    killer.join()
+    end = time.monotonic() + 60
+    while workers.replaced == 0 and time.monotonic() < end:
+        time.sleep(0.1)
+    assert victim.poll() is not None and workers.replaced == 1
+    assert farm == alone
+    lines = [sorted(next((tmp_path / n).glob("*.jsonl")).read_text().splitlines()) for n in ("alone", "farm")]
+    assert lines[0] == lines[1]
+
+
+def test_no_worker_and_no_tracker(tracker: Tracker) -> None:
+    with pytest.raises(TransportError, match="tune-worker"):
+        FarmMeasure(doubled(honest), get_board("mps2-an386"), tracker, none_free_s=0.3)({"a": unsafe(honest)})
+    with pytest.raises(TransportError, match="rpc_tracker"):
+        Tracker("127.0.0.1", 1).workers("x")
+    for text in ("here", "here:", ":1", "here:x"):
+        with pytest.raises(BoardError, match="host:port"):
+            Tracker.parse(text)
+
+
+def test_a_request_survives_the_way() -> None:
+    measure = BoardMeasure(doubled(honest), BOARD)
+    from tvm_tinytrain.emit.kernel_set import emit_kernel_set
+
+    library = emit_kernel_set("candidates", {"a": unsafe(honest)})
+    problem, again, names = unpack_request(pack_request(measure.problem, library, ["a"]))
+    assert names == ["a"] and again.files == library.files and again.metadata == library.metadata
+    assert problem.names == measure.problem.names and problem.written == measure.problem.written
+    assert all((a == b).all() for a, b in zip(problem.expected, measure.problem.expected, strict=True))
