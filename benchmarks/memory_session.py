@@ -20,7 +20,7 @@ from tvm_tinytrain.memory.picture import bytes_by_kind
 from tvm_tinytrain.micro import Session
 
 BOARD = "mps2-an500-512kb"
-BESIDE_ARENA = 6 * 1024
+BESIDE_ARENA = 7 * 1024
 """Stack, guard and receive buffers of the firmware, linked beside the arena."""
 SAMPLES = 2
 

@@ -10,9 +10,10 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tvm_tinytrain.config import SGD, AdamW, Optimizer
+from tvm_tinytrain.config import SGD, Adam, AdamW, Optimizer
 from tvm_tinytrain.passes.derive_backward import GRADIENTS
 from tvm_tinytrain.passes.kernels.bias_grad import advance, apply_update
+from tvm_tinytrain.passes.kernels.block_update import MOMENTS, apply_block_update, words_of
 from tvm_tinytrain.passes.kernels.builder import kernel_spec
 from tvm_tinytrain.passes.kernels.parameter_grads import is_parameter_grad, remake
 from tvm_tinytrain.passes.kernels.sinks import HYPER_SIZE, Accumulate, AdamUpdate, SGDUpdate, Sink
@@ -71,11 +72,11 @@ class FuseUpdate:
         for entry, grad in zip(described, result.fields[1:], strict=True):
             name = entry["param"]
             roles[name] = "param"
-            names = kept_tensor_names(self.optimizer, name, accumulate=self.accumulate)
-            dtypes = ["float32"] * self.accumulate + [_state_dtype(self.optimizer)] * len(names)
             kept = tuple(
-                tensor(n, np.zeros(shape_of(grad), dtype), "grad" if n.startswith("g_") else "state")
-                for n, dtype in zip(names, dtypes, strict=False)
+                tensor(n, np.zeros(shape, dtype), "grad" if n.startswith("g_") else "state")
+                for n, shape, dtype in kept_tensors(
+                    self.optimizer, name, shape_of(grad), accumulate=self.accumulate
+                )
             )
             lists = tuple(by_name[entry[k]] for k in ("channels", "inputs") if entry[k])
             targets[grad] = _Target(
@@ -87,7 +88,7 @@ class FuseUpdate:
                 kept,
             )
 
-        sinks = {g: self._sink(t.param.name) for g, t in targets.items()}
+        sinks = {g: self._sink(t.param) for g, t in targets.items()}
         uses = use_counts(func)
 
         def body(r: Rebuilder) -> relax.Expr:
@@ -102,6 +103,7 @@ class FuseUpdate:
                     continue
                 target, fusable = targets[b.var], uses[b.var] == 1
                 sink: Sink = Accumulate() if self.accumulate else sinks[b.var]
+                fusable = fusable and not _needs_whole_blocks(sink)
                 kernel = _with_sink(mod, b.value, sink, target.rows) if fusable else None
                 if kernel is None:
                     r.keep(b)
@@ -121,11 +123,12 @@ class FuseUpdate:
         mod = relax.transform.DeadCodeElimination(keep)(mod)
         return with_roles(with_values(mod, values), roles)
 
-    def _sink(self, param: str) -> Sink:
-        o, scale = self.optimizer, self.lr_scales.get(param, 1.0)
+    def _sink(self, param: relax.Var) -> Sink:
+        o, scale = self.optimizer, self.lr_scales.get(param.name, 1.0)
         if isinstance(o, SGD):
             return SGDUpdate(o.momentum, o.weight_decay, o.nesterov, scale)
-        return AdamUpdate(o.betas[0], o.betas[1], o.eps, o.weight_decay, isinstance(o, AdamW), scale, o.state)
+        state = _state_of(o, len(shape_of(param)))
+        return AdamUpdate(o.betas[0], o.betas[1], o.eps, o.weight_decay, isinstance(o, AdamW), scale, state)
 
     def _apply(
         self, r: Rebuilder, target: _Target, grad: relax.Expr, sink: Sink, hyper: relax.Expr
@@ -138,7 +141,8 @@ class FuseUpdate:
         vectors = () if target.rows else target.lists
         sizes = [shape_of(v)[0] for v in vectors]
         channels = sizes.pop(0) if sizes and target.has_channels else None
-        kernel = apply_update(shape, sink, channels=channels, inputs=sizes.pop(0) if sizes else None)
+        make: Any = apply_block_update if _needs_whole_blocks(sink) else apply_update
+        kernel = make(shape, sink, channels=channels, inputs=sizes.pop(0) if sizes else None)
         args = [grad, *vectors, target.param, *target.kept, hyper]
         inplace = [0, *range(1 + len(vectors), len(args) - 1)]
         out = r.kernel_inplace(kernel, args, inplace)
@@ -146,7 +150,7 @@ class FuseUpdate:
 
     def _apply_function(self, mod: tvm.IRModule, targets: list[_Target], hyper: relax.Var) -> tvm.IRModule:
         """Adds ``apply``: every accumulated gradient goes into its weight and is cleared."""
-        sinks = [self._sink(t.param.name) for t in targets]
+        sinks = [self._sink(t.param) for t in targets]
         params = [v for t in targets for v in (t.param, *t.lists, *t.kept)] + [hyper]
         unique = list(dict.fromkeys(params))
 
@@ -163,20 +167,37 @@ class FuseUpdate:
         return rebuild(mod, "apply", body, params=unique, source="accumulate", attrs={"num_input": 0})
 
 
-def kept_tensor_names(optimizer: Optimizer, param: str, *, accumulate: bool) -> list[str]:
-    """Names of the tensors that training keeps for a parameter: its accumulated gradient, then the optimizer's state."""
-    return ([f"g_{param}"] if accumulate else []) + [f"{s}_{param}" for s in _state_names(optimizer)]
+def kept_tensors(
+    optimizer: Optimizer, param: str, shape: tuple[int, ...], *, accumulate: bool
+) -> list[tuple[str, tuple[int, ...], str]]:
+    """(name, shape, dtype) of what training keeps for a parameter: its accumulated gradient, then the optimizer's state.
 
-
-def _state_names(optimizer: Optimizer) -> list[str]:
+    ``shape`` is the gradient's: that of the trained rows and columns.
+    """
+    gradient = [(f"g_{param}", shape, "float32")] if accumulate else []
     if isinstance(optimizer, SGD):
-        return ["u"] if optimizer.momentum else []
-    return ["m", "v"] if optimizer.state == "float32" else ["mv"]
+        return [*gradient, *([(f"u_{param}", shape, "float32")] if optimizer.momentum else [])]
+    state = _state_of(optimizer, len(shape))
+    if state == "bfloat16":
+        return [*gradient, (f"mv_{param}", shape, "int32")]
+    if state == "int8":
+        words = (shape[0], words_of(shape))
+        return [
+            *gradient,
+            (f"mv_{param}", words, "int32"),
+            (f"scales_{param}", (shape[0], MOMENTS), "float32"),
+        ]
+    return [*gradient, *((f"{name}_{param}", shape, "float32") for name in "mv")]
 
 
-def _state_dtype(optimizer: Optimizer) -> str:
-    """What the optimizer's state is kept in; one word holds two moments of 16 bits."""
-    return "float32" if isinstance(optimizer, SGD) or optimizer.state == "float32" else "int32"
+def _state_of(optimizer: Adam | AdamW, rank: int) -> str:
+    """What the moments of a parameter are kept in: a vector has no blocks."""
+    return "float32" if optimizer.state == "int8" and rank < 2 else optimizer.state
+
+
+def _needs_whole_blocks(sink: Sink) -> bool:
+    """Whether an update reads all gradients of a block before it changes the first weight."""
+    return isinstance(sink, AdamUpdate) and sink.state == "int8"
 
 
 def _with_sink(mod: tvm.IRModule, value: relax.Expr, sink: Sink, rows: bool) -> Any:

@@ -28,7 +28,8 @@ def runtime_rows(func: tirx.PrimFunc, target: tvm.target.Target) -> Schedule | N
     last = next(name for name in ("epilogue", "sink", "crop") if name in names)
     consumer = schedule.get_sblock(last)
     if last == "crop" or kind == "apply_update":
-        _mark(schedule, schedule.get_loops(consumer)[0])
+        for name in names if kind == "apply_update" else [last]:
+            _mark(schedule, schedule.get_loops(schedule.get_sblock(name))[0])
         return schedule
     sizes = extents(schedule, schedule.get_loops(consumer))
     main = schedule.get_sblock(kind)

@@ -23,7 +23,7 @@ from tvm_tinytrain.emit.c_adaptive import (
 from tvm_tinytrain.emit.c_kernel import CKernel
 from tvm_tinytrain.errors import BudgetError, PlanError
 from tvm_tinytrain.passes.adaptive import ALWAYS, AdaptivePlan, plan_adaptive
-from tvm_tinytrain.passes.fuse_update import kept_tensor_names
+from tvm_tinytrain.passes.fuse_update import kept_tensors
 from tvm_tinytrain.passes.kernels.builder import kernel_kind, kernel_spec
 from tvm_tinytrain.passes.kernels.conv_spec import Conv2DSpec
 from tvm_tinytrain.passes.kernels.listed import LISTED
@@ -47,11 +47,11 @@ def row_tensors(
         if layer.id not in plan:
             continue
         found[f"channels_{layer.id}"] = (layer.id, "channels")
-        for source in (layer.weight, layer.bias):
+        for source, shape in ((layer.weight, layer.weight_shape), (layer.bias, (layer.channels,))):
             if source is None:
                 continue
             found[source + ROWS_SUFFIX] = (layer.id, source)
-            for kept in kept_tensor_names(config.optimizer, source + ROWS_SUFFIX, accumulate=True):
+            for kept, _, _ in kept_tensors(config.optimizer, source + ROWS_SUFFIX, shape, accumulate=True):
                 found[kept] = (layer.id, "zero")
     return found
 

@@ -136,7 +136,7 @@ class AdamUpdate:
 
 def _bfloat16_moments(mv: Any, at: tuple[Any, ...], grad: Any, beta1: float, beta2: float) -> tuple[Any, Any]:
     """Stores both moments as bfloat16 in one word; returns them as stored."""
-    low, half, upper = (tirx.const(c, "uint32") for c in (0xFFFF, 0x8000, 0xFFFF0000))
+    half, upper = (tirx.const(c, "uint32") for c in (0x8000, 0xFFFF0000))
     sixteen = tirx.const(16, "uint32")
 
     def moments() -> tuple[Any, Any]:
@@ -146,10 +146,15 @@ def _bfloat16_moments(mv: Any, at: tuple[Any, ...], grad: Any, beta1: float, bet
     m, v = moments()
     m_bits = tirx.reinterpret("uint32", f32(beta1) * m + f32(1.0 - beta1) * grad)
     v_bits = tirx.reinterpret("uint32", f32(beta2) * v + f32(1.0 - beta2) * grad * grad)
-    dither = tirx.reinterpret("uint32", grad) & low
-    word = ((m_bits + half) & upper) | ((v_bits + dither) >> sixteen)
+    word = ((m_bits + half) & upper) | ((v_bits + dither_of(grad)) >> sixteen)
     T.buffer_store(mv, word.astype("int32"), list(at))
     return moments()
+
+
+def dither_of(grad: Any) -> Any:
+    """A random number of 16 bits, as uint32: the lowest bits of a gradient; a half, for rounding to nearest, where there is none."""
+    bits = tirx.reinterpret("uint32", grad) & tirx.const(0xFFFF, "uint32")
+    return tirx.Select(grad == f32(0.0), tirx.const(0x8000, "uint32"), bits)
 
 
 Sink = Write | Accumulate | SGDUpdate | AdamUpdate
