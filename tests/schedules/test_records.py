@@ -13,6 +13,8 @@ from tvm_tinytrain.errors import ArchiveError
 from tvm_tinytrain.passes.kernels.conv2d_grad import conv2d_weight_grad
 from tvm_tinytrain.passes.kernels.conv_spec import Conv2DSpec
 from tvm_tinytrain.passes.kernels.sinks import SGDUpdate
+from tvm_tinytrain.passes.kernels.stream_spec import Link, Stage, StreamSpec
+from tvm_tinytrain.passes.kernels.streamed import streamed_block
 from tvm_tinytrain.schedules.gemm import gemm
 from tvm_tinytrain.schedules.knobs import AskedKnobs, Knobs, up_to
 from tvm_tinytrain.schedules.records import (
@@ -26,6 +28,7 @@ from tvm_tinytrain.schedules.records import (
     shipped_records,
     workload_key,
 )
+from tvm_tinytrain.schedules.streamed import streamed
 
 NAME = "pointwise_tile_and_rest"
 KNOBS = {"rows": 3, "columns": 7, "unroll": 2}
@@ -40,6 +43,16 @@ def test_key_does_not_depend_on_the_optimizers_numbers() -> None:
     keys = {workload_key(conv2d_weight_grad(spec, SGDUpdate(lr_scale=s))) for s in (1.0, 0.5)}
     assert len(keys) == 1
     assert workload_key(conv2d_weight_grad(spec, SGDUpdate(), channels=3)) not in keys
+
+
+def test_key_does_not_depend_on_the_tiles_of_a_block_that_streams() -> None:
+    stage = Stage(Conv2DSpec(3, 6, 16, 3, (3, 3), (1, 1), (1, 1, 1, 1), groups=3), True, 0.0, 6.0)
+    project = Stage(Conv2DSpec(3, 6, 16, 5, (1, 1)), True, None, None)
+    block = streamed_block(StreamSpec((Link(None, stage, project),)))
+    tuned = streamed(block, M7.to_tvm(), Knobs({"depthwise_pixels_0": 2}))
+    other = streamed_block(StreamSpec((Link(None, stage, project, tile_depthwise=8, lanes=4),)))
+    assert tuned is not None and workload_key(block) == workload_key(other)
+    assert workload_key(block) == workload_key(tuned.mod["main"])
 
 
 def test_file_round_trip_keeps_the_cheaper_of_two(tmp_path: Path) -> None:
