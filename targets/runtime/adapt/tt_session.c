@@ -261,8 +261,8 @@ static void begin(const session *s) {
   const uint32_t samples = s->task->samples;
   memcpy(hyper, s->arena + s->hyper->offset, sizeof hyper);
   hyper[0] = s->task->rate > 0.0f ? s->task->rate : hyper[0];
-  hyper[1] = 1.0f; /* the optimizer's running powers */
-  hyper[2] = 1.0f;
+  hyper[1] = 0.0f; /* Adam's bias corrections, as before its first step */
+  hyper[2] = 0.0f;
   put(s, s->hyper, hyper, sizeof hyper);
   memcpy(s->arena + s->options->offset + s->options->bytes - sizeof samples, &samples,
          sizeof samples);
