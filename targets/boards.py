@@ -19,7 +19,7 @@ class Board:
         The board's name and its chip in `targets.chips.CHIPS`.
     runner
         Who runs it: ``process`` (this machine), ``qemu-system``, ``qemu-user``, ``serial`` (flashed by
-        openocd), ``ssh`` (a Linux board).
+        openocd), ``ssh`` (a Linux board), ``rpc`` (TVM's RPC server, see `rpc_board`).
     machine
         The emulator's ``-M`` or ``-cpu`` name; openocd's configuration of a flashed board.
     port
@@ -132,6 +132,17 @@ _TABLE = (
 
 BOARDS: dict[str, Board] = {board.name: board for board in _TABLE}
 DEFAULT_BOARD = "mps2-an500"
+
+
+def rpc_board(board: Board) -> Board:
+    """Return the board as TVM's RPC server on it runs a library: a shared library in the server's process.
+
+    Raises BoardError where it has no operating system to run one.
+    """
+    if board.target.core.is_microcontroller or board.runner.startswith("qemu"):
+        allowed, hint = "a board with Linux, or host", "drive it over its own port"
+        raise BoardError("connect", f"{board.name}, port rpc://", board.note, allowed, hint)
+    return replace(board, runner="rpc", port="rpc", frame_payload_bytes=16 * KIB, tools=())
 
 
 def get_board(board: str | Board) -> Board:

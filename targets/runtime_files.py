@@ -19,6 +19,8 @@ def runtime_sources(board: Board) -> tuple[str, ...]:
     """Return the C files that a board's program needs, relative to `runtime_folder`, in link order."""
     common = ("src/frame.c", "src/paint.c", "src/server.c", "src/main.c", f"port/{board.port}.c")
     core = board.target.core
+    if board.port == "rpc":
+        return tuple(name for name in common if name != "src/main.c")
     if not core.is_microcontroller:
         return common
     clock = () if board.port == "semihosting" else ("cortex_m/ticks_systick.c",)

@@ -14,7 +14,7 @@ from tvm_tinytrain.micro.elf import Program, read_program
 from tvm_tinytrain.micro.runners import Connection, StartOptions, flash, start
 from tvm_tinytrain.micro.standalone import DATA_FILE, Standalone, standalone_source
 from tvm_tinytrain.micro.toolchain import Compilation, MemoryOverflowError, compile_all, link
-from tvm_tinytrain.targets.boards import BOARDS, Board, get_board
+from tvm_tinytrain.targets.boards import BOARDS, Board, get_board, rpc_board
 from tvm_tinytrain.targets.chips import Memory
 from tvm_tinytrain.targets.memory_map import linker_script
 from tvm_tinytrain.targets.runtime_files import (
@@ -172,11 +172,12 @@ class GeneratedProject:
         root = Path(folder)
         try:
             described = json.loads((root / "project.json").read_text(encoding="utf-8"))
-            board, library = str(described["board"]), str(described["library"])
+            board, library = get_board(str(described["board"])), str(described["library"])
+            board = rpc_board(board) if described["options"]["runner"] == "rpc" else board
         except (OSError, ValueError, KeyError, TypeError) as error:
             hint = "make it with generate_project"
             raise ArchiveError("project", str(folder), str(error), "a project folder", hint) from error
-        project = cls(root, get_board(board), library)
+        project = cls(root, board, library)
         if project.program_path.exists():
             project._program = read_program(project.program_path)
         return project
@@ -220,6 +221,8 @@ class GeneratedProject:
         self.program_path.unlink(missing_ok=True)
         if target.core.is_microcontroller:
             self._arena_memory = self._link_firmware(objects)
+        elif self.board.runner == "rpc":
+            link(target, objects, ["-shared", "-lm"], self.program_path)
         else:
             static = [] if self.board.runner == "process" else ["-static"]  # no libraries of the other system
             link(target, objects, ["-lm", "-pthread", *static], self.program_path)
@@ -227,7 +230,8 @@ class GeneratedProject:
         return self
 
     def _units(self) -> list[Compilation]:
-        flags = (*self.board.target.cflags, *_SECTIONS, *_STRICT)
+        shared = ("-fPIC",) if self.board.runner == "rpc" else ()
+        flags = (*self.board.target.cflags, *_SECTIONS, *_STRICT, *shared)
         runtime = self.folder / "runtime"
         own = (*flags, f"-I{runtime / 'include'}", "-include", str(self.folder / "tt_config.h"))
         units = [Compilation(runtime / name, own) for name in runtime_sources(self.board)]

@@ -12,6 +12,7 @@ from tvm_tinytrain.errors import BoardError
 from tvm_tinytrain.micro.elf import read_program
 from tvm_tinytrain.micro.instructions import InstructionCounter
 from tvm_tinytrain.micro.process import start_process
+from tvm_tinytrain.micro.rpc_transport import RpcTransport
 from tvm_tinytrain.micro.transport import ProcessTransport, SerialTransport, TcpTransport, Transport
 from tvm_tinytrain.targets.boards import Board
 from tvm_tinytrain.targets.tools import find_tool
@@ -29,8 +30,8 @@ class StartOptions:
     by_function
         Split instruction counts by function (emulated boards).
     port
-        Serial device of a real board; for a Linux board ``[user@]host``, or ``host:1234`` for a server that
-        listens there already.
+        Serial device of a real board; for a Linux board ``[user@]host``, ``host:1234`` for a server that
+        listens there already, or ``rpc://host:1234`` for TVM's RPC server (``/key``: through a tracker).
     """
 
     by_function: bool = False
@@ -137,6 +138,12 @@ def _start_ssh(board: Board, program: Path, options: StartOptions) -> Connection
     return _pipes_to(board, command)
 
 
+def _start_rpc(board: Board, program: Path, options: StartOptions) -> Connection:
+    return Connection(
+        RpcTransport(board.name, _address(board, options, "an address", "port='rpc://pi:9090'"), program)
+    )
+
+
 def _address(board: Board, options: StartOptions, what: str, example: str) -> str:
     if options.port is None:
         raise BoardError("connect", board.name, f"no port: {what} is needed", what, f"pass e.g. {example}")
@@ -186,4 +193,5 @@ _RUNNERS: dict[str, Callable[[Board, Path, StartOptions], Connection]] = {
     "qemu-user": _start_qemu_user,
     "serial": _start_serial,
     "ssh": _start_ssh,
+    "rpc": _start_rpc,
 }

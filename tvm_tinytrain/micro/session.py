@@ -23,7 +23,7 @@ from tvm_tinytrain.micro.protocol import BoardInfo, Link, LinkStatistics, read_i
 from tvm_tinytrain.micro.remote import RemoteLibrary, TensorInfo
 from tvm_tinytrain.micro.runners import Connection, StartOptions
 from tvm_tinytrain.micro.trained_rows import put_checkpoint, read_rows, take_checkpoint
-from tvm_tinytrain.targets.boards import DEFAULT_BOARD, Board, get_board
+from tvm_tinytrain.targets.boards import DEFAULT_BOARD, Board, get_board, rpc_board
 
 _LOG = logging.getLogger(__name__)
 _START_S = 20.0
@@ -48,7 +48,8 @@ class Session:
     by_function
         Count instructions by function too; see `function_instructions`.
     port
-        Where a real board is: a serial device, or a Linux board's ``[user@]host`` or ``host:port``.
+        Where a real board is: a serial device, or a Linux board's ``[user@]host``, ``host:port``, or
+        ``rpc://host:port`` (TVM's RPC server; ``rpc://tracker:port/key`` asks a tracker for one).
     start_s
         Seconds until the board's program answers; one that adapts by itself first needs more than the default.
 
@@ -71,6 +72,13 @@ class Session:
     ) -> None:
         self._module = module
         self.board = module.board if isinstance(module, GeneratedProject) else get_board(board)
+        if port is not None and port.startswith("rpc://") and self.board.runner != "rpc":
+            if isinstance(module, GeneratedProject):
+                hint = (
+                    "open the session with the module, or generate_project(module, rpc_board(board), folder)"
+                )
+                raise BoardError("session", f"port {port}", "a project of another kind", "one for RPC", hint)
+            self.board = rpc_board(self.board)
         self._build_dir = Path(build_dir) if build_dir is not None else None
         self._call_s = timeout_s if timeout_s is not None else _call_seconds(module)
         self._start_s = start_s
