@@ -53,8 +53,8 @@ _MIN_MAX = {
     },
 }
 _MATH_FUNCTIONS = (
-    "tt_expf", "tt_logf", "tt_sigmoidf", "tt_rsqrtf", "sqrtf", "tanhf", "erff", "fabsf", "floorf", "ceilf", "powf",
-    "roundf", "truncf", "sinf", "cosf", "log1pf", "nearbyintf", "fminf", "fmaxf", "INFINITY",
+    "expf", "logf", "tt_sigmoidf", "tt_rsqrtf", "sqrtf", "tanhf", "erff", "fabsf", "floorf", "ceilf", "powf",
+    "roundf", "truncf", "sinf", "cosf", "log1pf", "nearbyintf", "fminf", "fmaxf",
 )  # fmt: skip
 
 
@@ -68,7 +68,8 @@ def kernel_source(kernels: Iterable[CKernel], include: str, *, minmax: bool) -> 
     every = _HELPERS | _MIN_MAX[minmax]
     helpers = [text for name, text in every.items() if f"{name}(" in body] + vector_helpers(body)
     text = "\n".join([*helpers, body])
-    headers = ["#include <math.h>"] if any(f"{f}(" in text for f in _MATH_FUNCTIONS) else []
+    needed = any(f"{f}(" in text for f in _MATH_FUNCTIONS) or any(w in text for w in ("INFINITY", "NAN"))
+    headers = ["#include <math.h>"] if needed else []
     headers += ["#include <stdint.h>"]
     headers += ["#include <string.h>"] if "memcpy(" in text else []
     counter = [DEFINITION] if f"{MACRO}(" in body else []
