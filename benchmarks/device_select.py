@@ -173,7 +173,7 @@ def _options(budgets: Budgets, options: TaskAdaptive) -> _Options:
 
 def option_words(budgets: Budgets, options: TaskAdaptive) -> Sequence[int]:
     """The words of a library's tensor ``options``: memory, MACs (low, high), criterion, ratio, overflow, seed
-    (low, high)."""
+    (low, high), samples that the cache should have room for."""
     made = _options(budgets, options)
     low = (1 << 32) - 1
     ratio = made.ratio_numerator << 16 | made.ratio_denominator
@@ -186,4 +186,5 @@ def option_words(budgets: Budgets, options: TaskAdaptive) -> Sequence[int]:
         made.overflow,
         made.seed & low,
         made.seed >> 32,
+        options.cached_samples,
     )

@@ -10,7 +10,6 @@ import numpy as np
 
 from benchmarks.device_select import option_words
 from tvm_tinytrain.build import TrainModule
-from tvm_tinytrain.errors import TransportError
 from tvm_tinytrain.micro import Session
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.selection import Budgets, FisherMap, TableAccounting, TaskAdaptive
@@ -54,16 +53,9 @@ class BoardSelect:
         session.write("options", np.array(option_words(budgets, options), np.uint32).view(np.int32))
         for layer in self._tables.layers:
             session.write(f"delta_{layer}", fisher[layer])
-        empty = False
-        try:
-            instructions = session.time("select")
-        except TransportError:
-            # The library refuses to install a plan of no channel.
-            instructions, empty = 0, not np.any(session.read("request"))
-            if not empty:
-                raise
+        instructions = session.time("select")
         plan = self._tables.plan(np.asarray(session.read("request")).tobytes())
-        if plan.layers and not empty:
+        if plan.layers:
             self._sample()
             session.call("accumulate")
             session.call("apply")

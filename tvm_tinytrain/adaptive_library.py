@@ -21,6 +21,7 @@ from tvm_tinytrain.emit.c_adaptive import (
     plan_word_count,
 )
 from tvm_tinytrain.emit.c_kernel import CKernel
+from tvm_tinytrain.emit.c_selection import NORMS_TENSOR
 from tvm_tinytrain.errors import BudgetError, PlanError
 from tvm_tinytrain.passes.adaptive import ALWAYS, AdaptivePlan, plan_adaptive
 from tvm_tinytrain.passes.fuse_update import kept_tensors
@@ -31,9 +32,9 @@ from tvm_tinytrain.passes.plan_memory import ArenaPlan
 from tvm_tinytrain.passes.program import Program, Storage
 from tvm_tinytrain.passes.rewriting import bindings, callee
 from tvm_tinytrain.passes.split_weights import ROWS_SUFFIX
-from tvm_tinytrain.passes.state import Layer, get_layers
+from tvm_tinytrain.passes.state import Layer, get_layers, get_values
 from tvm_tinytrain.plan import UpdatePlan
-from tvm_tinytrain.selection import TaskAdaptive
+from tvm_tinytrain.selection import TaskAdaptive, squared_norms
 
 NO_LIMIT = 0xFFFFFFFF
 
@@ -83,12 +84,14 @@ def make_adaptive(
     total = sum(by_id[i].channels for i in candidates)
     scratch = select_scratch_bytes(len(candidates), total)
     tensors = sum(1 for _ in rows)
-    own = (
+    own: tuple[Storage, ...] = (
         Storage(PLAN_TENSOR, (plan_word_count(len(candidates), tensors),), "int32", "plan"),
         Storage(REQUEST_TENSOR, ((total + 7) // 8,), "uint8", "plan"),
         Storage(OPTIONS_TENSOR, (OPTION_WORDS,), "int32", "plan"),
         Storage(SLOT_TENSOR, (1,), "int32", "plan"),
     )
+    norms = _norms(lowered, by_id, candidates) if update.criterion == "l2" else {}
+    own += tuple(Storage(n, v.shape, "float32", "const") for n, v in norms.items())
     program = replace(program, storages=(*program.storages, *own))
     workspaces = {k: c.workspace_bytes for k, c in kernels.items()}
     owners = {name: layer for name, (layer, _) in rows.items()}
@@ -99,7 +102,9 @@ def make_adaptive(
     links, row_macs = _costs(lowered, program, planned)
     described = tuple((i, by_id[i].channels, by_id[i].weights, by_id[i].macs) for i in candidates)
     sources = {name: source for name, (_, source) in rows.items()}
-    library = AdaptiveLibrary(planned, sources, described, links, row_macs, full_macs, update.cache_format)
+    library = AdaptiveLibrary(
+        planned, sources, described, links, row_macs, full_macs, update.cache_format, bool(norms)
+    )
     largest = planned.activation_bytes[0] + sum(
         planned.channel_bytes(i) * c for i, (_, c, _, _) in enumerate(described)
     )
@@ -109,8 +114,18 @@ def make_adaptive(
         REQUEST_TENSOR: np.zeros(own[1].shape, np.uint8),
         OPTIONS_TENSOR: _options(update, config, full_macs, limit),
         SLOT_TENSOR: np.zeros(1, np.int32),
+        **norms,
     }
     return library, program, values
+
+
+def _norms(
+    lowered: tvm.IRModule, layers: Mapping[int, Layer], candidates: tuple[int, ...]
+) -> dict[str, np.ndarray]:
+    """The potentials of the criterion "l2": squared norms of the rows of all candidates' weights, one after the other."""
+    initial = get_values(lowered)
+    found = squared_norms({i: initial[layers[i].weight] for i in candidates})
+    return {NORMS_TENSOR: np.concatenate([found[i] for i in candidates])}
 
 
 def full_backward_macs(lowered: tvm.IRModule, layers: tuple[Layer, ...]) -> int:

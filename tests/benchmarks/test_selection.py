@@ -38,5 +38,5 @@ def test_budgets_are_summed_up_apart() -> None:
 
 def test_option_words() -> None:
     words = option_words(Budgets(5, (7 << 32) + 6), TaskAdaptive("exact", seed=(3 << 32) + 2))
-    assert list(words) == [5, 6, 7, 6, 1 << 16 | 4, 0, 2, 3]
+    assert list(words) == [5, 6, 7, 6, 1 << 16 | 4, 0, 2, 3, 25]
     assert list(option_words(Budgets(), TaskAdaptive()))[:3] == [2**32 - 1] * 3

@@ -12,7 +12,7 @@ import tvm_tinytrain as tt
 from tests.building.adaptive_net import CLASSES, build, install, network, samples
 from tvm_tinytrain.errors import BudgetError, TransportError
 from tvm_tinytrain.micro.in_process import InProcess
-from tvm_tinytrain.selection import Budgets, FisherMap, select
+from tvm_tinytrain.selection import Budgets, FisherMap, select, squared_norms
 from tvm_tinytrain.selection.table_accounting import TableAccounting
 
 pytestmark = pytest.mark.host_compiler
@@ -107,7 +107,8 @@ def test_the_cached_prefix_changes_nothing(
 
 
 @pytest.mark.parametrize(
-    ("criterion", "spare"), [("tinytrain", 1200), ("exact", 400), ("exact", 6000), ("random", 1200)]
+    ("criterion", "spare"),
+    [("tinytrain", 1200), ("exact", 400), ("exact", 6000), ("random", 1200), ("l2", 1200)],
 )
 def test_the_device_selects_as_the_host(module: tt.TrainModule, criterion: str, spare: int) -> None:
     options = tt.TaskAdaptive(criterion=criterion, candidates=4)
@@ -119,6 +120,8 @@ def test_the_device_selects_as_the_host(module: tt.TrainModule, criterion: str, 
         measured(library)
         layers = [entry["layer"] for entry in made.metadata["adaptive"]["candidates"]]
         potentials = FisherMap({layer: library.read(f"delta_{layer}") for layer in layers})
+        if criterion == "l2":
+            potentials = squared_norms(norms_of(layers))
         expected = select(accounting, Budgets.of(budget, accounting), potentials, options)
         library.call("select")
         plan = library.read("plan")
@@ -128,6 +131,20 @@ def test_the_device_selects_as_the_host(module: tt.TrainModule, criterion: str, 
     }
     assert plan[made.metadata["adaptive"]["plan_words"]["end"]] <= made.metadata["memory"]["arena_bytes"]
     assert expected.macs <= 0.6 * made.metadata["adaptive"]["full_macs"]
+
+
+def norms_of(layers: list[int]) -> dict[int, np.ndarray]:
+    """Weights of the network's layers."""
+    net = network()
+    weights = [net.stem.weight, net.depthwise.weight, net.project.weight, net.head.weight]
+    return {i: weights[i].detach().numpy() for i in layers}
+
+
+def test_norms_are_known_where_the_library_was_built_for_them(module: tt.TrainModule) -> None:
+    with InProcess(module) as library:
+        library.view("options")[3] = 4  # l2
+        with pytest.raises(TransportError, match="-4"):
+            library.call("select")
 
 
 def test_a_step_is_accumulate_and_apply(module: tt.TrainModule) -> None:

@@ -48,7 +48,7 @@ class AdaptiveLibrary:
 
     ``sources`` says for each row tensor what it begins as: "zero", "channels", or the name of the flash tensor it is copied from.
     ``layers`` are (id, channels, weights, forward MACs) of each candidate; ``links`` are (guard mask, MACs) of the calls that a
-    budget counts.
+    budget counts. ``has_norms``: the squared norms of all candidates' rows stand in flash, for the criterion "l2".
     """
 
     plan: AdaptivePlan
@@ -58,6 +58,7 @@ class AdaptiveLibrary:
     row_macs: tuple[int, ...]
     full_macs: int
     cache_format: str = "float32"
+    has_norms: bool = False
 
     @property
     def total_channels(self) -> int:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 PLAN_TENSOR = "plan"
 REQUEST_TENSOR = "request"
 OPTIONS_TENSOR = "options"
+NORMS_TENSOR = "squared_norms"
+"""Potentials of the criterion "l2", in flash."""
 OPTION_WORDS = 9
 """Memory bytes, MACs (low, high word), criterion, ratio (numerator << 16 | denominator), overflow, seed (low, high word), samples that
 the cache should have room for."""
@@ -26,6 +28,12 @@ def selection_entries(adaptive: AdaptiveLibrary, prefix: str, arena: ArenaPlan) 
     size = next(b.size for b in fisher.problems["fisher"].buffers if b.name == "fisher.scratch")
     request, options = arena.fixed[REQUEST_TENSOR], arena.fixed[OPTIONS_TENSOR]
     plan = arena.fixed[PLAN_TENSOR]
+    l2 = (
+        f"known = {prefix}_{NORMS_TENSOR};"
+        if adaptive.has_norms
+        else "return TT_ERR_BAD_VALUE; /* built for another criterion */"
+    )
+    norms = f"  if (options.criterion == TT_SELECT_L2)\n    {l2}"
     return f"""static const uint32_t delta_at[{count}] = {{{offsets}}};
 
 int {prefix}_fisher_begin(void *arena) {{
@@ -89,16 +97,18 @@ int {prefix}_select(void *arena) {{
   const tt_select_options options = {{(uint8_t)words[3], (uint8_t)words[5], (uint16_t)(words[4] >> 16), (uint16_t)words[4],
                                      words[0], (uint64_t)words[2] << 32 | words[1], (uint64_t)words[7] << 32 | words[6],
                                      16384}};
+  const float *known = potentials;
   tt_select_result result;
   uint32_t first = 0;
   int status;
   if (TT_PLAN(base)[TT_PLAN_DEPTH] != {count}) /* release first */
     return TT_ERR_STATE;
+{norms}
   for (uint32_t c = 0; c < {count}; ++c) {{
     memcpy(potentials + first, base + delta_at[c], candidate_channels[c] * sizeof(float));
     first += candidate_channels[c];
   }}
-  status = tt_select(&problem, &options, potentials, potentials + {total}, {size - 4 * total}, base + {request}, &result);
+  status = tt_select(&problem, &options, known, potentials + {total}, {size - 4 * total}, base + {request}, &result);
   return status == TT_OK ? {prefix}_install(arena) : status;
 }}
 """
