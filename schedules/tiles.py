@@ -10,7 +10,7 @@ from tvm_tinytrain.targets.cores import CORES
 from tvm_tinytrain.targets.target import host_core_name
 
 REGISTERS = 32
-_LANES = {"x86-64": 8, "x86-64-baseline": 4}
+_LANES = {"x86-64": 8, "x86-64-baseline": 4, "cortex-a7": 1}  # Armv7: see vectors.lanes_of
 
 
 def vector_lanes(target: tvm.target.Target) -> int:

@@ -32,11 +32,9 @@ STEPS = 3
 
 
 @cache
-def module() -> tt.TrainModule:
+def module(target: str = "c -mcpu=cortex-m7") -> tt.TrainModule:
     example = (torch.zeros(SHAPE),)
-    return tt.build(
-        network(), "c -mcpu=cortex-m7", example_inputs=example, optimizer=tt.SGD(0.05), name="small_net"
-    )
+    return tt.build(network(), target, example_inputs=example, optimizer=tt.SGD(0.05), name="small_net")
 
 
 @cache
@@ -73,8 +71,9 @@ def run(command: list[str], folder: Path) -> None:
 
 @pytest.mark.host_compiler
 @pytest.mark.needs("cmake")
-def test_a_cmake_project_trains(tmp_path: Path) -> None:
-    export_project(module(), "cmake", tmp_path)
+@pytest.mark.parametrize("target", ["c -mcpu=cortex-m7", "llvm"])
+def test_a_cmake_project_trains(tmp_path: Path, target: str) -> None:
+    export_project(module(target), "cmake", tmp_path)
     run(["cmake", "-S", ".", "-B", "build", f"-Dtvm_tinytrain_DIR={cmake_folder()}"], tmp_path)
     run(["cmake", "--build", "build"], tmp_path)
     program = tmp_path / "build" / "small_net_loop"
@@ -109,6 +108,18 @@ def test_bare_metal_firmware_trains(tmp_path: Path) -> None:
         board.kill()
         board.wait()
     check_answers(bytes(answers))
+
+
+@pytest.mark.needs("cmake", "arm-none-eabi-gcc")
+def test_cmake_refuses_kernels_for_another_machine(tmp_path: Path) -> None:
+    export_project(module("llvm"), "cmake", tmp_path)
+    toolchain = f"-DCMAKE_TOOLCHAIN_FILE={cmake_folder() / 'arm-none-eabi.cmake'}"
+    command = ["cmake", "-S", ".", "-B", "build", f"-Dtvm_tinytrain_DIR={cmake_folder()}", toolchain]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "has kernels for x86_64-linux-gnu, the compiler makes arm-none-eabi" in " ".join(
+        done.stderr.split()
+    )
 
 
 ZEPHYR = """\

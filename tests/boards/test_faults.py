@@ -95,7 +95,7 @@ def train(session: Session, steps: int) -> tuple[list[float], bytes, bytes, int]
     ("board", "wanted"),
     [
         pytest.param(*HOST.values, 1000, marks=HOST.marks),
-        pytest.param(*EMULATED.values, 200, marks=EMULATED.marks),
+        pytest.param(*EMULATED.values, 1000, marks=EMULATED.marks),
     ],
 )
 def test_results_are_those_of_a_good_line(built: Any, board: str, wanted: int) -> None:
