@@ -62,8 +62,10 @@ def _add_compile(commands: Any) -> None:
     p.add_argument("--optimizer", choices=("sgd", "adam", "adamw"), default="sgd")
     p.add_argument("--lr", type=float, default=0.01, help="learning rate (default: 0.01)")
     p.add_argument("--momentum", type=float, default=0.0, help="SGD's momentum")
+    p.add_argument("--state", default="float32", help="Adam's moments: float32 (default), bfloat16, int8")
     p.add_argument("--update", default="full", help=_UPDATE_HELP)
     p.add_argument("--memory", help='SRAM budget of the arena, e.g. "256KB"')
+    p.add_argument("--recompute", default="auto", help="blocks computed twice: auto (default), lowest, never")
     p.add_argument("--compute", type=float, help="share of FullTrain's backward MACs, of --update adaptive")
     p.add_argument("--accumulate", action="store_true", help="entries accumulate + apply instead of step")
     p.add_argument("--dump-ir", type=Path, metavar="DIR", help="write the module after each pass")
@@ -84,8 +86,8 @@ def _compile(a: argparse.Namespace) -> int:
 
     optimizers: dict[str, config.Optimizer] = {
         "sgd": config.SGD(a.lr, a.momentum),
-        "adam": config.Adam(a.lr),
-        "adamw": config.AdamW(a.lr),
+        "adam": config.Adam(a.lr, state=a.state),
+        "adamw": config.AdamW(a.lr, state=a.state),
     }
     losses: dict[str, config.Loss] = {
         "cross-entropy": config.CrossEntropy(),
@@ -111,6 +113,7 @@ def _compile(a: argparse.Namespace) -> int:
             budget=config.Budget(memory=a.memory, compute=a.compute),
             accumulate=a.accumulate,
             name=a.name,
+            memory=config.MemoryOptions(recompute=a.recompute),
             instruments=watch,
         )
     if a.json:

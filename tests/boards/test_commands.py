@@ -67,7 +67,11 @@ def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str])
 def test_compile_prints_its_metadata(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = run(capsys, "compile", folder / "net.pt2", "--update", "last-layer", "-o", tmp_path / "x.tar")
+    memory = ["--optimizer", "adam", "--state", "int8", "--recompute", "lowest"]
+    words = ["compile", folder / "net.pt2", "--update", "last-layer", *memory, "-o", tmp_path / "x.tar"]
+    found = run(capsys, *words)
+    assert found["options"]["optimizer"]["fields"]["state"] == "int8"
+    assert found["options"]["memory"]["fields"]["recompute"] == "lowest"
     assert found["archive"] == str(tmp_path / "x.tar") and (tmp_path / "x.tar").stat().st_size > 1000
     assert found["entries"] == ["init", "predict", "step"]
 
