@@ -13,7 +13,7 @@ from tvm_tinytrain.passes.kernels.streamed import streamed_block
 from tvm_tinytrain.schedules.blocks import kind_of, spec_of
 from tvm_tinytrain.schedules.knobs import DEFAULTS, Knobs
 from tvm_tinytrain.schedules.tiles import REGISTERS
-from tvm_tinytrain.schedules.vectors import lanes_of, registers_of
+from tvm_tinytrain.schedules.vectors import lanes_of, registers_of, shuffles
 
 _DEPTHWISE_TILE, _SMALL_TILE = 8, 4
 """Pixels of the depthwise tile: for windows of 3×3 the smaller one takes 4 % fewer instructions on a Cortex-M7."""
@@ -35,7 +35,8 @@ def streamed(func: tirx.PrimFunc, target: tvm.target.Target, knobs: Knobs = DEFA
 
 def _tiled(link: Link, index: int, knobs: Knobs, target: tvm.target.Target) -> Link:
     lanes = lanes_of(target, link.row_shape[1])
-    lanes = lanes if link.row_shape[1] % lanes == 0 else 1
+    if link.row_shape[1] % lanes or (not shuffles(target) and any(s.conv.stride[1] > 1 for s in link.stages)):
+        lanes = 1
     registers = registers_of(target) if lanes > 1 else REGISTERS
     widths = _divisors(link.row_shape[1], _WIDEST, lanes)
     most = max(lanes, _SMALL_TILE if max(link.depthwise.conv.kernel) <= 3 else _DEPTHWISE_TILE)

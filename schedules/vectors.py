@@ -1,4 +1,4 @@
-"""Vectors of floats (NEON, AVX2): how many elements a core handles at once, and loops over a tile that become vectors."""
+"""Vectors of floats (NEON, Helium, AVX2): how many elements a core handles at once, and loops over a tile that become vectors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from tvm_tinytrain.targets.cores import AARCH64, CORES
 
 def registers_of(target: tvm.target.Target) -> int:
     """Vector registers of a core."""
-    return 16 if "avx2" in CORES[str(target.attrs["mcpu"])].features else 32
+    features = CORES[str(target.attrs["mcpu"])].features
+    return 16 if "avx2" in features else 8 if "mve" in features else 32
+
+
+def shuffles(target: tvm.target.Target) -> bool:
+    """Whether picking every second element of two vectors is cheap."""
+    core = CORES.get(str(target.attrs.get("mcpu") or ""))
+    return core is not None and "mve" not in core.features
 
 
 def lanes_of(target: tvm.target.Target, extent: int) -> int:
@@ -24,8 +31,8 @@ def lanes_of(target: tvm.target.Target, extent: int) -> int:
     core = CORES.get(str(target.attrs.get("mcpu") or ""))
     if core is None:
         return 1
-    neon = "neon" in core.features and core.triple == AARCH64
-    sizes = [8, 4] if "avx2" in core.features else [4] if neon else []
+    four = "mve" in core.features or ("neon" in core.features and core.triple == AARCH64)
+    sizes = [8, 4] if "avx2" in core.features else [4] if four else []
     fitting = [n for n in sizes if n <= extent]
     return next((n for n in fitting if extent % n == 0), fitting[0] if fitting else 1)
 

@@ -20,7 +20,7 @@ from tvm_tinytrain.schedules.blocks import (
 )
 from tvm_tinytrain.schedules.knobs import DEFAULTS, Knobs, up_to
 from tvm_tinytrain.schedules.tiles import vector_lanes
-from tvm_tinytrain.schedules.vectors import lanes_of, registers_of, unroll_vectors
+from tvm_tinytrain.schedules.vectors import lanes_of, registers_of, shuffles, unroll_vectors
 
 _KINDS = ("conv2d", "conv2d_input_grad", "conv2d_rows", "conv2d_input_grad_rows")
 _CHANNELS = (1, 2, 3, 4, 5, 6, 8)
@@ -62,7 +62,7 @@ def windows(func: tirx.PrimFunc, target: tvm.target.Target, knobs: Knobs = DEFAU
     spec = spec_of(func)
     depthwise = spec["groups"] == spec["in_channels"] == spec["out_channels"] > 1
     window = extents(schedule, schedule.get_loops(main))[-2:]
-    lanes = lanes_of(target, sizes[2]) if _neighbours(spec, kind) else 1
+    lanes = lanes_of(target, sizes[2]) if _neighbours(spec, kind, target) else 1
     default = _default(sizes, window, max(spec["kernel"]), depthwise, "pad" in names, vector_lanes(target))
     if lanes > 1:
         default = _default_vectors(sizes, window, depthwise, lanes, registers_of(target))
@@ -87,9 +87,10 @@ def windows(func: tirx.PrimFunc, target: tvm.target.Target, knobs: Knobs = DEFAU
     return schedule
 
 
-def _neighbours(spec: dict[str, Any], kind: str) -> bool:
-    """Whether neighbouring results read elements that stand at a fixed distance of one or two."""
-    return spec["stride"][1] == 1 or (spec["stride"][1] == 2 and kind in ("conv2d", "conv2d_rows"))
+def _neighbours(spec: dict[str, Any], kind: str, target: tvm.target.Target) -> bool:
+    """Whether neighbouring results read neighbouring elements, or every second one where the core shuffles vectors."""
+    halves = kind in ("conv2d", "conv2d_rows") and shuffles(target)
+    return spec["stride"][1] == 1 or (spec["stride"][1] == 2 and halves)
 
 
 def _default_vectors(

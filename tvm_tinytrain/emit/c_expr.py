@@ -78,6 +78,8 @@ class ExprPrinter:
         if kind == "FloatImm":
             text = float_literal(float(e.value))
             return f"({text})" if text.startswith("-") else text
+        if kind == "Add" and lanes_of_dtype(dtype_of(e)) > 1 and type(e.b).__name__ == "Mul":
+            return self._vector_sum(e.a, e.b)
         if kind in _BINARY:
             return f"({self(e.a)} {_BINARY[kind]} {self(e.b)})"
         if kind == "Div":
@@ -106,6 +108,16 @@ class ExprPrinter:
         if isinstance(e, tvm.ir.Call):
             return self._call(e)
         raise KernelError("emit C", f"kernel {self.kernel}", kind, "expressions of C99", "report this kernel")
+
+    def _vector_sum(self, start: Any, product: Any) -> str:
+        """A vector to which a product is added, with one operand for all elements or one for each."""
+        lanes = lanes_of_dtype(dtype_of(product))
+        a, b = product.a, product.b
+        if type(a).__name__ == "Broadcast":
+            a, b = b, a
+        if type(b).__name__ == "Broadcast":
+            return f"tt_fman{lanes}({self(start)}, {self(a)}, {self(b.value)})"
+        return f"tt_fma{lanes}({self(start)}, {self(a)}, {self(b)})"
 
     def _call(self, e: Any) -> str:
         op = str(getattr(e.op, "name", e.op)).rsplit(".", 1)[-1]

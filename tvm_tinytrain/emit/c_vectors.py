@@ -13,7 +13,7 @@ import tvm
 from tvm_tinytrain.errors import KernelError
 
 _DTYPE = re.compile(r"float32x(\d+)$")
-_USED = re.compile(r"\btt_(?:f|splat|min|max|even)(\d+)u?\b")
+_USED = re.compile(r"\btt_(?:f|splat|min|max|even|fman?)(\d+)u?\b")
 
 
 def lanes_of_dtype(dtype: str) -> int:
@@ -29,7 +29,7 @@ def vector_type(lanes: int) -> str:
 
 def vector_helpers(text: str) -> list[str]:
     """Definitions of the vector types and functions that the C text uses."""
-    return [_helpers(n) for n in sorted({int(lanes) for lanes in _USED.findall(text)})]
+    return [_helpers(n) + _products(n) for n in sorted({int(lanes) for lanes in _USED.findall(text)})]
 
 
 def vector_place(kernel: str, name: str, base: str, stride: int, lanes: int, *, store: bool) -> str:
@@ -73,13 +73,34 @@ typedef int32_t tt_i{n} __attribute__((vector_size({4 * n})));
 static inline tt_f{n} tt_splat{n}(float x) {{
   return (tt_f{n}){{{", ".join(["x"] * n)}}};
 }}
-static inline tt_f{n} tt_choose{n}(tt_i{n} first, tt_f{n} a, tt_f{n} b) {{
-  return (tt_f{n})((first & (tt_i{n})a) | (~first & (tt_i{n})b));
-}}
-static inline tt_f{n} tt_min{n}(tt_f{n} a, tt_f{n} b) {{ return tt_choose{n}(a < b, a, b); }}
-static inline tt_f{n} tt_max{n}(tt_f{n} a, tt_f{n} b) {{ return tt_choose{n}(a > b, a, b); }}
 /* x[0], x[2], ...: the second vector begins one element early, so that nothing behind the last one is read */
 static inline tt_f{n} tt_even{n}(const float *x) {{
   const tt_f{n} low = *(const tt_f{n}u *)x, high = *(const tt_f{n}u *)(x + {n - 1});
   return __builtin_shuffle(low, high, (tt_i{n}){{{half}}});
 }}"""
+
+
+def _products(n: int) -> str:
+    plain = f"""static inline tt_f{n} tt_choose{n}(tt_i{n} first, tt_f{n} a, tt_f{n} b) {{
+  return (tt_f{n})((first & (tt_i{n})a) | (~first & (tt_i{n})b));
+}}
+static inline tt_f{n} tt_min{n}(tt_f{n} a, tt_f{n} b) {{ return tt_choose{n}(a < b, a, b); }}
+static inline tt_f{n} tt_max{n}(tt_f{n} a, tt_f{n} b) {{ return tt_choose{n}(a > b, a, b); }}
+static inline tt_f{n} tt_fma{n}(tt_f{n} sum, tt_f{n} a, tt_f{n} b) {{ return sum + a * b; }}
+static inline tt_f{n} tt_fman{n}(tt_f{n} sum, tt_f{n} a, float b) {{ return sum + a * tt_splat{n}(b); }}
+"""
+    if n != 4:
+        return "\n" + plain.rstrip()
+    # GCC 12 knows these operations on Helium's vectors of floats by name only
+    functions = [
+        ("tt_min4(tt_f4 a, tt_f4 b)", "vminnmq_f32((float32x4_t)a, (float32x4_t)b)"),
+        ("tt_max4(tt_f4 a, tt_f4 b)", "vmaxnmq_f32((float32x4_t)a, (float32x4_t)b)"),
+        (
+            "tt_fma4(tt_f4 sum, tt_f4 a, tt_f4 b)",
+            "vfmaq_f32((float32x4_t)sum, (float32x4_t)a, (float32x4_t)b)",
+        ),
+        ("tt_fman4(tt_f4 sum, tt_f4 a, float b)", "vfmaq_n_f32((float32x4_t)sum, (float32x4_t)a, b)"),
+    ]
+    helium = "\n".join(f"static inline tt_f4 {head} {{ return (tt_f4){call}; }}" for head, call in functions)
+    condition = "#if defined(__ARM_FEATURE_MVE) && (__ARM_FEATURE_MVE & 2)"
+    return f"\n{condition}\n#include <arm_mve.h>\n{helium}\n#else\n{plain}#endif"
