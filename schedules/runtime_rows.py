@@ -15,7 +15,11 @@ from tvm_tinytrain.schedules.blocks import block_names, extents, kind_of, spec_o
 
 RUNTIME_ROWS = "tt.runtime_rows"
 ROWS_LOOP = "tt.rows"
-_TILE = 8
+_TILE = 16
+_WINDOW_TILE = 8
+"""Sums of a tile. With a window there are conditions at the image's border, and 16 sums of them do not stay in registers."""
+_LONGEST = 8
+"""Most sums along one axis where the rows are summed over: two axes that share a tile load less for each product."""
 
 
 def runtime_rows(func: tirx.PrimFunc, target: tvm.target.Target) -> Schedule | None:
@@ -46,10 +50,11 @@ def runtime_rows(func: tirx.PrimFunc, target: tvm.target.Target) -> Schedule | N
 
 
 def _factors(kind: str, sizes: list[int], row_is_summed: bool) -> list[int]:
-    """Up to 8 sums in the last axes; one row at a time where the first axis is the rows."""
-    factors, left = [1] * len(sizes), _TILE
+    """Up to 16 sums (8 with a window) in the last axes; one row at a time where the first axis is the rows."""
+    factors, left = [1] * len(sizes), _WINDOW_TILE if len(sizes) == 3 else _TILE
     for axis in reversed(range(0 if row_is_summed else 1, len(sizes))):
-        factors[axis] = max(d for d in range(1, max(1, left) + 1) if sizes[axis] % d == 0)
+        most = min(left, _LONGEST) if row_is_summed else left
+        factors[axis] = max(d for d in range(1, max(1, most) + 1) if sizes[axis] % d == 0)
         left //= factors[axis]
     return factors
 

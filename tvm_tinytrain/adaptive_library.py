@@ -39,6 +39,34 @@ from tvm_tinytrain.selection import TaskAdaptive, squared_norms
 NO_LIMIT = 0xFFFFFFFF
 
 
+def choose_candidates(update: TaskAdaptive, layers: tuple[Layer, ...]) -> tuple[int, ...]:
+    """Ids of the layers that may be trained: the last so many, those named, or those from the last so many blocks on.
+
+    A block is a depthwise convolution with the 1×1 convolution that widens its input, if there is one, and what follows it. Raises
+    PlanError where the network has fewer blocks than asked for.
+    """
+    wanted = update.candidates
+    if update.blocks is None:
+        return tuple(layer.id for layer in layers[-wanted:]) if isinstance(wanted, int) else tuple(wanted)
+    begins = []
+    for i, layer in enumerate(layers):
+        if not layer.depthwise:
+            continue
+        before = layers[i - 1] if i else None
+        widens = (
+            before is not None
+            and not before.depthwise
+            and before.weight_shape[2:] == (1, 1)
+            and before.channels == layer.channels
+            and not (i > 1 and layers[i - 2].depthwise)
+        )
+        begins.append(i - 1 if widens else i)
+    if len(begins) < update.blocks:
+        hint = "ask for fewer blocks, or name the candidates"
+        raise PlanError("task-adaptive", "blocks", update.blocks, f"1 to {len(begins)} of this network", hint)
+    return tuple(layer.id for layer in layers[begins[-update.blocks] :])
+
+
 def row_tensors(
     layers: tuple[Layer, ...], plan: UpdatePlan, config: TrainConfig
 ) -> dict[str, tuple[int, str]]:

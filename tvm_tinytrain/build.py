@@ -14,7 +14,7 @@ import tvm
 from tvm import tirx
 
 from tvm_tinytrain._version import __version__
-from tvm_tinytrain.adaptive_library import make_adaptive, merge_arena
+from tvm_tinytrain.adaptive_library import choose_candidates, make_adaptive, merge_arena
 from tvm_tinytrain.config import (
     SGD,
     Budget,
@@ -260,8 +260,7 @@ def _compile(
     update = config.update
 
     def choose(layers: tuple[Layer, ...]) -> tuple[int, ...]:
-        wanted = update.candidates
-        return tuple(layer.id for layer in layers[-wanted:]) if isinstance(wanted, int) else tuple(wanted)
+        return choose_candidates(update, layers)
 
     share = update.channel_ratio
     return _Compiled(*compile_adaptive(imported, config, target.to_tvm(), instruments, choose, share, rules))

@@ -10,8 +10,10 @@ import torch
 
 import tvm_tinytrain as tt
 from tests.building.adaptive_net import CLASSES, build, install, network, samples
-from tvm_tinytrain.errors import BudgetError, TransportError
+from tvm_tinytrain.adaptive_library import choose_candidates
+from tvm_tinytrain.errors import BudgetError, PlanError, TransportError
 from tvm_tinytrain.micro.in_process import InProcess
+from tvm_tinytrain.passes.state import Layer
 from tvm_tinytrain.selection import Budgets, FisherMap, select, squared_norms
 from tvm_tinytrain.selection.table_accounting import TableAccounting
 
@@ -131,6 +133,33 @@ def test_the_device_selects_as_the_host(module: tt.TrainModule, criterion: str, 
     }
     assert plan[made.metadata["adaptive"]["plan_words"]["end"]] <= made.metadata["memory"]["arena_bytes"]
     assert expected.macs <= 0.6 * made.metadata["adaptive"]["full_macs"]
+
+
+def layer(id: int, inputs: int, channels: int, kernel: int, *, depthwise: bool = False) -> Layer:
+    return Layer(
+        id, "conv2d", f"w{id}", None, (channels, 1 if depthwise else inputs, kernel, kernel), 1, depthwise
+    )
+
+
+def test_candidates_by_blocks() -> None:
+    layers = (
+        layer(0, 3, 8, 3),
+        layer(1, 8, 8, 3, depthwise=True),  # a block that does not widen
+        layer(2, 8, 8, 1),
+        layer(3, 8, 8, 3, depthwise=True),  # the same behind a projection
+        layer(4, 8, 4, 1),
+        layer(5, 4, 24, 1),
+        layer(6, 24, 24, 5, depthwise=True),
+        layer(7, 24, 6, 1),
+        layer(8, 6, 10, 1),
+    )
+    for blocks, first in ((1, 5), (2, 3), (3, 1)):
+        assert choose_candidates(tt.TaskAdaptive(blocks=blocks), layers) == tuple(range(first, 9))
+    with pytest.raises(PlanError, match="1 to 3 of this network"):
+        choose_candidates(tt.TaskAdaptive(blocks=4), layers)
+    assert choose_candidates(tt.TaskAdaptive(candidates=2), layers) == (7, 8)
+    made = build(update=tt.TaskAdaptive(blocks=1), budget=tt.Budget(memory=60000))
+    assert [c["layer"] for c in made.metadata["adaptive"]["candidates"]] == [1, 2, 3]
 
 
 def norms_of(layers: list[int]) -> dict[int, np.ndarray]:

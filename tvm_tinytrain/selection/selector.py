@@ -26,7 +26,8 @@ class TaskAdaptive:
 
     criterion: "tinytrain" (the paper's), its ablations "fisher", "fisher/memory", "fisher/compute", "l2",
     "random", or "exact". channel_ratio, overflow: see `Greedy`; "exact" needs neither. candidates: how many
-    of the last layers may be trained, or their ids. seed: of the criterion "random" and of resampling.
+    of the last layers may be trained, or their ids. blocks: take the layers of so many last blocks, and what follows
+    them, instead. seed: of the criterion "random" and of resampling.
     resample_every: iterations after which the channels are drawn anew (`resample`); 0 keeps them.
     cached_samples: a library's cache of the frozen prefix keeps more of each sample where it then has room for
     so many. cache_format: how it keeps them: "float32", "float16" or "int8".
@@ -40,6 +41,7 @@ class TaskAdaptive:
     resample_every: int = 0
     cached_samples: int = 25
     cache_format: str = "float32"
+    blocks: int | None = None
     greedy: Greedy = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -49,6 +51,8 @@ class TaskAdaptive:
         if self.resample_every < 0:
             hint = "0 keeps the channels"
             raise PlanError("selection", "resample_every", self.resample_every, "0 or more iterations", hint)
+        if self.blocks is not None and self.blocks < 1:
+            raise PlanError("selection", "blocks", self.blocks, "1 or more", "None takes `candidates`")
         if self.cache_format not in CACHE_FORMATS:
             allowed = ", ".join(CACHE_FORMATS)
             raise PlanError(
@@ -64,6 +68,8 @@ class TaskAdaptive:
 
     def layers(self, accounting: Accounting) -> tuple[int, ...]:
         """Ids of the candidate layers."""
+        if self.blocks is not None:
+            return accounting.network.last_blocks(self.blocks)
         if isinstance(self.candidates, int):
             return accounting.network.last(self.candidates)
         return self.candidates
