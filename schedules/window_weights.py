@@ -33,9 +33,12 @@ def window_weights(
     width = extents(schedule, schedule.get_loops(main))[-1]
     dense = spec_of(func)["groups"] == 1
     channels = knobs.choose("channels", up_to(sizes[0], _CHANNELS), min(sizes[0], 4)) if dense else 1
-    window_rows = knobs.choose("window_rows", up_to(sizes[2], _WINDOW_ROWS), 1)
+    window_rows = knobs.choose(
+        "window_rows", up_to(sizes[2], _WINDOW_ROWS), min(sizes[2], 2 if sizes[2] <= 5 else 1)
+    )
     outer, inner = tile(schedule, consumer, [channels, 1, window_rows, min(sizes[3], _WINDOW_COLUMNS)])
-    columns = knobs.choose("columns", up_to(width, _COLUMNS), min(width, 4 if dense else 16))
+    own = 4 if dense else 2 if width <= 4 and sizes[2] <= 5 else 16
+    columns = knobs.choose("columns", up_to(width, _COLUMNS), min(width, own))
     sum_in_registers(schedule, main, outer[-1], tile_loops=4, unrolled_sums=[columns])
     for loop in inner:
         schedule.unroll(loop)

@@ -64,6 +64,14 @@ def windows(func: tirx.PrimFunc, target: tvm.target.Target, knobs: Knobs = DEFAU
     window = extents(schedule, schedule.get_loops(main))[-2:]
     lanes = lanes_of(target, sizes[2]) if _neighbours(spec, kind, target) else 1
     default = _default(sizes, window, max(spec["kernel"]), depthwise, "pad" in names, vector_lanes(target))
+    if (
+        (kind, default) == ("conv2d_input_grad", WindowTile(1, 4, 4, True))
+        and "pad" in names
+        and max(sizes[1:]) > 4
+    ):
+        default = WindowTile(
+            1, 2, 4, True
+        )  # the window runs backwards here: with four rows the addresses do not fit the registers
     if lanes > 1:
         default = _default_vectors(sizes, window, depthwise, lanes, registers_of(target))
     factors = [
@@ -118,7 +126,7 @@ def _default(
         return WindowTile(min(sizes[0], 3), 1, min(width, 8), False)
     if not depthwise:
         return WindowTile(min(sizes[0], 4), 1, min(width, 4), False)
-    if padded and small:
+    if padded and (small or max(height, width, max(window) - 1) <= 4):
         return WindowTile(1, min(height, 4), min(width, 4), True)
     if padded:
         return WindowTile(1, min(height, 2), min(width, 8), False)
