@@ -21,18 +21,18 @@ ALWAYS = -1
 @dataclass(frozen=True)
 class Guard:
     """When a call runs. ``rows``: position of the candidate whose trained rows it works on, or None. ``needed``: bit mask of the
-    candidates whose gradients depend on it, or ALWAYS. ``only_at``, ``not_at``: position of the candidate that must be, or must not be,
-    the earliest trained one: of two calls that make the same adjoint one makes all of it, the other the trained channels only."""
+    candidates whose gradients depend on it, or ALWAYS. ``only_at``, ``not_at``: positions of candidates of which one must be, or none may be,
+    the earliest trained one: of the calls that make the same adjoint one makes all of it, the others trained channels only."""
 
     rows: int | None
     needed: int
-    only_at: int | None = None
-    not_at: int | None = None
+    only_at: tuple[int, ...] = ()
+    not_at: tuple[int, ...] = ()
 
     def runs(self, selected: int) -> bool:
         """Whether the call runs when the candidates of the bit mask ``selected`` are trained."""
         earliest = (selected & -selected).bit_length() - 1
-        if self.only_at not in (None, earliest) or self.not_at == earliest != -1:
+        if (self.only_at and earliest not in self.only_at) or earliest in self.not_at:
             return False
         own = self.rows is None or bool(selected >> self.rows & 1)
         return own and (self.needed == ALWAYS or bool(self.needed & selected))
@@ -145,14 +145,23 @@ def call_guards(entry: Entry, owner: Mapping[str, int], listed: Collection[str] 
 
 
 def _one_of_two(entry: Entry, guards: list[Guard], listed: Collection[str]) -> tuple[Guard, ...]:
-    """Where the earliest trained layer is in front of a call of ``listed``, it runs in place of the call before it."""
+    """Where the earliest trained layer is one of those in front of a whole call, calls of ``listed`` run in its place: the one for
+    that layer's channels and those for the later layers among them."""
+    groups: dict[int, list[int]] = {}
     for index, call in enumerate(entry.calls):
-        if call.kernel not in listed:
-            continue
-        layer = guards[index].rows
-        whole = next(i for i in reversed(range(index)) if set(entry.calls[i].outputs) & set(call.outputs))
-        guards[index] = replace(guards[index], only_at=layer)
-        guards[whole] = replace(guards[whole], not_at=layer)
+        if call.kernel in listed:
+            whole = next(
+                i
+                for i in reversed(range(index))
+                if entry.calls[i].kernel not in listed and set(entry.calls[i].outputs) & set(call.outputs)
+            )
+            groups.setdefault(whole, []).append(index)
+    for whole, members in groups.items():
+        layers = sorted(r for r in (guards[i].rows for i in members) if r is not None)
+        guards[whole] = replace(guards[whole], not_at=tuple(layers))
+        for i in members:
+            own = guards[i].rows
+            guards[i] = replace(guards[i], only_at=tuple(r for r in layers if own is not None and r <= own))
     return tuple(guards)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ _ENTRY = "accumulate"
 _GRADIENTS = {"conv2d_weight_grad": 1, "linear_weight_grad": 1, "bias_grad": 0}
 """Kinds of kernels that end an adjoint's way, and the operand that they read it from, at the listed channels only."""
 _CORRECTION = "conv2d_input_grad_rows"
+_INPUT_GRAD = "conv2d_input_grad"
 
 
 @tvm.transform.module_pass(opt_level=0, name="NarrowInputGrads")
@@ -31,7 +33,8 @@ class NarrowInputGrads:
 
     In a task-adaptive library one of the two calls runs: the second one where the layer in front is the earliest that is trained
     (`adaptive.call_guards`), the first one else. As the IR stands, both run and agree. The pass asks that on the way from dx to that
-    layer's gradients every kernel keeps channels apart and that no other kernel that can run then reads it.
+    layer's gradients every kernel keeps channels apart and that no other kernel that can run then reads it. A depthwise layer keeps
+    them apart too: where the layer in front of it is the earliest, dx is read at the lists of both, and a call for each follows.
     """
 
     def transform_module(self, mod: tvm.IRModule, ctx: tvm.transform.PassContext) -> tvm.IRModule:
@@ -45,37 +48,46 @@ class NarrowInputGrads:
         return rebuild(mod, _ENTRY, partial(_emit, func, found), attrs=dict(func.attrs))
 
 
-def _emit(func: relax.Function, found: Mapping[relax.Var, relax.Var], r: Rebuilder) -> relax.Expr:
+def _emit(func: relax.Function, found: Mapping[relax.Var, tuple[relax.Var, ...]], r: Rebuilder) -> relax.Expr:
     for b in bindings(func):
         r.keep(b)
-        channels = found.get(b.var)
-        if channels is None:
-            continue
-        dy, weight = (r.look(a) for a in b.value.args[1].fields)
-        spec = Conv2DSpec.from_dict(kernel_spec(r.mod[callee(b.value)]))
-        kernel = conv2d_input_grad_listed(spec, int(channels.ty.shape[0]))
-        r.env[b.var] = r.kernel_inplace(kernel, [dy, weight, channels, r.env[b.var]], [3], b.var.name)
+        for channels in found.get(b.var, ()):
+            dy, weight = (r.look(a) for a in b.value.args[1].fields)
+            spec = Conv2DSpec.from_dict(kernel_spec(r.mod[callee(b.value)]))
+            kernel = conv2d_input_grad_listed(spec, int(channels.ty.shape[0]))
+            r.env[b.var] = r.kernel_inplace(kernel, [dy, weight, channels, r.env[b.var]], [3], b.var.name)
     return r.look(func.body.body)
 
 
-def narrowable(mod: tvm.IRModule, func: relax.Function) -> dict[relax.Var, relax.Var]:
-    """{result of an input gradient: channel list of the layer in front} where the list is all that is read if that layer is the
-    earliest trained one."""
+def narrowable(mod: tvm.IRModule, func: relax.Function) -> dict[relax.Var, tuple[relax.Var, ...]]:
+    """{result of an input gradient: channel lists of the layers in front, ascending}.
+
+    Where one of these layers is the earliest trained one, its list and those of the later ones among them are all that is read.
+    """
     spans = liveness(func)
     lists = {p: int(p.name.removeprefix(_CHANNELS)) for p in func.params if p.name.startswith(_CHANNELS)}
     by_layer = {layer: p for p, layer in lists.items()}
     serves = _serves(func, spans, lists)
-    found = {}
-    for index, b in enumerate(bindings(func)):
+    everything = bindings(func)
+    found: dict[relax.Var, tuple[int, ...]] = {}
+    for index in reversed(
+        range(len(everything))
+    ):  # those nearer to the input first: others ask what they read
+        b = everything[index]
         gv = callee(b.value)
-        if gv is None or kernel_kind(mod[gv]) != "conv2d_input_grad" or not serves[index]:
+        if gv is None or kernel_kind(mod[gv]) != _INPUT_GRAD or not serves[index]:
             continue
-        layer = max(serves[index])
         if not has_listed_form(Conv2DSpec.from_dict(kernel_spec(mod[gv]))):
             continue
-        if _only_the_list_is_read(mod, func, index, layer, serves, spans, by_layer[layer]):
-            found[b.var] = by_layer[layer]
-    return found
+        walk = _Walk(mod, everything, serves, spans, lists, found)
+        group: tuple[int, ...] = ()
+        for layer in sorted(serves[index], reverse=True):
+            if walk.lists_read(index, layer) != {layer, *group}:
+                break
+            group = (layer, *group)
+        if group:
+            found[b.var] = group
+    return {var: tuple(by_layer[layer] for layer in group) for var, group in found.items()}
 
 
 def _serves(func: relax.Function, spans: Liveness, lists: Mapping[relax.Var, int]) -> list[frozenset[int]]:
@@ -99,42 +111,62 @@ def _serves(func: relax.Function, spans: Liveness, lists: Mapping[relax.Var, int
     return out[::-1]
 
 
-def _only_the_list_is_read(
-    mod: tvm.IRModule,
-    func: relax.Function,
-    start: int,
-    layer: int,
-    serves: list[frozenset[int]],
-    spans: Liveness,
-    channels: relax.Var,
-) -> bool:
-    """Whether the adjoint that binding ``start`` makes is read at ``channels`` only when ``layer`` is the earliest trained one."""
-    everything = bindings(func)
-    partial_values = {spans.owner(everything[start].var)}
-    for index in range(start + 1, len(everything)):
-        b = everything[index]
-        gv = callee(b.value)
-        if gv is None or not any(reached >= layer for reached in serves[index]):
-            continue  # another name, or a call that does not run then
-        args = list(b.value.args[1].fields)
-        places = [
-            i for i, a in enumerate(args) if isinstance(a, relax.Var) and spans.owner(a) in partial_values
-        ]
-        if not places:
-            continue
-        kernel = mod[gv]
+@dataclass(frozen=True)
+class _Walk:
+    """What is read of an adjoint; ``found`` are the groups of input gradients behind it."""
+
+    mod: tvm.IRModule
+    everything: Sequence[relax.VarBinding]
+    serves: Sequence[frozenset[int]]
+    spans: Liveness
+    lists: Mapping[relax.Var, int]
+    found: Mapping[relax.Var, tuple[int, ...]]
+
+    def lists_read(self, start: int, layer: int) -> set[int] | None:
+        """Layers at whose lists the result of binding ``start`` is read when ``layer`` is the earliest trained one; None: elsewhere too."""
+        partial_values = {self.spans.owner(self.everything[start].var)}
+        read: set[int] = set()
+        for index in range(start + 1, len(self.everything)):
+            b = self.everything[index]
+            gv = callee(b.value)
+            if gv is None or not any(reached >= layer for reached in self.serves[index]):
+                continue  # another name, or a call that does not run then
+            args = list(b.value.args[1].fields)
+            places = [
+                i
+                for i, a in enumerate(args)
+                if isinstance(a, relax.Var) and self.spans.owner(a) in partial_values
+            ]
+            if not places:
+                continue
+            own = next((self.lists[a] for a in args if a in self.lists), None)
+            at = self._read_by(self.mod[gv], b, places, own, layer)
+            if at is None:
+                return None
+            read |= at
+            if not at and kernel_kind(self.mod[gv]) != _CORRECTION:
+                partial_values.add(self.spans.owner(b.var))
+        return read
+
+    def _read_by(
+        self, kernel: tirx.PrimFunc, b: relax.VarBinding, places: list[int], own: int | None, layer: int
+    ) -> set[int] | None:
+        """Layers at whose lists one call reads; nothing for a call that hands each element on."""
         kind = str(kernel_kind(kernel))
         if kind in _GRADIENTS:
-            if places != [_GRADIENTS[kind]] or not any(a.same_as(channels) for a in args):
-                return False
-        elif kind == _CORRECTION:
-            if places != [4]:
-                return False
-        elif all(keeps_elements_apart(kernel, place) for place in places):
-            partial_values.add(spans.owner(b.var))
-        else:
-            return False
-    return True
+            return {own} if places == [_GRADIENTS[kind]] and own is not None else None
+        if kind == _CORRECTION and places == [4]:
+            return set()
+        if kind in (_CORRECTION, _INPUT_GRAD) and places == [0] and _is_depthwise(kernel):
+            if kind == _CORRECTION:
+                return {own} if own is not None else None
+            group = self.found.get(b.var, ())
+            return {g for g in group if g >= layer} if layer in group else None
+        return set() if all(keeps_elements_apart(kernel, place) for place in places) else None
+
+
+def _is_depthwise(kernel: tirx.PrimFunc) -> bool:
+    return Conv2DSpec.from_dict(kernel_spec(kernel)).depthwise
 
 
 def keeps_elements_apart(kernel: tirx.PrimFunc, position: int) -> bool:

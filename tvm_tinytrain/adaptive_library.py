@@ -225,7 +225,7 @@ def _costs(
     for call, guard in zip(entry.calls, planned.guards["accumulate"], strict=True):
         func = lowered[call.kernel]
         macs = int(kernel_spec(func).get("macs", 0)) if "tt.spec" in func.attrs else 0
-        if not macs or guard.needed == ALWAYS or guard.only_at is not None:
+        if not macs or guard.needed == ALWAYS or guard.only_at:
             continue
         if guard.rows is None:
             links.append((guard.needed, macs))

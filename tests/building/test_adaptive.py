@@ -18,7 +18,7 @@ from tvm_tinytrain.selection import Budgets, FisherMap, select, squared_norms
 from tvm_tinytrain.selection.table_accounting import TableAccounting
 
 pytestmark = pytest.mark.host_compiler
-CHOICES = ({1: [0, 3, 7], 2: [2, 5], 3: [1, 4]}, {0: [1], 3: [0]})
+CHOICES = ({1: [0, 3, 7], 2: [2, 5], 3: [1, 4]}, {0: [1], 3: [0]}, {0: [0, 6], 1: [2, 6], 3: [2]})
 
 
 @pytest.fixture(scope="module")

@@ -142,11 +142,12 @@ def workspace_names(adaptive: AdaptiveLibrary, program: Program, entry: Entry, d
 
 def guard_text(guard: Guard) -> str | None:
     """The C condition of a call, None for one that always runs."""
-    if guard.only_at is not None:  # then its rows and its need are certain
-        return f"plan[TT_PLAN_DEPTH] == {guard.only_at}"
-    parts = []
-    if guard.not_at is not None:
-        parts.append(f"plan[TT_PLAN_DEPTH] != {guard.not_at}")
+    earliest = "plan[TT_PLAN_DEPTH]"
+    if guard.only_at == (guard.rows,):  # then its rows and its need are certain
+        return f"{earliest} == {guard.rows}"
+    if guard.only_at:
+        return f"rows[{guard.rows}] != 0 && ({' || '.join(f'{earliest} == {p}' for p in guard.only_at)})"
+    parts = [f"{earliest} != {p}" for p in guard.not_at]
     if guard.rows is not None:
         parts.append(f"rows[{guard.rows}] != 0")
     if guard.needed != ALWAYS and (guard.rows is None or guard.needed != 1 << guard.rows):
