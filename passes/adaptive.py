@@ -21,8 +21,8 @@ ALWAYS = -1
 @dataclass(frozen=True)
 class Guard:
     """When a call runs. ``rows``: position of the candidate whose trained rows it works on, or None. ``needed``: bit mask of the
-    candidates whose gradients depend on it, or ALWAYS. ``only_at``, ``not_at``: positions of candidates of which one must be, or none may be,
-    the earliest trained one: of the calls that make the same adjoint one makes all of it, the others trained channels only."""
+    candidates whose gradients depend on it, or ALWAYS. ``only_at``, ``not_at``: positions of candidates of which one must be, or none
+    may be, the earliest trained one: of the calls that make the same adjoint one makes all of it, the others trained channels only."""
 
     rows: int | None
     needed: int
