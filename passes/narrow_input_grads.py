@@ -123,7 +123,7 @@ class _Walk:
     found: Mapping[relax.Var, tuple[int, ...]]
 
     def lists_read(self, start: int, layer: int) -> set[int] | None:
-        """Layers at whose lists the result of binding ``start`` is read when ``layer`` is the earliest trained one; None: and elsewhere."""
+        """Layers at whose lists binding ``start`` is read when ``layer`` is the earliest trained one; None: elsewhere too."""
         partial_values = {self.spans.owner(self.everything[start].var)}
         read: set[int] = set()
         for index in range(start + 1, len(self.everything)):
