@@ -726,102 +726,266 @@ void tt_small_kernel_conv2d_weight_grad3(const float *restrict x, const float *r
 }
 
 void tt_small_kernel_conv2d_weight_grad4(const float *restrict x, const float *restrict dy, float *restrict weight, const float *restrict hyper) {
-  float acc_0 = 0, acc_1 = 0, acc_2 = 0;
-  for (int32_t r_0 = 0; r_0 < 2; ++r_0) {
-    for (int32_t kh_0 = 0; kh_0 < 3; ++kh_0) {
-      acc_0 = 0.0f;
-      acc_1 = 0.0f;
-      acc_2 = 0.0f;
-      const int32_t cse_v1 = tt_maxi(0, (1 - kh_0));
-      for (int32_t ax4 = cse_v1; ax4 < cse_v1 + (tt_mini(4, (5 - kh_0)) - cse_v1); ++ax4) {
-        const int32_t cse_v2 = (r_0 * 16) + (ax4 * 4);
-        const int32_t cse_v4 = cse_v2 + (kh_0 * 4);
-        const int32_t cse_v10 = cse_v4 - 4;
-        acc_1 = acc_1 + (dy[cse_v2] * x[cse_v10]);
-        const int32_t cse_v11 = cse_v4 - 3;
-        acc_2 = acc_2 + (dy[cse_v2] * x[cse_v11]);
-        const int32_t cse_v5 = cse_v2 + 1;
-        acc_0 = acc_0 + (dy[cse_v5] * x[cse_v10]);
-        acc_1 = acc_1 + (dy[cse_v5] * x[cse_v11]);
-        const int32_t cse_v12 = cse_v4 - 2;
-        acc_2 = acc_2 + (dy[cse_v5] * x[cse_v12]);
-        const int32_t cse_v6 = cse_v2 + 2;
-        acc_0 = acc_0 + (dy[cse_v6] * x[cse_v11]);
-        acc_1 = acc_1 + (dy[cse_v6] * x[cse_v12]);
-        const int32_t cse_v13 = cse_v4 - 1;
-        acc_2 = acc_2 + (dy[cse_v6] * x[cse_v13]);
-        const int32_t cse_v7 = cse_v2 + 3;
-        acc_0 = acc_0 + (dy[cse_v7] * x[cse_v12]);
-        acc_1 = acc_1 + (dy[cse_v7] * x[cse_v13]);
-      }
-      const int32_t cse_v3 = (r_0 * 9) + (kh_0 * 3);
-      weight[cse_v3] = weight[cse_v3] - (hyper[0] * acc_0);
-      const int32_t cse_v8 = cse_v3 + 1;
-      weight[cse_v8] = weight[cse_v8] - (hyper[0] * acc_1);
-      const int32_t cse_v9 = cse_v3 + 2;
-      weight[cse_v9] = weight[cse_v9] - (hyper[0] * acc_2);
-    }
-  }
-}
-
-void tt_small_kernel_conv2d_weight_grad5(const float *restrict x, const float *restrict dy, float *restrict weight, const float *restrict hyper) {
   float acc_0 = 0, acc_1 = 0, acc_2 = 0, acc_3 = 0, acc_4 = 0, acc_5 = 0;
-  for (int32_t kh_0 = 0; kh_0 < 3; ++kh_0) {
+  float acc_6_0 = 0, acc_6_1 = 0, acc_6_2 = 0;
+  for (int32_t r_0 = 0; r_0 < 2; ++r_0) {
     acc_0 = 0.0f;
     acc_1 = 0.0f;
     acc_2 = 0.0f;
     acc_3 = 0.0f;
     acc_4 = 0.0f;
     acc_5 = 0.0f;
-    const int32_t cse_v3 = tt_maxi(0, (1 - kh_0));
-    for (int32_t ax4 = cse_v3; ax4 < cse_v3 + (tt_mini(4, (5 - kh_0)) - cse_v3); ++ax4) {
-      const int32_t cse_v1 = ax4 * 4;
-      const int32_t cse_v4 = cse_v1 + (kh_0 * 4);
-      const int32_t cse_v17 = cse_v4 - 4;
-      acc_1 = acc_1 + (dy[cse_v1] * x[cse_v17]);
-      const int32_t cse_v18 = cse_v4 - 3;
-      acc_2 = acc_2 + (dy[cse_v1] * x[cse_v18]);
-      const int32_t cse_v5 = cse_v1 + 16;
-      acc_4 = acc_4 + (dy[cse_v5] * x[cse_v17]);
-      acc_5 = acc_5 + (dy[cse_v5] * x[cse_v18]);
-      const int32_t cse_v6 = cse_v1 + 1;
-      acc_0 = acc_0 + (dy[cse_v6] * x[cse_v17]);
-      acc_1 = acc_1 + (dy[cse_v6] * x[cse_v18]);
-      const int32_t cse_v19 = cse_v4 - 2;
-      acc_2 = acc_2 + (dy[cse_v6] * x[cse_v19]);
-      const int32_t cse_v7 = cse_v1 + 17;
-      acc_3 = acc_3 + (dy[cse_v7] * x[cse_v17]);
-      acc_4 = acc_4 + (dy[cse_v7] * x[cse_v18]);
-      acc_5 = acc_5 + (dy[cse_v7] * x[cse_v19]);
-      const int32_t cse_v8 = cse_v1 + 2;
-      acc_0 = acc_0 + (dy[cse_v8] * x[cse_v18]);
-      acc_1 = acc_1 + (dy[cse_v8] * x[cse_v19]);
-      const int32_t cse_v20 = cse_v4 - 1;
-      acc_2 = acc_2 + (dy[cse_v8] * x[cse_v20]);
-      const int32_t cse_v9 = cse_v1 + 18;
-      acc_3 = acc_3 + (dy[cse_v9] * x[cse_v18]);
-      acc_4 = acc_4 + (dy[cse_v9] * x[cse_v19]);
-      acc_5 = acc_5 + (dy[cse_v9] * x[cse_v20]);
-      const int32_t cse_v10 = cse_v1 + 3;
-      acc_0 = acc_0 + (dy[cse_v10] * x[cse_v19]);
-      acc_1 = acc_1 + (dy[cse_v10] * x[cse_v20]);
-      const int32_t cse_v11 = cse_v1 + 19;
-      acc_3 = acc_3 + (dy[cse_v11] * x[cse_v19]);
-      acc_4 = acc_4 + (dy[cse_v11] * x[cse_v20]);
+    const int32_t cse_v1 = r_0 * 16;
+    for (int32_t ax4 = 0; ax4 < 4; ++ax4) {
+      const int32_t cse_v3 = cse_v1 + (ax4 * 4);
+      const int32_t cse_v13 = cse_v3 - 4;
+      const int32_t cse_v14 = cse_v3 - 3;
+      if (1 <= ax4) {
+        acc_1 = acc_1 + (dy[cse_v3] * x[cse_v13]);
+        acc_2 = acc_2 + (dy[cse_v3] * x[cse_v14]);
+      }
+      acc_4 = acc_4 + (dy[cse_v3] * x[cse_v3]);
+      const int32_t cse_v15 = cse_v3 + 1;
+      acc_5 = acc_5 + (dy[cse_v3] * x[cse_v15]);
+      const int32_t cse_v16 = cse_v3 - 2;
+      if (1 <= ax4) {
+        acc_0 = acc_0 + (dy[cse_v15] * x[cse_v13]);
+        acc_1 = acc_1 + (dy[cse_v15] * x[cse_v14]);
+        acc_2 = acc_2 + (dy[cse_v15] * x[cse_v16]);
+      }
+      acc_3 = acc_3 + (dy[cse_v15] * x[cse_v3]);
+      acc_4 = acc_4 + (dy[cse_v15] * x[cse_v15]);
+      const int32_t cse_v17 = cse_v3 + 2;
+      acc_5 = acc_5 + (dy[cse_v15] * x[cse_v17]);
+      const int32_t cse_v18 = cse_v3 - 1;
+      if (1 <= ax4) {
+        acc_0 = acc_0 + (dy[cse_v17] * x[cse_v14]);
+        acc_1 = acc_1 + (dy[cse_v17] * x[cse_v16]);
+        acc_2 = acc_2 + (dy[cse_v17] * x[cse_v18]);
+      }
+      acc_3 = acc_3 + (dy[cse_v17] * x[cse_v15]);
+      acc_4 = acc_4 + (dy[cse_v17] * x[cse_v17]);
+      const int32_t cse_v19 = cse_v3 + 3;
+      acc_5 = acc_5 + (dy[cse_v17] * x[cse_v19]);
+      if (1 <= ax4) {
+        acc_0 = acc_0 + (dy[cse_v19] * x[cse_v16]);
+        acc_1 = acc_1 + (dy[cse_v19] * x[cse_v18]);
+      }
+      acc_3 = acc_3 + (dy[cse_v19] * x[cse_v17]);
+      acc_4 = acc_4 + (dy[cse_v19] * x[cse_v19]);
     }
-    const int32_t cse_v2 = kh_0 * 3;
+    const int32_t cse_v2 = r_0 * 9;
     weight[cse_v2] = weight[cse_v2] - (hyper[0] * acc_0);
-    const int32_t cse_v12 = cse_v2 + 1;
-    weight[cse_v12] = weight[cse_v12] - (hyper[0] * acc_1);
-    const int32_t cse_v13 = cse_v2 + 2;
-    weight[cse_v13] = weight[cse_v13] - (hyper[0] * acc_2);
-    const int32_t cse_v14 = cse_v2 + 9;
-    weight[cse_v14] = weight[cse_v14] - (hyper[0] * acc_3);
-    const int32_t cse_v15 = cse_v2 + 10;
-    weight[cse_v15] = weight[cse_v15] - (hyper[0] * acc_4);
-    const int32_t cse_v16 = cse_v2 + 11;
-    weight[cse_v16] = weight[cse_v16] - (hyper[0] * acc_5);
+    const int32_t cse_v4 = cse_v2 + 1;
+    weight[cse_v4] = weight[cse_v4] - (hyper[0] * acc_1);
+    const int32_t cse_v5 = cse_v2 + 2;
+    weight[cse_v5] = weight[cse_v5] - (hyper[0] * acc_2);
+    const int32_t cse_v6 = cse_v2 + 3;
+    weight[cse_v6] = weight[cse_v6] - (hyper[0] * acc_3);
+    const int32_t cse_v7 = cse_v2 + 4;
+    weight[cse_v7] = weight[cse_v7] - (hyper[0] * acc_4);
+    const int32_t cse_v8 = cse_v2 + 5;
+    weight[cse_v8] = weight[cse_v8] - (hyper[0] * acc_5);
+    acc_6_0 = 0.0f;
+    acc_6_1 = 0.0f;
+    acc_6_2 = 0.0f;
+    for (int32_t ax4 = 0; ax4 < 4; ++ax4) {
+      const int32_t cse_v9 = cse_v1 + (ax4 * 4);
+      const int32_t cse_v20 = cse_v9 + 4;
+      const int32_t cse_v21 = cse_v9 + 5;
+      if (ax4 < 3) {
+        acc_6_1 = acc_6_1 + (dy[cse_v9] * x[cse_v20]);
+        acc_6_2 = acc_6_2 + (dy[cse_v9] * x[cse_v21]);
+      }
+      const int32_t cse_v23 = cse_v9 + 6;
+      if (ax4 < 3) {
+        const int32_t cse_v22 = cse_v9 + 1;
+        acc_6_0 = acc_6_0 + (dy[cse_v22] * x[cse_v20]);
+        acc_6_1 = acc_6_1 + (dy[cse_v22] * x[cse_v21]);
+        acc_6_2 = acc_6_2 + (dy[cse_v22] * x[cse_v23]);
+      }
+      const int32_t cse_v25 = cse_v9 + 7;
+      if (ax4 < 3) {
+        const int32_t cse_v24 = cse_v9 + 2;
+        acc_6_0 = acc_6_0 + (dy[cse_v24] * x[cse_v21]);
+        acc_6_1 = acc_6_1 + (dy[cse_v24] * x[cse_v23]);
+        acc_6_2 = acc_6_2 + (dy[cse_v24] * x[cse_v25]);
+      }
+      if (ax4 < 3) {
+        const int32_t cse_v26 = cse_v9 + 3;
+        acc_6_0 = acc_6_0 + (dy[cse_v26] * x[cse_v23]);
+        acc_6_1 = acc_6_1 + (dy[cse_v26] * x[cse_v25]);
+      }
+    }
+    const int32_t cse_v10 = cse_v2 + 6;
+    weight[cse_v10] = weight[cse_v10] - (hyper[0] * acc_6_0);
+    const int32_t cse_v11 = cse_v2 + 7;
+    weight[cse_v11] = weight[cse_v11] - (hyper[0] * acc_6_1);
+    const int32_t cse_v12 = cse_v2 + 8;
+    weight[cse_v12] = weight[cse_v12] - (hyper[0] * acc_6_2);
   }
+}
+
+void tt_small_kernel_conv2d_weight_grad5(const float *restrict x, const float *restrict dy, float *restrict weight, const float *restrict hyper) {
+  float acc_0 = 0, acc_1 = 0, acc_2 = 0, acc_3 = 0, acc_4 = 0, acc_5 = 0, acc_6 = 0, acc_7 = 0;
+  float acc_8 = 0, acc_9 = 0, acc_10 = 0, acc_11 = 0;
+  float acc_12_0 = 0, acc_12_1 = 0, acc_12_2 = 0, acc_12_6 = 0, acc_12_7 = 0, acc_12_8 = 0;
+  acc_0 = 0.0f;
+  acc_1 = 0.0f;
+  acc_2 = 0.0f;
+  acc_3 = 0.0f;
+  acc_4 = 0.0f;
+  acc_5 = 0.0f;
+  acc_6 = 0.0f;
+  acc_7 = 0.0f;
+  acc_8 = 0.0f;
+  acc_9 = 0.0f;
+  acc_10 = 0.0f;
+  acc_11 = 0.0f;
+  for (int32_t ax4 = 0; ax4 < 4; ++ax4) {
+    const int32_t cse_v1 = ax4 * 4;
+    const int32_t cse_v3 = cse_v1 - 4;
+    const int32_t cse_v4 = cse_v1 - 3;
+    if (1 <= ax4) {
+      acc_1 = acc_1 + (dy[cse_v1] * x[cse_v3]);
+      acc_2 = acc_2 + (dy[cse_v1] * x[cse_v4]);
+    }
+    acc_4 = acc_4 + (dy[cse_v1] * x[cse_v1]);
+    const int32_t cse_v5 = cse_v1 + 1;
+    acc_5 = acc_5 + (dy[cse_v1] * x[cse_v5]);
+    const int32_t cse_v6 = cse_v1 + 16;
+    if (1 <= ax4) {
+      acc_7 = acc_7 + (dy[cse_v6] * x[cse_v3]);
+      acc_8 = acc_8 + (dy[cse_v6] * x[cse_v4]);
+    }
+    acc_10 = acc_10 + (dy[cse_v6] * x[cse_v1]);
+    acc_11 = acc_11 + (dy[cse_v6] * x[cse_v5]);
+    const int32_t cse_v7 = cse_v1 - 2;
+    if (1 <= ax4) {
+      acc_0 = acc_0 + (dy[cse_v5] * x[cse_v3]);
+      acc_1 = acc_1 + (dy[cse_v5] * x[cse_v4]);
+      acc_2 = acc_2 + (dy[cse_v5] * x[cse_v7]);
+    }
+    acc_3 = acc_3 + (dy[cse_v5] * x[cse_v1]);
+    acc_4 = acc_4 + (dy[cse_v5] * x[cse_v5]);
+    const int32_t cse_v8 = cse_v1 + 2;
+    acc_5 = acc_5 + (dy[cse_v5] * x[cse_v8]);
+    const int32_t cse_v9 = cse_v1 + 17;
+    if (1 <= ax4) {
+      acc_6 = acc_6 + (dy[cse_v9] * x[cse_v3]);
+      acc_7 = acc_7 + (dy[cse_v9] * x[cse_v4]);
+      acc_8 = acc_8 + (dy[cse_v9] * x[cse_v7]);
+    }
+    acc_9 = acc_9 + (dy[cse_v9] * x[cse_v1]);
+    acc_10 = acc_10 + (dy[cse_v9] * x[cse_v5]);
+    acc_11 = acc_11 + (dy[cse_v9] * x[cse_v8]);
+    const int32_t cse_v10 = cse_v1 - 1;
+    if (1 <= ax4) {
+      acc_0 = acc_0 + (dy[cse_v8] * x[cse_v4]);
+      acc_1 = acc_1 + (dy[cse_v8] * x[cse_v7]);
+      acc_2 = acc_2 + (dy[cse_v8] * x[cse_v10]);
+    }
+    acc_3 = acc_3 + (dy[cse_v8] * x[cse_v5]);
+    acc_4 = acc_4 + (dy[cse_v8] * x[cse_v8]);
+    const int32_t cse_v11 = cse_v1 + 3;
+    acc_5 = acc_5 + (dy[cse_v8] * x[cse_v11]);
+    const int32_t cse_v12 = cse_v1 + 18;
+    if (1 <= ax4) {
+      acc_6 = acc_6 + (dy[cse_v12] * x[cse_v4]);
+      acc_7 = acc_7 + (dy[cse_v12] * x[cse_v7]);
+      acc_8 = acc_8 + (dy[cse_v12] * x[cse_v10]);
+    }
+    acc_9 = acc_9 + (dy[cse_v12] * x[cse_v5]);
+    acc_10 = acc_10 + (dy[cse_v12] * x[cse_v8]);
+    acc_11 = acc_11 + (dy[cse_v12] * x[cse_v11]);
+    if (1 <= ax4) {
+      acc_0 = acc_0 + (dy[cse_v11] * x[cse_v7]);
+      acc_1 = acc_1 + (dy[cse_v11] * x[cse_v10]);
+    }
+    acc_3 = acc_3 + (dy[cse_v11] * x[cse_v8]);
+    acc_4 = acc_4 + (dy[cse_v11] * x[cse_v11]);
+    const int32_t cse_v13 = cse_v1 + 19;
+    if (1 <= ax4) {
+      acc_6 = acc_6 + (dy[cse_v13] * x[cse_v7]);
+      acc_7 = acc_7 + (dy[cse_v13] * x[cse_v10]);
+    }
+    acc_9 = acc_9 + (dy[cse_v13] * x[cse_v8]);
+    acc_10 = acc_10 + (dy[cse_v13] * x[cse_v11]);
+  }
+  weight[0] = weight[0] - (hyper[0] * acc_0);
+  weight[1] = weight[1] - (hyper[0] * acc_1);
+  weight[2] = weight[2] - (hyper[0] * acc_2);
+  weight[3] = weight[3] - (hyper[0] * acc_3);
+  weight[4] = weight[4] - (hyper[0] * acc_4);
+  weight[5] = weight[5] - (hyper[0] * acc_5);
+  weight[9] = weight[9] - (hyper[0] * acc_6);
+  weight[10] = weight[10] - (hyper[0] * acc_7);
+  weight[11] = weight[11] - (hyper[0] * acc_8);
+  weight[12] = weight[12] - (hyper[0] * acc_9);
+  weight[13] = weight[13] - (hyper[0] * acc_10);
+  weight[14] = weight[14] - (hyper[0] * acc_11);
+  acc_12_0 = 0.0f;
+  acc_12_1 = 0.0f;
+  acc_12_2 = 0.0f;
+  acc_12_6 = 0.0f;
+  acc_12_7 = 0.0f;
+  acc_12_8 = 0.0f;
+  for (int32_t ax4 = 0; ax4 < 4; ++ax4) {
+    const int32_t cse_v2 = ax4 * 4;
+    const int32_t cse_v14 = cse_v2 + 4;
+    const int32_t cse_v15 = cse_v2 + 5;
+    if (ax4 < 3) {
+      acc_12_1 = acc_12_1 + (dy[cse_v2] * x[cse_v14]);
+      acc_12_2 = acc_12_2 + (dy[cse_v2] * x[cse_v15]);
+    }
+    if (ax4 < 3) {
+      const int32_t cse_v16 = cse_v2 + 16;
+      acc_12_7 = acc_12_7 + (dy[cse_v16] * x[cse_v14]);
+      acc_12_8 = acc_12_8 + (dy[cse_v16] * x[cse_v15]);
+    }
+    const int32_t cse_v18 = cse_v2 + 6;
+    if (ax4 < 3) {
+      const int32_t cse_v17 = cse_v2 + 1;
+      acc_12_0 = acc_12_0 + (dy[cse_v17] * x[cse_v14]);
+      acc_12_1 = acc_12_1 + (dy[cse_v17] * x[cse_v15]);
+      acc_12_2 = acc_12_2 + (dy[cse_v17] * x[cse_v18]);
+    }
+    if (ax4 < 3) {
+      const int32_t cse_v19 = cse_v2 + 17;
+      acc_12_6 = acc_12_6 + (dy[cse_v19] * x[cse_v14]);
+      acc_12_7 = acc_12_7 + (dy[cse_v19] * x[cse_v15]);
+      acc_12_8 = acc_12_8 + (dy[cse_v19] * x[cse_v18]);
+    }
+    const int32_t cse_v21 = cse_v2 + 7;
+    if (ax4 < 3) {
+      const int32_t cse_v20 = cse_v2 + 2;
+      acc_12_0 = acc_12_0 + (dy[cse_v20] * x[cse_v15]);
+      acc_12_1 = acc_12_1 + (dy[cse_v20] * x[cse_v18]);
+      acc_12_2 = acc_12_2 + (dy[cse_v20] * x[cse_v21]);
+    }
+    if (ax4 < 3) {
+      const int32_t cse_v22 = cse_v2 + 18;
+      acc_12_6 = acc_12_6 + (dy[cse_v22] * x[cse_v15]);
+      acc_12_7 = acc_12_7 + (dy[cse_v22] * x[cse_v18]);
+      acc_12_8 = acc_12_8 + (dy[cse_v22] * x[cse_v21]);
+    }
+    if (ax4 < 3) {
+      const int32_t cse_v23 = cse_v2 + 3;
+      acc_12_0 = acc_12_0 + (dy[cse_v23] * x[cse_v18]);
+      acc_12_1 = acc_12_1 + (dy[cse_v23] * x[cse_v21]);
+    }
+    if (ax4 < 3) {
+      const int32_t cse_v24 = cse_v2 + 19;
+      acc_12_6 = acc_12_6 + (dy[cse_v24] * x[cse_v18]);
+      acc_12_7 = acc_12_7 + (dy[cse_v24] * x[cse_v21]);
+    }
+  }
+  weight[6] = weight[6] - (hyper[0] * acc_12_0);
+  weight[7] = weight[7] - (hyper[0] * acc_12_1);
+  weight[8] = weight[8] - (hyper[0] * acc_12_2);
+  weight[15] = weight[15] - (hyper[0] * acc_12_6);
+  weight[16] = weight[16] - (hyper[0] * acc_12_7);
+  weight[17] = weight[17] - (hyper[0] * acc_12_8);
 }
 
 void tt_small_kernel_fused_add_reshape2(const float *restrict lv13, const float *restrict lv201, float *restrict T_reshape_intermediate) {
