@@ -24,17 +24,14 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean
 
-import numpy as np
 import torch
 
+from benchmarks.accuracy_agreement import STEPS, measure_agreement, methods_to_compare
 from benchmarks.common import Report, parse, parser, print_table
-from tvm_tinytrain.config import Prototypical
 from tvm_tinytrain.fewshot.datasets import Dataset, from_folder
-from tvm_tinytrain.fewshot.episodes import FixedWays, Sampler, VariousWays, sample_episode
+from tvm_tinytrain.fewshot.episodes import FixedWays, Sampler, VariousWays
 from tvm_tinytrain.fewshot.evaluate import Contest, evaluate
 from tvm_tinytrain.fewshot.methods import METHODS, LibraryFiles, Method, build_methods
-from tvm_tinytrain.fewshot.protonet import prototypical_logits
-from tvm_tinytrain.fewshot.reference import adapt_reference
 from tvm_tinytrain.fewshot.results import Row, cells
 from tvm_tinytrain.fewshot.tasks import PAPER_RATES, AdaptOptions
 from tvm_tinytrain.micro.in_process import InProcess
@@ -165,10 +162,8 @@ def _run(name: str, datasets: list[Dataset], options: argparse.Namespace, report
         seconds = time.perf_counter() - start
         print(f"{name}: task {done} of {jobs}, {seconds:.0f} s", file=sys.stderr, flush=True)
 
-    full = next((m for m in methods if m.name == "fulltrain"), None)
-    if full is not None:
-        with report.attempt(f"{name}: agreement with PyTorch"):
-            _check_agreement(report, name, full, files, datasets, load)
+    with report.attempt(f"{name}: agreement with PyTorch"):
+        _check_agreement(report, name, methods, files, datasets, load)
     results = evaluate(contest, load, path=state, processes=options.processes, progress=progress)
     rows = results.rows()
     report.rows += [asdict(row) for row in rows]
@@ -178,35 +173,27 @@ def _run(name: str, datasets: list[Dataset], options: argparse.Namespace, report
 def _check_agreement(
     report: Report,
     network: str,
-    method: Method,
+    methods: Sequence[Method],
     files: tuple[Path, Path],
-    datasets: list[Dataset],
+    datasets: Sequence[Dataset],
     load: Callable[[LibraryFiles], InProcess],
 ) -> None:
-    """FullTrain by compiled code and by PyTorch from the same draws: 40 steps of Adam on up to three tasks."""
-    same: list[bool] = []
-    worst = 0.0
-    loss = Prototypical(through_prototypes=False)
-    with load(method.library) as library:
-        for dataset in datasets[:3]:
-            episode = sample_episode(dataset, FixedWays(5, 1, 15), 0, 0)
-            images, labels = episode.support_set()
-            queries, _ = episode.query_set()
-            library.init()
-            result = library.adapt(images, labels, lr=1e-4, loss=loss, seed=0)
-            model = load_int8_backbone(*files)
-            adapt_reference(model, images, labels, lr=1e-4, loss=loss, seed=0)
-            with torch.no_grad():
-                embedded = [model(torch.from_numpy(a)) for a in (images, queries)]
-                scores = prototypical_logits(embedded[0], torch.from_numpy(labels), embedded[1], loss)
-            same += (result.classify(library, queries) == scores.argmax(dim=1).numpy()).tolist()
-            pairs = [
-                (library.read(n.replace(".", "_")), p.detach().numpy()) for n, p in model.named_parameters()
-            ]
-            missed = sum(float(np.sum((found.reshape(e.shape) - e) ** 2)) for found, e in pairs)
-            worst = max(worst, (missed / sum(float(np.sum(e**2)) for _, e in pairs)) ** 0.5)
-    report.at_least(f"{network}: predictions as PyTorch's", 99.5, 100 * fmean(same), "%")
-    report.at_most(f"{network}: weights after 40 steps against PyTorch's", 1e-3, worst, "relative")
+    """Every method that trains layers of the network, on the first task of up to two domains."""
+    found = []
+    for method in methods_to_compare(methods):
+        for dataset in datasets[:2]:
+            print(f"{network}: {method.name} against PyTorch, {dataset.name}", file=sys.stderr, flush=True)
+            found.append(measure_agreement(method, dataset, lambda: load_int8_backbone(*files), load))
+    if not found:
+        return
+    percent = [[100 * a.predictions, 100 * a.torch_predictions] for a in found]
+    rows = [[a.method, a.domain, a.queries, *p, a.weights] for a, p in zip(found, percent, strict=True)]
+    heads = ["method", "domain", "queries", "predictions alike %", "PyTorch float32's %", "weights"]
+    print_table(f"{network}: {STEPS} steps of Adam against PyTorch in float64", heads, rows)
+    report.rows += [{"section": "agreement", "network": network, **asdict(a)} for a in found]
+    report.at_least(f"{network}: predictions as PyTorch's", 99.5, fmean(p[0] for p in percent), "%")
+    worst = max((a.weights for a in found if a.weights is not None), default=0.0)
+    report.at_most(f"{network}: weights after {STEPS} steps against PyTorch's", 1e-3, worst, "relative")
 
 
 def _check(report: Report, network: str, rows: list[Row]) -> None:

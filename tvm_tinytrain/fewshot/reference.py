@@ -26,11 +26,13 @@ def adapt_reference(
     loss: Prototypical | None = None,
     queries: QuerySource | None = None,
     seed: int = 0,
+    skipped_draws: int = 0,
 ) -> list[float]:
     """Adapt `model` in place by Adam over whole batches and autograd; returns the loss before each step.
 
     parameters: what is trained (default: all). masks: for each of them a tensor of 0 and 1 that broadcasts to its
     shape; gradients are multiplied by it, so that rows of 0 stay as they are. support_labels: numbered from 0.
+    skipped_draws: pseudo-queries that are drawn and not used first, as a library that selects uses one set for its Fisher pass.
     The model should be in eval mode. Images are float32[n, …]; with a float64 model they are widened.
     """
     trained = list(model.parameters() if parameters is None else parameters)
@@ -41,6 +43,8 @@ def adapt_reference(
     labels = torch.from_numpy(np.asarray(support_labels, np.int64))
     support = torch.from_numpy(support_images).to(dtype)
     losses = []
+    for _ in range(skipped_draws):
+        source(support_images, rng)
     for _ in range(iterations):
         made = torch.from_numpy(np.asarray(source(support_images, rng), np.float32)).to(dtype)
         optimizer.zero_grad()
