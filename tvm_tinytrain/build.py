@@ -38,6 +38,7 @@ from tvm_tinytrain.passes.program import Program, analyse_program
 from tvm_tinytrain.passes.state import RECOMPUTED, Layer, get_json, get_layers, get_values
 from tvm_tinytrain.pipeline import Instruments, compile_adaptive, compile_module
 from tvm_tinytrain.plan import UpdatePlan
+from tvm_tinytrain.reporting import Report
 from tvm_tinytrain.schedules import OWN_CHOICE, RULES, Rule, Tuned
 from tvm_tinytrain.schedules.records import Record, load_records
 from tvm_tinytrain.selection import TaskAdaptive
@@ -101,6 +102,10 @@ class TrainModule:
         """Layers, what is trained, multiply-accumulates, and bytes by pool, as text for a terminal."""
         return report_text(self.metadata)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: costs by layer, the memory plan of every entry, bytes by role (`reporting.Report`)."""
+        return Report(self).fragment()
+
 
 @dataclass(frozen=True)
 class LoadedModule:
@@ -115,6 +120,10 @@ class LoadedModule:
     def report(self) -> str:
         """As `TrainModule.report`."""
         return report_text(self.metadata)
+
+    def _repr_html_(self) -> str:
+        """As a `TrainModule` shows itself."""
+        return Report(self).fragment()
 
 
 def load(path: str | Path) -> LoadedModule:

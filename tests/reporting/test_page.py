@@ -120,3 +120,11 @@ def _found(name: str) -> bool:
     import shutil
 
     return shutil.which(name) is not None
+
+
+def test_a_module_shows_itself_in_a_notebook(module: tt.TrainModule, tmp_path: Path) -> None:
+    text = module._repr_html_()
+    assert text == Report(module).fragment()
+    assert text.count("<img") >= 2
+    assert "Memory plan of step" in text and "<html" not in text
+    assert tt.load(module.export(tmp_path / "net.tar"))._repr_html_() == text

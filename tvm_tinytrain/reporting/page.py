@@ -69,6 +69,10 @@ class Report:
         )
 
     def _repr_html_(self) -> str:
+        return self.fragment()
+
+    def fragment(self) -> str:
+        """The page's body with its style, for a notebook's cell."""
         body = "\n".join(_render(section) for section in self._sections)
         return f"<style>{_STYLE.replace('body {', '.tinytrain {')}</style><div class='tinytrain'>{self._cards()}{body}</div>"
 
@@ -157,7 +161,7 @@ class Report:
         roles = meta["memory"]["bytes_by_role"]
         rows = [[role, f"{size:,}"] for role, size in sorted(roles.items(), key=lambda item: -item[1])]
         options = html.escape(
-            json.dumps({"options": meta["options"], "versions": meta["versions"]}, indent=1)
+            json.dumps({"options": meta["options"], "versions": meta["versions"]}, indent=1, sort_keys=True)
         )
         table = (
             _table(["tensors", "bytes"], rows)
