@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import subprocess
+
 import numpy as np
 import pytest
 
 from tvm_tinytrain.adaptation import DiffAugment
 from tvm_tinytrain.errors import PlanError, ShapeError
+from tvm_tinytrain.targets.runtime_files import runtime_folder
 
 STILL = {"brightness": 0.0, "saturation": 0.0, "contrast": 0.0, "translation": 0.0, "flip": 0.0}
 
@@ -70,3 +74,77 @@ def test_what_is_no_image_or_no_share_is_refused() -> None:
     with pytest.raises(PlanError) as refused:
         DiffAugment(translation=1.5)
     assert "translation: found 1.5" in str(refused.value)
+
+
+class _Options(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_float)
+        for name in ("probability", "brightness", "saturation", "contrast", "translation", "flip")
+    )
+
+
+class _Draws:
+    """Stands in for a generator: gives these draws."""
+
+    def __init__(self, draws: np.ndarray) -> None:
+        self.draws = draws
+
+    def random(self, shape: tuple[int, ...]) -> np.ndarray:
+        assert self.draws.shape == shape
+        return self.draws
+
+
+@pytest.fixture(scope="module")
+def in_c(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    folder, out = runtime_folder(), tmp_path_factory.mktemp("augment") / "augment.so"
+    flags = ["-std=c99", "-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-pedantic"]
+    source = str(folder / "adapt" / "tt_augment.c")
+    subprocess.run(
+        ["gcc", *flags, "-I", str(folder / "include"), source, "-o", str(out)],
+        check=True,
+    )
+    return ctypes.CDLL(str(out))
+
+
+def augmented(library: ctypes.CDLL, how: DiffAugment, image: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    options = _Options(*(getattr(how, name) for name, _ in _Options._fields_))
+    shape, out = (ctypes.c_uint32 * 3)(*image.shape), np.full_like(image, np.nan)
+    given = draws.astype(np.float32)
+    library.tt_augment(
+        ctypes.byref(options), shape, *(ctypes.c_void_p(a.ctypes.data) for a in (given, image, out))
+    )
+    return out
+
+
+@pytest.mark.host_compiler
+@pytest.mark.parametrize(
+    "how", [DiffAugment(), DiffAugment(probability=1.0, translation=0.5), DiffAugment(probability=0.0)]
+)
+@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 7, 12), (2, 1, 5)])
+def test_the_device_makes_what_the_host_makes(
+    in_c: ctypes.CDLL, how: DiffAugment, shape: tuple[int, int, int]
+) -> None:
+    rng = np.random.default_rng(5)
+    for _ in range(40):
+        image = rng.uniform(-1, 1, shape).astype(np.float32)
+        draws = (rng.integers(0, 1 << 24, (1, 8)) / (1 << 24)).astype(np.float32).astype(np.float64)
+        expected = how(image[None], _Draws(draws))[0]  # type: ignore[arg-type]
+        np.testing.assert_allclose(augmented(in_c, how, image, draws[0]), expected, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.host_compiler
+def test_the_devices_draws(in_c: ctypes.CDLL) -> None:
+    state = ctypes.c_uint64(42)
+    draws = np.zeros((500, 8), np.float32)
+    for row in draws:
+        in_c.tt_augment_draw(ctypes.byref(state), ctypes.c_void_p(row.ctypes.data))
+    assert draws.min() >= 0.0 and draws.max() < 1.0
+    assert abs(draws.mean() - 0.5) < 0.02 and abs(draws.std() - 12**-0.5) < 0.01
+    assert len(np.unique(draws)) > 3990
+    # PCG32's published step and output function, in Python's integers
+    number, expected = 42, []
+    for _ in range(8):
+        mixed, turn = (((number >> 18) ^ number) >> 27) & 0xFFFFFFFF, number >> 59
+        expected.append((((mixed >> turn) | (mixed << (-turn & 31))) & 0xFFFFFFFF) >> 8)
+        number = (number * 6364136223846793005 + 1442695040888963407) % (1 << 64)
+    np.testing.assert_array_equal(draws[0], np.array(expected) / np.float32(1 << 24))
