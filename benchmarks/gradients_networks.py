@@ -175,7 +175,7 @@ def measure_updates(
 def branches_of(name: str) -> Iterator[tuple[str, Update, Reference]]:
     """(title, update, reference) of the updates that train branches beside a network's blocks; none for one without blocks."""
     network = zoo()[name]
-    net, modules = network.make(), TinyTL(gain=1.0)
+    net, modules = network.make(), TinyTL(gain=0.25)
     updates: dict[str, Update] = {"TinyTL": modules, "AdapterDrop 0.5": AdapterDrop(0.5, modules)}
     for title, update in updates.items():
         drop = update.drop if isinstance(update, AdapterDrop) else 0.0

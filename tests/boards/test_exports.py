@@ -87,9 +87,14 @@ def test_bare_metal_firmware_trains(tmp_path: Path) -> None:
     ways = [tmp_path / "in", tmp_path / "out"]
     for way in ways:
         os.mkfifo(way)
+    # a make around the tests would print its own lines, and hand its options down
+    own = {
+        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")
+    }
     line = subprocess.run(
-        ["make", "-n", "run", f"IN={ways[0]}", f"OUT={ways[1]}"], cwd=tmp_path, capture_output=True, text=True
-    )
+        ["make", "-n", "run", f"IN={ways[0]}", f"OUT={ways[1]}"],
+        cwd=tmp_path, capture_output=True, text=True, check=True, env=own,
+    )  # fmt: skip
     board = subprocess.Popen(shlex.split(line.stdout.strip().splitlines()[-1]), cwd=tmp_path)
     answers = bytearray()
 
@@ -97,13 +102,17 @@ def test_bare_metal_firmware_trains(tmp_path: Path) -> None:
         with ways[1].open("rb") as stream:
             answers.extend(stream.read())
 
-    listener = threading.Thread(target=listen, daemon=True)
-    try:
-        listener.start()
+    def speak() -> None:  # opening waits for the other side, which may never come
         with ways[0].open("wb") as stream:
             stream.write(commands())
-        assert board.wait(30) == 0
-        listener.join(10)
+
+    sides = [threading.Thread(target=side, daemon=True) for side in (listen, speak)]
+    try:
+        for side in sides:
+            side.start()
+        assert board.wait(60) == 0
+        for side in sides:
+            side.join(10)
     finally:
         board.kill()
         board.wait()
