@@ -105,7 +105,7 @@ class DeviceSelect:
             target = parse_target("host")
             command = [find_tool(target.compiler, "compile"), "-std=c99", "-shared", "-fPIC", *target.cflags]
             command += [f"-I{runtime / 'include'}", "-o", str(library)]
-            command += sorted(map(str, (runtime / "adapt").glob("*.c")))
+            command += [*sorted(map(str, (runtime / "adapt").glob("*.c"))), "-lm"]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise KernelError("benchmark", "selection's C", done.stderr[-500:], "clean C99", "report it")

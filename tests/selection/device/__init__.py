@@ -34,7 +34,7 @@ def compile_driver(source: Path, program: Path, *, headers: Sequence[Path] = ())
     runtime = runtime_folder()
     sources = [source, *sorted((runtime / "adapt").glob("*.c"))]
     includes = [f"-I{folder}" for folder in (runtime / "include", runtime / "adapt", *headers)]
-    command = ["gcc", *FLAGS, *SANITIZERS, *includes, *map(str, sources), "-o", str(program)]
+    command = ["gcc", *FLAGS, *SANITIZERS, *includes, *map(str, sources), "-o", str(program), "-lm"]
     subprocess.run(command, check=True, capture_output=True, text=True)
     return program
 
