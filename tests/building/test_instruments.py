@@ -80,7 +80,7 @@ class BreakEverything:
 
 
 def test_ill_formed_module_names_the_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "canonicalise", lambda: [BreakEverything()])
+    monkeypatch.setattr(pipeline, "canonicalise", lambda update=None: [BreakEverything()])
     with pytest.raises(
         KernelError, match=r"pipeline: pass BreakEverything: found .*; allowed valid IR after every pass"
     ):
