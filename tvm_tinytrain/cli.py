@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,9 @@ _COMPILE_EXAMPLE = """example:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code. A TinyTrainError becomes one line on stderr and exit code 1."""
-    arguments = _parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else list(argv)
+    arguments = _parser().parse_args(given)
+    arguments.command_line = shlex.join(["tinytrain", *given])
     try:
         return int(arguments.run(arguments))
     except TinyTrainError as error:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -94,7 +92,6 @@ def _tune(a: argparse.Namespace) -> int:
             bars.update(kernels, total=now.kernels, completed=now.index)
             bars.update(trials, description=now.kernel, total=now.most, completed=now.trials)
 
-        command = shlex.join(["tinytrain", *sys.argv[1:]])
         found = tune(
             modules,
             board=a.board,
@@ -102,7 +99,7 @@ def _tune(a: argparse.Namespace) -> int:
             seed=a.seed,
             work_dir=a.work,
             output=a.output,
-            command=command,
+            command=a.command_line,
             progress=show,
             measure=measure,
         )
