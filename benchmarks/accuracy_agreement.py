@@ -104,10 +104,15 @@ def _reference(
     return model, scores.argmax(dim=1).numpy()
 
 
+def _named_weights(model: nn.Module) -> tuple[dict[str, nn.Parameter], list[str]]:
+    """All parameters, and the names of the weights by layer id: modules stand in order of execution."""
+    named = dict(model.named_parameters())
+    return named, [name for name in named if name.endswith("weight")]
+
+
 def _trained(model: nn.Module, plan: UpdatePlan) -> tuple[list[nn.Parameter], list[torch.Tensor]]:
     """The parameters of the plan's layers, which stand in order of execution, with masks of what is trained in them."""
-    named = dict(model.named_parameters())
-    names = [name for name in named if name.endswith("weight")]
+    named, names = _named_weights(model)
     parameters, masks = [], []
     for update in plan.layers:
         weight = named[names[update.layer]]
@@ -129,8 +134,7 @@ def _trained(model: nn.Module, plan: UpdatePlan) -> tuple[list[nn.Parameter], li
 
 def _weight_error(library: InProcess, model: nn.Module, plan: UpdatePlan) -> float:
     """‖Δ‖₂ / ‖w‖₂ of the trained weights, all layers together."""
-    named = dict(model.named_parameters())
-    names = [name for name in named if name.endswith("weight")]
+    named, names = _named_weights(model)
     missed = total = 0.0
     for update in plan.layers:
         if not update.weight:

@@ -12,7 +12,7 @@ from tvm import relax
 from tvm_tinytrain.passes.kernels.frozen_norm import frozen_norm
 from tvm_tinytrain.passes.lower_layers import adds_per_channel
 from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, op_name, rebuild, shape_of, use_counts
-from tvm_tinytrain.passes.state import get_values, with_values
+from tvm_tinytrain.passes.state import free_name, get_values, with_values
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,7 @@ class FoldBatchNorm:
         new_params: list[relax.Var] = []
 
         def parameter(name: str, value: np.ndarray) -> relax.Var:
-            unique, count = name, 1
-            while unique in values:
-                unique, count = f"{name}_{count}", count + 1
+            unique = free_name(name, values)
             values[unique] = value.astype(np.float32)
             new_params.append(relax.Var(unique, relax.TensorType(value.shape, "float32")))
             return new_params[-1]

@@ -11,7 +11,7 @@ from tvm import relax
 
 from tvm_tinytrain.errors import PlanError
 from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, rebuild, shape_of
-from tvm_tinytrain.passes.state import get_values, with_adapters, with_values
+from tvm_tinytrain.passes.state import free_name, get_values, with_adapters, with_values
 from tvm_tinytrain.passes.trunk import TrunkBlock, trunk_blocks
 
 
@@ -97,7 +97,6 @@ class InsertAdapters:
         rng = np.random.default_rng(self.seed)
         branches = {b.last: self._branch(b, n, values, rng) for n, b in enumerate(blocks)}
         params = [p for _, _, own in branches.values() for p in own]
-        followers: dict[relax.Var, relax.Var] = {}
 
         def body(r: Rebuilder) -> relax.Expr:
             for index, b in enumerate(bindings(func)):
@@ -105,7 +104,7 @@ class InsertAdapters:
                 if index in branches:
                     block, spec, own = branches[index]
                     y = _emit_branch(r, r.look(block.x), spec, own)
-                    followers[b.var] = r.env[b.var] = r.emit(relax.op.add(r.look(b.var), y))
+                    r.env[b.var] = r.emit(relax.op.add(r.look(b.var), y))
             return r.look(func.body.body)
 
         mod = rebuild(mod, "main", body, params=[*func.params, *params], attrs=dict(func.attrs))
@@ -119,7 +118,7 @@ class InsertAdapters:
         for part, shape, gain in zip(("conv", "out"), spec.weight_shapes, (1.0, self.gain), strict=True):
             weight = rng.normal(scale=math.sqrt(2.0 / math.prod(shape[1:])), size=shape) * gain
             for kind, value in (("weight", weight), ("bias", np.zeros(shape[0]))):
-                name = _free_name(f"adapter{number}_{part}_{kind}", values)
+                name = free_name(f"adapter{number}_{part}_{kind}", values)
                 values[name] = value.astype(np.float32)
                 own.append(relax.Var(name, relax.TensorType(value.shape, "float32")))
         return block, spec, own
@@ -152,10 +151,3 @@ def _emit_branch(r: Rebuilder, x: relax.Expr, spec: LiteResidual, own: list[rela
 
 def _add_bias(r: Rebuilder, y: relax.Expr, bias: relax.Var) -> relax.Expr:
     return r.emit(relax.op.add(y, r.emit(relax.op.reshape(bias, [1, shape_of(bias)[0], 1, 1]))))
-
-
-def _free_name(name: str, taken: dict[str, np.ndarray]) -> str:
-    unique, count = name, 1
-    while unique in taken:
-        unique, count = f"{name}_{count}", count + 1
-    return unique

@@ -16,7 +16,7 @@ attribute          meaning
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -118,3 +118,11 @@ def get_adapters(mod: tvm.IRModule) -> tuple[str, ...]:
 def with_adapters(mod: tvm.IRModule, names: tuple[str, ...]) -> tvm.IRModule:
     """The module with ``names`` as the parameters of inserted branches."""
     return with_json(mod, ADAPTERS, list(names))
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """``name``, or ``name_1``, ``name_2`` …: the first that is not ``taken``."""
+    unique, count = name, 1
+    while unique in taken:
+        unique, count = f"{name}_{count}", count + 1
+    return unique

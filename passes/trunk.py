@@ -107,15 +107,3 @@ class _Finder:
                 return index
             index = following
         return index
-
-
-def block_layers(
-    func: relax.Function, weights: dict[str, int], blocks: tuple[TrunkBlock, ...]
-) -> tuple[tuple[int, ...], ...]:
-    """The layers of each block, given {weight: layer id}, in order of execution."""
-    found: list[tuple[int, ...]] = []
-    everything = bindings(func)
-    for block in blocks:
-        inside = [o for b in everything[block.first : block.last + 1] for o in operands(b.value)]
-        found.append(tuple(weights[o.name] for o in inside if isinstance(o, relax.Var) and o.name in weights))
-    return tuple(found)

@@ -177,6 +177,13 @@ class AdapterDrop:
             )
 
 
+def lite_modules(update: object) -> tuple[TinyTL, float] | None:
+    """The branches that an update trains and the share of blocks that goes without, None for one that adds no branches."""
+    if isinstance(update, AdapterDrop):
+        return update.modules, update.drop
+    return (update, 0.0) if isinstance(update, TinyTL) else None
+
+
 Update = FullTrain | LastLayer | BiasOnly | SparseUpdate | TinyTL | AdapterDrop | UpdatePlan
 
 _UNITS = {"": 1, "B": 1, "KB": 1024, "KIB": 1024, "MB": 1024**2, "MIB": 1024**2}

@@ -12,7 +12,7 @@ from pathlib import Path
 import tvm
 from tvm import relax
 
-from tvm_tinytrain.config import AdapterDrop, MemoryOptions, TinyTL, TrainConfig
+from tvm_tinytrain.config import MemoryOptions, TrainConfig, lite_modules
 from tvm_tinytrain.errors import KernelError
 from tvm_tinytrain.passes.append_loss import AppendLoss
 from tvm_tinytrain.passes.canonicalize import Canonicalize
@@ -68,10 +68,10 @@ def canonicalise(update: object = None) -> Passes:
 
 def adapters(update: object) -> Passes:
     """The lite residual modules of TinyTL and AdapterDrop; nothing for any other update."""
-    modules = update.modules if isinstance(update, AdapterDrop) else update
-    if not isinstance(modules, TinyTL):
+    found = lite_modules(update)
+    if found is None:
         return []
-    drop = update.drop if isinstance(update, AdapterDrop) else 0.0
+    modules, drop = found
     options = {name: getattr(modules, name) for name in ("kernel", "groups", "pool", "gain", "seed")}
     return [InsertAdapters(drop, **options), Canonicalize()]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tvm
 
-from tvm_tinytrain.config import AdapterDrop, BiasOnly, FullTrain, LastLayer, SparseUpdate, TinyTL
+from tvm_tinytrain.config import BiasOnly, FullTrain, LastLayer, SparseUpdate, lite_modules
 from tvm_tinytrain.errors import PlanError
 from tvm_tinytrain.passes.kernels.builder import kernel_kind, kernel_spec
 from tvm_tinytrain.passes.rewriting import bindings, callee, operands
@@ -47,10 +47,10 @@ def resolve_plan(update: object, mod: tvm.IRModule) -> UpdatePlan:
         values = get_values(mod)
         weights = {layer.id: values[layer.weight] for layer in layers}
         return sparse_update(describe_network(mod), update.scheme, weights, biases=update.biases)
-    if isinstance(update, TinyTL | AdapterDrop):
-        modules = update.modules if isinstance(update, AdapterDrop) else update
+    branches = lite_modules(update)
+    if branches is not None:
         own = set(get_adapters(mod))
-        last = layers[-1].weight if modules.last_layer else None
+        last = layers[-1].weight if branches[0].last_layer else None
         return _whole(tuple(layer for layer in layers if layer.weight in own or layer.weight == last))
     allowed = (
         "FullTrain, LastLayer, BiasOnly, SparseUpdate, TinyTL, AdapterDrop, TaskAdaptive or an UpdatePlan"

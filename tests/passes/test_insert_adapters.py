@@ -22,7 +22,7 @@ from tvm_tinytrain.frontend import import_model
 from tvm_tinytrain.passes.insert_adapters import InsertAdapters, LiteResidual
 from tvm_tinytrain.passes.rewriting import bindings, op_name, shape_of
 from tvm_tinytrain.passes.state import get_adapters, get_values, with_values
-from tvm_tinytrain.passes.trunk import block_layers, trunk_blocks
+from tvm_tinytrain.passes.trunk import trunk_blocks
 from tvm_tinytrain.pipeline import canonicalise
 from tvm_tinytrain.selection import inverted_bottlenecks, lite_residuals
 
@@ -129,8 +129,9 @@ def test_blocks_are_found(name: str, count: int) -> None:
     for before, after in pairwise(blocks):
         assert before.y == after.x
         assert before.last < after.first
-    weights = [b.value.args[1].name for b in bindings(mod["main"]) if op_name(b.value) == "relax.nn.conv2d"]
-    layers = block_layers(mod["main"], {w: i for i, w in enumerate(weights)}, blocks)
+    everything = bindings(mod["main"])
+    ids = {b.var: i for i, b in enumerate(b for b in everything if op_name(b.value) == "relax.nn.conv2d")}
+    layers = [[ids[b.var] for b in everything[k.first : k.last + 1] if b.var in ids] for k in blocks]
     assert all(len(inside) > 1 for inside in layers)
     flat = [i for inside in layers for i in inside]
     assert flat == sorted(set(flat))
