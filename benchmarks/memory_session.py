@@ -1,7 +1,8 @@
 """A TinyTrain session within its bytes: on an emulated Cortex-M7 whose memory map has 512 KB of SRAM.
 
-Fisher potentials of two samples, selection on the device, Adam steps, prediction; then the paper's number of weights, chosen by the
-potentials that were measured, installed and trained. All that is in SRAM counts: arena, stack, receive buffers, everything else linked.
+Fisher potentials of two samples, selection on the device, one step of Adam in float32 per sample, prediction; then the paper's number
+of weights, chosen by the potentials that were measured, installed and trained. All that is in SRAM counts: arena, stack, receive
+buffers, everything else linked. Beside it what the same bytes select where gradients are accumulated over samples.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 import tvm_tinytrain as tt
@@ -18,6 +20,8 @@ from tvm_tinytrain.config import Adam, MemoryOptions
 from tvm_tinytrain.memory.lower_bound import lower_bound_peak
 from tvm_tinytrain.memory.picture import bytes_by_kind
 from tvm_tinytrain.micro import Session
+from tvm_tinytrain.selection import Budgets, FisherMap, select
+from tvm_tinytrain.selection.table_accounting import TableAccounting
 
 BOARD = "mps2-an500-512kb"
 BESIDE_ARENA = 7 * 1024
@@ -28,45 +32,46 @@ SAMPLES = 2
 def session_row(
     network: torch.nn.Module, size: int, limit: int, weights: int, memory: MemoryOptions
 ) -> dict[str, Any]:
-    """One session's figures. ``limit`` is bytes of SRAM for everything, ``weights`` the paper's number of trained weights.
+    """One session's figures. ``limit`` is bytes of SRAM for everything, ``weights`` the paper's number of trained weights."""
+    update, budget = tt.TaskAdaptive(), tt.Budget(memory=limit - BESIDE_ARENA)
 
-    The optimizer's state is float32 where that leaves room for so many weights, else bfloat16.
-    """
-    rows = []
-    for state in ("float32", "bfloat16"):
-        rows.append(_session(network, size, limit, weights, memory, Adam(state=state)))
-        if "installed_weights" in rows[-1]:
-            break
-    return {
-        **rows[-1],
-        "selected_weights_by_state": {r["optimizer_state"]: r["selected_weights"] for r in rows},
-    }
+    def built(*, accumulate: bool) -> tt.TrainModule:
+        return tt.build(
+            network,
+            example_inputs=(torch.zeros(1, 3, size, size),),
+            optimizer=Adam(),
+            update=update,
+            budget=budget,
+            accumulate=accumulate,
+            memory=replace(memory, recompute="auto"),
+            name="bench",
+        )
+
+    row, potentials = _session(built(accumulate=False), size, weights)
+    tables = TableAccounting.from_metadata(built(accumulate=True).metadata)
+    found = select(tables, Budgets.of(budget, tables), FisherMap(potentials), update)
+    counts = {u.layer: len(u.outputs) for u in found.plan.layers}
+    row["selected_weights_accumulating"] = sum(
+        counts.get(c.layer, 0) * (c.weights // c.channels) for c in tables.candidates
+    )
+    return row
 
 
 def _session(
-    network: torch.nn.Module, size: int, limit: int, weights: int, memory: MemoryOptions, optimizer: Adam
-) -> dict[str, Any]:
-    module = tt.build(
-        network,
-        example_inputs=(torch.zeros(1, 3, size, size),),
-        optimizer=optimizer,
-        update=tt.TaskAdaptive(),
-        budget=tt.Budget(memory=limit - BESIDE_ARENA),
-        memory=replace(memory, recompute="auto"),
-        name="bench",
-    )
+    module: tt.TrainModule, size: int, weights: int
+) -> tuple[dict[str, Any], dict[int, npt.NDArray[Any]]]:
+    """Figures of a session on the board, and the potentials that it measured."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (SAMPLES, 1, 3, size, size)).astype(np.uint8)
     adaptive = module.metadata["adaptive"]
     row: dict[str, Any] = {
         "session_board": BOARD,
-        "optimizer_state": optimizer.state,
         "arena_bytes": module.arena.arena_bytes,
         "activation_bytes_by_depth": adaptive["activation_bytes"],
         "macs_fisher": module.metadata["macs"]["fisher"],
         "recomputed": module.metadata["memory"]["recomputed"],
     }
-    for entry in ("fisher", "accumulate", "predict"):
+    for entry in ("fisher", "step", "predict"):
         problem = module.arena.problems[entry]
         row[f"{entry}_bytes_by_kind"] = bytes_by_kind(problem.buffers, lower_bound_peak(problem).step)
     with Session(module, board=BOARD, timeout_s=600.0) as session:
@@ -91,15 +96,14 @@ def _session(
         row["logits"] = [float(v) for v in session.predict(images[0]).ravel()]
         used = session.memory()
     row |= {k: used[k] for k in ("arena_high_water_bytes", "stack_bytes", "sram_bytes_linked")}
-    return row
+    return row, potentials
 
 
 def _train(session: Session, images: np.ndarray) -> None:
-    """Two iterations of Adam over all samples."""
+    """Two passes over all samples, a step for each."""
     for _ in range(2):
         for label, image in enumerate(images):
-            _call(session, "accumulate", image, label)
-        session.call("apply")
+            _call(session, "step", image, label)
 
 
 def _call(session: Session, entry: str, image: np.ndarray, label: int) -> None:

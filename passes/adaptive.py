@@ -16,6 +16,8 @@ from tvm_tinytrain.passes.program import Entry, KernelCall, Program
 
 ALWAYS = -1
 """Guard of a call that every run of its entry executes."""
+TRAINING = ("accumulate", "step")
+"""Entries that run a backward pass; a library's program has one of them."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ class AdaptivePlan:
     rows: tuple[RowTensor, ...]
 
     @property
+    def training_entry(self) -> str:
+        """The entry that runs the backward pass: "accumulate", or "step" where every gradient is applied where it is made."""
+        return next(name for name in TRAINING if name in self.guards)
+
+    @property
     def activation_bytes(self) -> tuple[int, ...]:
         """Bytes in front of the trained rows, by depth."""
         return tuple(plan.arena_bytes for plan in self.depths)
@@ -101,9 +108,7 @@ def plan_adaptive(
         selected = ((1 << len(candidates)) - 1) >> depth << depth
         entries = []
         for entry in program.entries:
-            if (entry.name in ("accumulate", "apply") and not selected) or (
-                entry.name == "fisher" and selected
-            ):
+            if (entry.name in (*TRAINING, "apply") and not selected) or (entry.name == "fisher" and selected):
                 continue  # potentials are measured before anything is trained
             calls = [
                 (call, guard)
@@ -111,7 +116,7 @@ def plan_adaptive(
                 if guard.runs(selected)
             ]
             stripped = tuple(
-                KernelCall(c.kernel, tuple(a for a in c.args if a not in owner), c.note, c.outputs)
+                KernelCall(c.kernel, tuple(a for a in c.args if a not in owner), c.note, c.outputs, c.updates)
                 for c, _ in calls
             )
             entries.append(Entry(entry.name, stripped, entry.inputs, entry.result))
@@ -123,20 +128,20 @@ def plan_adaptive(
 
 
 def call_guards(entry: Entry, owner: Mapping[str, int], listed: Collection[str] = ()) -> tuple[Guard, ...]:
-    """Guards of an entry's calls, found by walking it backwards from its result and from the gradients' accumulators."""
+    """Guards of an entry's calls, found by walking it backwards from its result and from the trained rows that it changes."""
     needed: dict[str, int] = {entry.result: ALWAYS} if entry.result is not None else {}
     guards: list[Guard] = []
     for call in reversed(entry.calls):
         touched = [owner[a] for a in call.args if a in owner]
         rows = touched[0] if touched else None
         activations = [a for a in call.args if "." in a]
-        accumulates = any(a.startswith("g_") for a in call.args) or entry.name in ("apply", "fisher")
+        trains = any(u in owner for u in call.updates) or entry.name == "fisher"
         mask = 0
-        if accumulates:
+        if trains:
             mask = ALWAYS if rows is None else 1 << rows
         for name in call.outputs:
             mask = _join(mask, needed.get(name, 0))
-        if not accumulates and not call.outputs:  # e.g. the optimizer's bias corrections
+        if not trains and not call.outputs:  # e.g. the optimizer's bias corrections
             mask = ALWAYS
         guards.append(Guard(rows, mask))
         for name in activations:

@@ -93,16 +93,18 @@ class FuseUpdate:
 
         def body(r: Rebuilder) -> relax.Expr:
             now = hyper
-            if isinstance(sample := next(iter(sinks.values())), AdamUpdate) and not self.accumulate:
-                now = r.kernel_inplace(advance(sample), [hyper], [0], "hyper_now")
             outputs: list[relax.Expr] = []
             for b in bindings(func):
                 if b.var not in targets:
                     if not isinstance(b.value, relax.Tuple):
                         r.keep(b)
                     continue
+                own = sinks[b.var]
+                if now is hyper and isinstance(own, AdamUpdate) and not self.accumulate:
+                    # here and not in front: the forward pass may end in an error, or begin at a cached sample
+                    now = r.kernel_inplace(advance(own), [hyper], [0], "hyper_now")
                 target, fusable = targets[b.var], uses[b.var] == 1
-                sink: Sink = Accumulate() if self.accumulate else sinks[b.var]
+                sink: Sink = Accumulate() if self.accumulate else own
                 fusable = fusable and not _needs_whole_blocks(sink)
                 kernel = _with_sink(mod, b.value, sink, target.rows) if fusable else None
                 if kernel is None:

@@ -13,6 +13,7 @@ from tvm import relax, tirx
 from tvm.s_tir import Schedule, ScheduleError
 from tvm.sym import Analyzer
 
+from tvm_tinytrain.passes.adaptive import TRAINING
 from tvm_tinytrain.passes.kernels.builder import kernel_kind, kernel_spec
 from tvm_tinytrain.passes.kernels.conv_spec import Conv2DSpec
 from tvm_tinytrain.passes.kernels.listed import conv2d_input_grad_listed, has_listed_form
@@ -20,7 +21,6 @@ from tvm_tinytrain.passes.liveness import Liveness, inplace_indices, liveness
 from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, callee, op_name, operands, rebuild
 
 _CHANNELS = "channels_"
-_ENTRY = "accumulate"
 _GRADIENTS = {"conv2d_weight_grad": 1, "linear_weight_grad": 1, "bias_grad": 0}
 """Kinds of kernels that end an adjoint's way, and the operand that they read it from, at the listed channels only."""
 _CORRECTION = "conv2d_input_grad_rows"
@@ -38,14 +38,14 @@ class NarrowInputGrads:
     """
 
     def transform_module(self, mod: tvm.IRModule, ctx: tvm.transform.PassContext) -> tvm.IRModule:
-        """Rewrites ``accumulate``."""
-        if _ENTRY not in {gv.name_hint for gv in mod.functions}:
-            return mod
-        func = mod[_ENTRY]
-        found = narrowable(mod, func)
-        if not found:
-            return mod
-        return rebuild(mod, _ENTRY, partial(_emit, func, found), attrs=dict(func.attrs))
+        """Rewrites the function with the backward pass."""
+        names = {gv.name_hint for gv in mod.functions}
+        for name in TRAINING:
+            found = narrowable(mod, mod[name]) if name in names else {}
+            if found:
+                func = mod[name]
+                mod = rebuild(mod, name, partial(_emit, func, found), attrs=dict(func.attrs))
+        return mod
 
 
 def _emit(func: relax.Function, found: Mapping[relax.Var, tuple[relax.Var, ...]], r: Rebuilder) -> relax.Expr:
@@ -91,7 +91,7 @@ def narrowable(mod: tvm.IRModule, func: relax.Function) -> dict[relax.Var, tuple
 
 
 def _serves(func: relax.Function, spans: Liveness, lists: Mapping[relax.Var, int]) -> list[frozenset[int]]:
-    """For each binding the layers whose accumulated gradients depend on its result."""
+    """For each binding the layers whose gradients depend on its result."""
     params = set(func.params)
     needed: dict[relax.Var, frozenset[int]] = {}
     out: list[frozenset[int]] = []

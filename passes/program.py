@@ -51,13 +51,14 @@ class KernelCall:
     """One call: the kernel's function name and the storage of each of its arguments, in order of its parameters.
 
     ``note`` names the result and its shape, for the comment beside the call in the emitted C. ``outputs`` are the activations that
-    the call writes, in place or fresh.
+    the call writes, in place or fresh; ``updates`` are the parameters, states and accumulated gradients that it changes.
     """
 
     kernel: str
     args: tuple[str, ...]
     note: str
     outputs: tuple[str, ...] = ()
+    updates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,9 @@ def _entry(mod: tvm.IRModule, name: str, roles: dict[str, str], storages: dict[s
             outs = _results(value, b.var, args, new)
             inplace = op_name(value) == "relax.call_tir_inplace"
             passed = args + [o for i, o in enumerate(outs) if not inplace or _fresh_index(value, i)]
+            written, updated = ([o for o in outs if ("." in o) is fresh] for fresh in (True, False))
             calls.append(
-                KernelCall(gv.name_hint, tuple(passed), _note(b.var), tuple(o for o in outs if "." in o))
+                KernelCall(gv.name_hint, tuple(passed), _note(b.var), tuple(written), tuple(updated))
             )
             if isinstance(b.var.ty, tvm.ir.TupleType):
                 fields[b.var] = outs

@@ -67,6 +67,16 @@ def choose_candidates(update: TaskAdaptive, layers: tuple[Layer, ...]) -> tuple[
     return tuple(layer.id for layer in layers[begins[-update.blocks] :])
 
 
+def check_optimizer(config: TrainConfig) -> None:
+    """Raises PlanError for an optimizer that cannot update a channel while its gradient is being made."""
+    state = getattr(config.optimizer, "state", "float32")
+    if state == "int8" and not config.accumulate:
+        hint = "build with accumulate=True: a block's scale needs all of its gradients"
+        raise PlanError(
+            "task-adaptive", "optimizer state without accumulate", state, "float32, bfloat16", hint
+        )
+
+
 def row_tensors(
     layers: tuple[Layer, ...], plan: UpdatePlan, config: TrainConfig
 ) -> dict[str, tuple[int, str]]:
@@ -80,7 +90,9 @@ def row_tensors(
             if source is None:
                 continue
             found[source + ROWS_SUFFIX] = (layer.id, source)
-            for kept, _, _ in kept_tensors(config.optimizer, source + ROWS_SUFFIX, shape, accumulate=True):
+            for kept, _, _ in kept_tensors(
+                config.optimizer, source + ROWS_SUFFIX, shape, accumulate=config.accumulate
+            ):
                 found[kept] = (layer.id, "zero")
     return found
 
@@ -218,11 +230,12 @@ def _costs(
     """
     links = []
     per_channel = [0] * len(planned.candidates)
-    entry = next(e for e in program.entries if e.name == "accumulate")
+    name = planned.training_entry
+    entry = next(e for e in program.entries if e.name == name)
     capacity = {
         r.candidate: next(s.shape[0] for s in program.storages if s.name == r.name) for r in planned.rows
     }
-    for call, guard in zip(entry.calls, planned.guards["accumulate"], strict=True):
+    for call, guard in zip(entry.calls, planned.guards[name], strict=True):
         func = lowered[call.kernel]
         macs = int(kernel_spec(func).get("macs", 0)) if "tt.spec" in func.attrs else 0
         if not macs or guard.needed == ALWAYS or guard.only_at:

@@ -14,7 +14,7 @@ import tvm
 from tvm import tirx
 
 from tvm_tinytrain._version import __version__
-from tvm_tinytrain.adaptive_library import choose_candidates, make_adaptive, merge_arena
+from tvm_tinytrain.adaptive_library import check_optimizer, choose_candidates, make_adaptive, merge_arena
 from tvm_tinytrain.config import (
     SGD,
     Budget,
@@ -143,7 +143,7 @@ def build(
     optimizer: Optimizer | None = None,
     update: Update | TaskAdaptive | None = None,
     budget: Budget | None = None,
-    accumulate: bool = False,
+    accumulate: bool | None = None,
     name: str = "model",
     memory: MemoryOptions | None = None,
     also_train: Sequence[str] = (),
@@ -162,7 +162,9 @@ def build(
     loss, optimizer, update, budget
         Default: ``CrossEntropy()``, ``SGD()``, ``FullTrain()``, no limits.
     accumulate
-        Two entries instead of ``step``: ``accumulate`` adds one sample's gradients, ``apply`` updates the weights.
+        True: two entries, ``accumulate`` adds one sample's gradients, ``apply`` updates the weights. False: ``step`` alone, which
+        applies each gradient where it is made, one sample per step, and keeps none: 4 bytes less per trained weight. Default: True for
+        `TaskAdaptive` (whose ``step`` calls the two), False for a fixed update.
     name
         C identifier that all public names carry: ``tt_<name>_step``.
     memory
@@ -188,7 +190,7 @@ def build(
         optimizer or SGD(),
         FullTrain() if update is None else update,  # an empty plan is false, and an error
         budget or Budget(),
-        accumulate,
+        isinstance(update, TaskAdaptive) if accumulate is None else accumulate,
         name,
         memory or MemoryOptions(),
         tuple(also_train),
@@ -267,6 +269,7 @@ def _compile(
 
         return _Compiled(*compile_module(imported, config, target.to_tvm(), instruments, resolve, rules))
     update = config.update
+    check_optimizer(config)
 
     def choose(layers: tuple[Layer, ...]) -> tuple[int, ...]:
         return choose_candidates(update, layers)

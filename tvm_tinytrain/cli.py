@@ -70,7 +70,11 @@ def _add_compile(commands: Any) -> None:
     p.add_argument("--memory", help='SRAM budget of the arena, e.g. "256KB"')
     p.add_argument("--recompute", default="auto", help="blocks computed twice: auto (default), lowest, never")
     p.add_argument("--compute", type=float, help="share of FullTrain's backward MACs, of --update adaptive")
-    p.add_argument("--accumulate", action="store_true", help="entries accumulate + apply instead of step")
+    p.add_argument(
+        "--accumulate",
+        action=argparse.BooleanOptionalAction,
+        help="entries accumulate + apply, or step alone (default: step alone for a fixed update)",
+    )
     p.add_argument("--dump-ir", type=Path, metavar="DIR", help="write the module after each pass")
     p.add_argument("--print-ir-after-all", action="store_true", help="print the module after each pass")
     p.add_argument("--time-passes", action="store_true", help="print seconds per pass")

@@ -273,7 +273,8 @@ class MemoryOptions:
 class TrainConfig:
     """Everything that decides what is built, besides the model and the target.
 
-    ``accumulate`` splits the step in two entries: ``accumulate`` adds one sample's gradients, ``apply`` updates the weights.
+    ``accumulate`` splits the step in two entries: ``accumulate`` adds one sample's gradients, ``apply`` updates the weights. Without it
+    ``step`` applies every gradient where it is made, and none is kept.
     ``also_train`` names parameters that belong to no layer, such as a layer norm's scale, to be trained with the plan's layers.
     """
 

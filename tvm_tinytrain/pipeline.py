@@ -206,7 +206,7 @@ def compile_adaptive(
             DeriveBackward(trained),
             PruneBackward(plan, always_lists=True),
             SplitWeights(),
-            FuseUpdate(config.optimizer, accumulate=True),
+            FuseUpdate(config.optimizer, accumulate=config.accumulate),
             *([OrderGradients()] if config.memory.order else []),
         ],
     )

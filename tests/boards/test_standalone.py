@@ -23,13 +23,13 @@ SUPPORT, QUERIES, ITERATIONS = 2 * CLASSES, 4, 3
 SCALE, OFFSET = 1 / 64, -2.0
 
 
-def build(loss: Any, target: str = "c -mcpu=cortex-m7", **update: Any) -> tt.TrainModule:
+def build(loss: Any, target: str = "c -mcpu=cortex-m7", *, accumulate: bool = True) -> tt.TrainModule:
     import torch
 
-    options = tt.TaskAdaptive(candidates=4, channel_ratio="1/2", **update)  # type: ignore[arg-type]
+    options = tt.TaskAdaptive(candidates=4, channel_ratio="1/2")  # type: ignore[arg-type]
     return tt.build(
         network(), target, example_inputs=(torch.zeros(SHAPE),), optimizer=tt.Adam(0.01), update=options,
-        budget=tt.Budget(memory=60000, compute=0.6), loss=loss,
+        budget=tt.Budget(memory=60000, compute=0.6), loss=loss, accumulate=accumulate,
     )  # fmt: skip
 
 
@@ -65,8 +65,9 @@ def run(module: tt.TrainModule, given: Standalone, folder: Path) -> tuple[Any, d
 
 
 @pytest.mark.emulator
-def test_a_session_without_a_host_is_the_one_with_a_host(tmp_path: Path) -> None:
-    given, module = task(), build(tt.CrossEntropy())
+@pytest.mark.parametrize("train", ["accumulate", "step"])
+def test_a_session_without_a_host_is_the_one_with_a_host(tmp_path: Path, train: str) -> None:
+    given, module = task(), build(tt.CrossEntropy(), accumulate=train == "accumulate")
     said, rows, plan, checkpoint = run(module, given, tmp_path)
     assert said.status == 0
     assert said.layers > 0
@@ -90,14 +91,15 @@ def test_a_session_without_a_host_is_the_one_with_a_host(tmp_path: Path) -> None
         np.testing.assert_array_equal(host.read("plan"), plan)
         losses = []
         for _ in range(ITERATIONS):
-            losses.append(np.mean([sample("accumulate", i) for i in range(SUPPORT)]))
-            host.call("apply")
+            losses.append(np.mean([sample(train, i) for i in range(SUPPORT)]))
+            if train == "accumulate":
+                host.call("apply")
         assert {k: v.tobytes() for k, v in read_rows(host, module.metadata).items()} == rows
         assert tuple(int(host.predict(s).argmax()) for s in samples[SUPPORT:]) == said.labels
     np.testing.assert_allclose([said.first_loss, said.last_loss], [losses[0], losses[-1]], rtol=1e-6)
     assert said.last_loss < said.first_loss
-    assert said.entries.count("accumulate_store") == said.cached == SUPPORT
-    assert said.entries.count("accumulate_cached") == SUPPORT * (ITERATIONS - 1)
+    assert said.entries.count(f"{train}_store") == said.cached == SUPPORT
+    assert said.entries.count(f"{train}_cached") == SUPPORT * (ITERATIONS - 1)
 
 
 @pytest.mark.emulator
@@ -195,3 +197,6 @@ def test_a_fixed_library_does_not_adapt_by_itself(tmp_path: Path) -> None:
     module = tt.build(network(), "c -mcpu=cortex-m7", example_inputs=(torch.zeros(SHAPE),))
     with pytest.raises(ArchiveError, match="task-adaptive"):
         generate_project(module, "mps2-an500", tmp_path, standalone=task())
+    module = build(tt.Prototypical(), accumulate=False)
+    with pytest.raises(ArchiveError, match=r"prototypes.*a step for each sample.*accumulate=True"):
+        generate_project(module, "mps2-an500", tmp_path, standalone=task(embedding=CLASSES))

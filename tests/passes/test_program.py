@@ -92,7 +92,7 @@ def test_views_and_in_place_results_are_the_same_storage() -> None:
                     "pair [4] [1]",
                     ("step.pair_0", "step.pair_1"),
                 ),
-                KernelCall("update", ("step.pair_0", "w", "u"), "new [4] [4]", ()),
+                KernelCall("update", ("step.pair_0", "w", "u"), "new [4] [4]", (), ("w", "u")),
             ),
             ("x", "label"),
             "step.pair_1",

@@ -16,7 +16,7 @@ from tvm_tinytrain.emit.c_selection import (
     REQUEST_TENSOR,
     selection_entries,
 )
-from tvm_tinytrain.passes.adaptive import ALWAYS, AdaptivePlan, Guard
+from tvm_tinytrain.passes.adaptive import ALWAYS, TRAINING, AdaptivePlan, Guard
 from tvm_tinytrain.passes.frozen_prefix import cache_points
 from tvm_tinytrain.passes.plan_memory import ArenaPlan
 from tvm_tinytrain.passes.program import Entry, KernelCall, Program
@@ -29,16 +29,6 @@ __all__ = [
     "REQUEST_TENSOR",
 ]  # tensors of the library's own plan, named here too
 SLOT_TENSOR = "slot"
-CACHED = ("predict", "accumulate")
-"""Entries that can reuse the frozen prefix."""
-EXTRA_ENTRIES = (
-    "step",
-    "fisher_begin",
-    "select",
-    "install",
-    "release",
-    *(f"{e}_{m}" for e in ("predict", "accumulate") for m in ("store", "cached")),
-)
 CRITERIA = ("tinytrain", "fisher", "fisher/memory", "fisher/compute", "l2", "random", "exact")
 
 
@@ -61,6 +51,18 @@ class AdaptiveLibrary:
     has_norms: bool = False
 
     @property
+    def cached(self) -> tuple[str, str]:
+        """Entries that can reuse the frozen prefix."""
+        return ("predict", self.plan.training_entry)
+
+    @property
+    def extra_entries(self) -> tuple[str, ...]:
+        """Entries beside the program's: ``step`` calls ``accumulate`` and ``apply`` where these are entries of their own."""
+        step = () if self.plan.training_entry == "step" else ("step",)
+        modes = (f"{e}_{m}" for e in self.cached for m in ("store", "cached"))
+        return (*step, "fisher_begin", "select", "install", "release", *modes)
+
+    @property
     def total_channels(self) -> int:
         """Output channels of all candidates."""
         return sum(channels for _, channels, _, _ in self.layers)
@@ -79,7 +81,7 @@ class AdaptiveLibrary:
 
     def slot_bytes(self, program: Program) -> list[list[int]]:
         """Bytes that the cache of the frozen prefix takes per sample, by depth and point."""
-        pairs = cache_points(program, self.plan.guards, CACHED, len(self.layers))[CACHED[0]]
+        pairs = cache_points(program, self.plan.guards, self.cached, len(self.layers))["predict"]
         return [
             [sum(kept_bytes(program.storage(n), self.cache_format) for n in point.live) for point in pair]
             for pair in pairs
@@ -191,9 +193,9 @@ def entry_body(
 
 def points_of(adaptive: AdaptiveLibrary, program: Program, entry: Entry) -> Points:
     """The entry's cache points by depth, none for entries that run once per sample anyway."""
-    if entry.name not in CACHED:
+    if entry.name not in adaptive.cached:
         return ()
-    return cache_points(program, adaptive.plan.guards, CACHED, len(adaptive.layers))[entry.name]
+    return cache_points(program, adaptive.plan.guards, adaptive.cached, len(adaptive.layers))[entry.name]
 
 
 def _guarded(call: KernelCall, guard: Guard, text: str, skipped: str | None) -> Iterable[str]:
@@ -293,7 +295,7 @@ def adaptive_entry(
     if table:
         depth = "0" if entry.name == "fisher" else "plan[TT_PLAN_DEPTH]"
         lines.append(f"  const uint32_t *const at = {entry.name}_at[{depth}];")
-    if entry.name in ("accumulate", "apply", "step"):
+    if entry.name in (*TRAINING, "apply"):
         lines += [
             f"  if (plan[TT_PLAN_DEPTH] == {none}) /* nothing is selected */",
             "    return TT_ERR_STATE;",

@@ -33,6 +33,14 @@ def selection_entries(adaptive: AdaptiveLibrary, prefix: str, arena: ArenaPlan) 
         if adaptive.has_norms
         else "return TT_ERR_BAD_VALUE; /* built for another criterion */"
     )
+    step = f"""int {prefix}_step(void *arena) {{
+  const int status = {prefix}_accumulate(arena);
+  return status == TT_OK ? {prefix}_apply(arena) : status;
+}}
+
+"""
+    if "step" not in adaptive.extra_entries:
+        step = ""
     norms = f"  if (options.criterion == TT_SELECT_L2)\n    {l2}"
     return f"""static const uint32_t delta_at[{count}] = {{{offsets}}};
 
@@ -80,12 +88,7 @@ int {prefix}_save_to(const void *arena, tt_checkpoint_sink sink, void *context) 
                             context);
 }}
 
-int {prefix}_step(void *arena) {{
-  const int status = {prefix}_accumulate(arena);
-  return status == TT_OK ? {prefix}_apply(arena) : status;
-}}
-
-int {prefix}_load(void *arena, const void *bytes, size_t count) {{
+{step}int {prefix}_load(void *arena, const void *bytes, size_t count) {{
   unsigned char *const base = (unsigned char *)arena;
   return settled(base, tt_checkpoint_load(&rows_table, {prefix}_library.digest, bytes, count, TT_PLAN(base), base));
 }}

@@ -10,7 +10,6 @@ import tvm
 from tvm import tirx
 
 from tvm_tinytrain.emit.c_adaptive import (
-    EXTRA_ENTRIES,
     AdaptiveLibrary,
     adaptive_entry,
     adaptive_extras,
@@ -74,7 +73,7 @@ class Library:
     def entry_names(self) -> list[str]:
         """All entries in order, init left out."""
         names = [e.name for e in self.program.entries]
-        return names if self.adaptive is None else [*names, *EXTRA_ENTRIES]
+        return names if self.adaptive is None else [*names, *self.adaptive.extra_entries]
 
     def tensors(self) -> list[PublicTensor]:
         """Public tensors in a stable order: inputs, label, output, loss, then parameters by name."""
@@ -175,6 +174,8 @@ def _public_header(library: Library) -> str:
         "predict": "Reads the input, writes the output. Write the input again before each call, of this and of other entries.",
         "step": "Reads input and label, trains on this one sample, writes the loss.",
         "step_adaptive": "accumulate, then apply: trains what is selected on this one sample.",
+        "step_store": "As step; keeps the frozen prefix's result in a cache slot.",
+        "step_cached": "As step from that slot: needs the label only.",
         "accumulate": "Reads input and label, adds this sample's gradients, writes the loss.",
         "apply": "Updates the parameters from the accumulated gradients and clears them.",
         "fisher": "Reads input and label, adds this sample's Fisher potentials.",
@@ -188,7 +189,7 @@ def _public_header(library: Library) -> str:
         "accumulate_cached": "As accumulate from that slot: needs the label only.",
     }
     for entry in library.entry_names():
-        note = "step_adaptive" if entry == "step" and library.adaptive is not None else entry
+        note = "step_adaptive" if entry == "step" and "accumulate" in library.entry_names() else entry
         lines += [
             f"/* {notes[note]} */",
             f"int {p}_{entry}(void *arena);",

@@ -109,6 +109,16 @@ def _check_standalone(library: Library) -> None:
     if "tt_session.h" not in library.files:
         hint = "build it with update=TaskAdaptive(...)"
         raise ArchiveError("project", library.name, "a fixed plan", "a task-adaptive library", hint)
+    tensors = {t["name"] for t in library.metadata.get("tensors", ())}
+    if "seed" in tensors and "accumulate" not in library.metadata.get("entries", ()):
+        hint = "build it with accumulate=True"
+        raise ArchiveError(
+            "project",
+            f"{library.name}, loss of prototypes",
+            "a step for each sample",
+            "accumulate and apply",
+            hint,
+        )
 
 
 def arena_bytes_of(library: Library) -> int:

@@ -8,9 +8,10 @@
 typedef struct {
   const tt_session_task *task;
   unsigned char *arena;
-  const tt_entry *release, *fisher_begin, *fisher, *select, *apply, *predict;
+  const tt_entry *release, *fisher_begin, *fisher, *select, *predict;
   const tt_entry *predict_store, *predict_cached;
-  const tt_entry *accumulate, *accumulate_store, *accumulate_cached;
+  const tt_entry *train, *train_store, *train_cached; /* accumulate, or step for each sample */
+  const tt_entry *apply;                              /* NULL: every sample is a step */
   const tt_tensor *input, *label, *seed, *output, *loss, *hyper, *slot, *plan, *options;
   uint32_t width; /* of the output */
   uint32_t cached;
@@ -59,13 +60,12 @@ static int find(session *s, const tt_library *library, void *arena, const tt_ses
   s->predict = entry_of(library, "predict");
   s->predict_store = entry_of(library, "predict_store");
   s->predict_cached = entry_of(library, "predict_cached");
-  s->accumulate = entry_of(library, "accumulate");
-  s->accumulate_store = entry_of(library, "accumulate_store");
-  s->accumulate_cached = entry_of(library, "accumulate_cached");
+  s->train = entry_of(library, s->apply != NULL ? "accumulate" : "step");
+  s->train_store = entry_of(library, s->apply != NULL ? "accumulate_store" : "step_store");
+  s->train_cached = entry_of(library, s->apply != NULL ? "accumulate_cached" : "step_cached");
   if (s->release == NULL || s->fisher_begin == NULL || s->fisher == NULL || s->select == NULL ||
-      s->apply == NULL || s->predict == NULL || s->predict_store == NULL ||
-      s->predict_cached == NULL || s->accumulate == NULL || s->accumulate_store == NULL ||
-      s->accumulate_cached == NULL) {
+      s->predict == NULL || s->predict_store == NULL || s->predict_cached == NULL ||
+      s->train == NULL || s->train_store == NULL || s->train_cached == NULL) {
     return TT_ERR_NO_ENTRY;
   }
   s->input = input_of(library);
@@ -80,6 +80,9 @@ static int find(session *s, const tt_library *library, void *arena, const tt_ses
   if (s->input == NULL || (s->seed == NULL && s->label == NULL) || s->output == NULL ||
       s->hyper == NULL || s->slot == NULL || s->plan == NULL || s->options == NULL) {
     return TT_ERR_NO_TENSOR;
+  }
+  if (s->seed != NULL && s->apply == NULL) { /* the prototypes are of all samples' embeddings */
+    return TT_ERR_NO_ENTRY;
   }
   s->width = s->output->bytes / (uint32_t)sizeof(float);
   return TT_OK;
@@ -206,13 +209,11 @@ static int measure(session *s) {
 }
 
 /* One pass over the samples; `store` as in `embed`, for a loss that does not couple them. */
-static int accumulate(const session *s, int store, float *loss) {
+static int train_samples(const session *s, int store, float *loss) {
   double sum = 0.0;
   for (uint32_t i = 0; i < s->task->samples; i++) {
     const int kept = i < s->cached;
-    const tt_entry *const entry = !kept   ? s->accumulate
-                                  : store ? s->accumulate_store
-                                          : s->accumulate_cached;
+    const tt_entry *const entry = !kept ? s->train : store ? s->train_store : s->train_cached;
     put_target(s, i);
     const int status = run_sample(s, i, entry, !kept || store);
     if (status != TT_OK) {
@@ -238,8 +239,8 @@ static int train(session *s, tt_session_result *result) {
       status = embed(s, iteration == 0);
       status = status == TT_OK ? seeds(s, 0, &loss) : status;
     }
-    status = status == TT_OK ? accumulate(s, s->seed == NULL && iteration == 0, &loss) : status;
-    status = status == TT_OK ? run(s, s->apply) : status;
+    status = status == TT_OK ? train_samples(s, s->seed == NULL && iteration == 0, &loss) : status;
+    status = status == TT_OK && s->apply != NULL ? run(s, s->apply) : status;
     result->last_loss = loss;
     result->first_loss = iteration == 0 ? loss : result->first_loss;
   }

@@ -2,8 +2,10 @@
  *
  * Works on any task-adaptive library through its table of tensors and entries. A library with the
  * tensor `seed` (loss Prototypical) is trained as a ProtoNet whose samples are support and queries
- * at once; one with an int32 `label` by its own loss. What lies before the earliest selected layer
- * is computed once per sample where the cache has room. Nothing is allocated. */
+ * at once; one with an int32 `label` by its own loss. A library built to accumulate gradients takes
+ * one step of the optimizer per iteration, any other one per sample, in the order of the samples.
+ * What lies before the earliest selected layer is computed once per sample where the cache has
+ * room. Nothing is allocated. */
 #ifndef TT_SESSION_H
 #define TT_SESSION_H
 
@@ -27,7 +29,7 @@ typedef struct {
   const int32_t *labels; /* [samples], 0 .. classes - 1 */
   uint32_t samples;
   uint32_t classes;
-  uint32_t iterations;
+  uint32_t iterations;            /* passes over the samples */
   float rate;                     /* of the optimizer; 0: the library's own */
   tt_protonet_options prototypes; /* for a library with `seed` */
   void *scratch;                  /* aligned to 8; kept until the last tt_session_classify */
@@ -37,7 +39,7 @@ typedef struct {
 typedef struct {
   uint32_t layers;  /* that were selected; 0: nothing fits the budgets, and nothing was trained */
   uint32_t cached;  /* samples whose frozen prefix was computed once */
-  float first_loss; /* means over the samples, before the first and before the last step */
+  float first_loss; /* means over the samples in the first and the last iteration */
   float last_loss;
 } tt_session_result;
 
@@ -45,9 +47,10 @@ typedef struct {
 size_t tt_session_scratch_bytes(const tt_library *library, uint32_t samples, uint32_t classes);
 
 /* Adapts the library, from the network's own weights. Returns TT_OK, also where nothing fits the
- * budgets; TT_ERR_NO_ENTRY or TT_ERR_NO_TENSOR for a library that is not task-adaptive,
- * TT_ERR_ARENA_SMALL for too little scratch, TT_ERR_BAD_VALUE for labels out of range or no sample,
- * or what an entry or the source returned. */
+ * budgets; TT_ERR_NO_ENTRY or TT_ERR_NO_TENSOR for a library that is not task-adaptive, or has the
+ * tensor `seed` and no entry `accumulate`; TT_ERR_ARENA_SMALL for too little scratch,
+ * TT_ERR_BAD_VALUE for labels out of range or no sample, or what an entry or the source returned.
+ */
 int tt_session_adapt(const tt_library *library, void *arena, const tt_session_task *task,
                      tt_session_result *result);
 
