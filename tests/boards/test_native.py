@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import tvm_tinytrain as tt
-from tests.building.adaptive_net import SHAPE, network, samples
+from tests.building.adaptive_net import program, samples
 from tvm_tinytrain.errors import BoardError
 from tvm_tinytrain.micro import Session, generate_project
 
@@ -37,8 +36,7 @@ WHERE = [
 
 
 def make(target: str, **options: Any) -> tt.TrainModule:
-    example = (torch.zeros(SHAPE),)
-    return tt.build(network(), target, example_inputs=example, optimizer=tt.Adam(0.01), name="m", **options)
+    return tt.build(program(), target, optimizer=tt.Adam(0.01), name="m", **options)
 
 
 @cache

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -43,10 +45,15 @@ def samples(count: int) -> list[tuple[np.ndarray, int]]:
     return [(rng.normal(size=SHAPE).astype(np.float32), i % CLASSES) for i in range(count)]
 
 
+@cache
+def program() -> torch.export.ExportedProgram:
+    """The network as PyTorch exports it, once for all builds."""
+    return torch.export.export(network(), (torch.zeros(SHAPE),))
+
+
 def build(**options: object) -> tt.TrainModule:
     """A library of the network for the host; Adam."""
-    example = (torch.zeros(SHAPE),)
-    return tt.build(network(), "host", example_inputs=example, optimizer=tt.Adam(0.01), **options)  # type: ignore[arg-type]
+    return tt.build(program(), "host", optimizer=tt.Adam(0.01), **options)  # type: ignore[arg-type]
 
 
 def request(module: tt.TrainModule, channels: dict[int, list[int]]) -> np.ndarray:

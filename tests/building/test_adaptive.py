@@ -10,6 +10,7 @@ import torch
 
 import tvm_tinytrain as tt
 from tests.building.adaptive_net import CLASSES, build, install, network, samples
+from tests.compiled import loaded
 from tvm_tinytrain.adaptive_library import choose_candidates
 from tvm_tinytrain.errors import BudgetError, PlanError, TransportError
 from tvm_tinytrain.micro.in_process import InProcess
@@ -18,6 +19,7 @@ from tvm_tinytrain.selection import Budgets, FisherMap, select, squared_norms
 from tvm_tinytrain.selection.table_accounting import TableAccounting
 
 pytestmark = pytest.mark.host_compiler
+FAST = ("-O1",)  # where a library is compiled for one test, and the compiler is not the point
 CHOICES = ({1: [0, 3, 7], 2: [2, 5], 3: [1, 4]}, {0: [1], 3: [0]}, {0: [0, 6], 1: [2, 6], 3: [2]})
 
 
@@ -51,7 +53,7 @@ def test_fisher_potentials_are_those_of_pytorch(module: tt.TrainModule) -> None:
         for layer, value in seen.items():
             product = (value * value.grad).reshape(1, value.shape[1], -1).sum(-1)[0]
             expected[layer] += (product**2).detach().numpy()
-    with InProcess(module) as library:
+    with loaded(module) as library:
         measured(library)
         for layer, potentials in expected.items():
             np.testing.assert_allclose(library.read(f"delta_{layer}"), potentials, rtol=1e-4)
@@ -62,7 +64,7 @@ def test_an_installed_plan_trains_as_a_fixed_library_does(
     module: tt.TrainModule, channels: dict[int, list[int]]
 ) -> None:
     fixed = build(update=tt.UpdatePlan.from_channels(channels), accumulate=True)
-    with InProcess(module) as adaptive, InProcess(fixed) as reference:
+    with loaded(module) as adaptive, loaded(fixed) as reference:
         install(adaptive, module, channels)
         for _ in range(3):
             for image, label in samples(4):
@@ -84,7 +86,7 @@ def test_the_cached_prefix_changes_nothing(
     module: tt.TrainModule, channels: dict[int, list[int]], wanted: int
 ) -> None:
     words = module.metadata["adaptive"]["plan_words"]
-    with InProcess(module) as plain, InProcess(module) as cached:
+    with loaded(module) as plain, loaded(module) as cached:
         cached.view("options")[-1] = wanted
         for library in (plain, cached):
             install(library, module, channels)
@@ -118,7 +120,7 @@ def test_the_device_selects_as_the_host(module: tt.TrainModule, criterion: str, 
     budget = tt.Budget(memory=frozen + spare, compute=0.6)
     made = build(update=options, budget=budget)
     accounting = TableAccounting.from_metadata(made.metadata)
-    with InProcess(made) as library:
+    with loaded(made, cflags=FAST) as library:
         measured(library)
         layers = [entry["layer"] for entry in made.metadata["adaptive"]["candidates"]]
         potentials = FisherMap({layer: library.read(f"delta_{layer}") for layer in layers})
@@ -170,14 +172,14 @@ def norms_of(layers: list[int]) -> dict[int, np.ndarray]:
 
 
 def test_norms_are_known_where_the_library_was_built_for_them(module: tt.TrainModule) -> None:
-    with InProcess(module) as library:
+    with loaded(module) as library:
         library.view("options")[3] = 4  # l2
         with pytest.raises(TransportError, match="-4"):
             library.call("select")
 
 
 def test_a_step_is_accumulate_and_apply(module: tt.TrainModule) -> None:
-    with InProcess(module) as one, InProcess(module) as two:
+    with loaded(module) as one, loaded(module) as two:
         for library in (one, two):
             install(library, module, CHOICES[0])
         for image, label in samples(3):
@@ -188,7 +190,7 @@ def test_a_step_is_accumulate_and_apply(module: tt.TrainModule) -> None:
 
 def test_an_empty_plan_is_the_frozen_network(module: tt.TrainModule) -> None:
     image, label = samples(1)[0]
-    with InProcess(module) as library:
+    with loaded(module) as library:
         install(library, module, {})
         words = module.metadata["adaptive"]["plan_words"]
         assert library.read("plan")[words["depth"]] == 4
@@ -201,7 +203,7 @@ def test_an_empty_plan_is_the_frozen_network(module: tt.TrainModule) -> None:
 
 def test_a_selection_that_nothing_fits_is_empty_and_no_error() -> None:
     made = build(update=tt.TaskAdaptive(candidates=4), budget=tt.Budget(compute=1e-6))
-    with InProcess(made) as library:
+    with loaded(made, cflags=FAST) as library:
         measured(library)
         library.call("select")
         assert not library.read("request").any()
@@ -211,7 +213,7 @@ def test_a_selection_that_nothing_fits_is_empty_and_no_error() -> None:
 
 def test_calls_out_of_order_are_refused(module: tt.TrainModule) -> None:
     image, label = samples(1)[0]
-    with InProcess(module) as library:
+    with loaded(module) as library:
         with pytest.raises(TransportError, match="-10"):
             library.step(image, label, "accumulate")
         install(library, module, {3: [0]})
@@ -224,7 +226,7 @@ def test_calls_out_of_order_are_refused(module: tt.TrainModule) -> None:
 def test_a_plan_that_does_not_fit_changes_nothing(module: tt.TrainModule) -> None:
     frozen = module.metadata["adaptive"]["activation_bytes"][-1]
     made = build(update=tt.TaskAdaptive(candidates=4), budget=tt.Budget(memory=frozen + 100))
-    with InProcess(made) as library:
+    with loaded(made, cflags=FAST) as library:
         before = library.read("plan")
         with pytest.raises(TransportError, match="-2"):
             install(library, made, {0: list(range(8)), 1: list(range(8)), 2: list(range(8))})
@@ -237,7 +239,7 @@ def test_a_budget_below_the_frozen_network_names_what_is_alive() -> None:
 
 
 def test_what_was_learnt_is_saved_and_loaded_and_damage_is_refused(module: tt.TrainModule) -> None:
-    with InProcess(module) as trained, InProcess(module) as fresh:
+    with loaded(module) as trained, loaded(module) as fresh:
         install(trained, module, CHOICES[0])
         for image, label in samples(3):
             trained.step(image, label, "accumulate")

@@ -7,6 +7,7 @@ import pytest
 
 import tvm_tinytrain as tt
 from tests.building.adaptive_net import build, install, samples
+from tests.compiled import loaded
 from tvm_tinytrain.errors import PlanError
 from tvm_tinytrain.micro.in_process import InProcess
 
@@ -54,7 +55,7 @@ def test_an_input_is_kept_as_numpy_would(module: tt.TrainModule) -> None:
         x.flat[:6] = [0.0, -0.0, 65519.0, 65520.0, np.inf, 2.0**-25]
     else:
         x = rng.normal(size=shape).astype(np.float32)
-    with InProcess(module) as library, np.errstate(over="ignore"):
+    with loaded(module) as library, np.errstate(over="ignore"):
         install(library, module, FIRST)
         library.write("slot", np.array([3], np.int32))
         library.write("x", x)
@@ -73,7 +74,7 @@ def test_an_input_is_kept_as_numpy_would(module: tt.TrainModule) -> None:
 def test_training_from_a_rounded_cache_stays_close(module: tt.TrainModule) -> None:
     """Losses of three iterations from the cache beside those without it; the difference is the rounding of the prefix."""
     allowed = {"float16": 2e-3, "int8": 5e-2}[module.metadata["adaptive"]["cache"]["format"]]
-    with InProcess(module) as plain, InProcess(module) as cached:
+    with loaded(module) as plain, loaded(module) as cached:
         for library in (plain, cached):
             install(library, module, LATER)
         for iteration in range(3):

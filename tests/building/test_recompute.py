@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
 
 import tvm_tinytrain as tt
 from tests.building.adaptive_net import install
+from tests.compiled import loaded
 from tests.passes.networks import seeded
 from tests.passes.test_recompute_blocks import Blocks
 from tvm_tinytrain.config import MemoryOptions
 from tvm_tinytrain.errors import BudgetError, PlanError
-from tvm_tinytrain.micro.in_process import InProcess
 
 pytestmark = pytest.mark.host_compiler
 SHAPE = (1, 3, 8, 8)
@@ -27,6 +29,12 @@ def build(recompute: str, budget: tt.Budget | None = None, **options: object) ->
     )  # fmt: skip
 
 
+@cache
+def built(recompute: str) -> tt.TrainModule:
+    """The library without other options."""
+    return build(recompute)
+
+
 def samples(count: int) -> list[tuple[np.ndarray, int]]:
     """Images and labels, always the same."""
     rng = np.random.default_rng(5)
@@ -34,13 +42,13 @@ def samples(count: int) -> list[tuple[np.ndarray, int]]:
 
 
 def test_steps_train_the_same_weights_in_fewer_bytes() -> None:
-    plain, twice = build("never"), build("lowest")
+    plain, twice = built("never"), built("lowest")
     assert twice.arena.arena_bytes < plain.arena.arena_bytes
     told = twice.metadata["memory"]["recomputed"]["step"]
     assert told["macs"] == twice.metadata["macs"]["step"] - plain.metadata["macs"]["step"] > 0
     assert f"{told['segments']} segments are computed again" in twice.report()
     assert "again" not in plain.report()
-    with InProcess(plain) as one, InProcess(twice) as other:
+    with loaded(plain) as one, loaded(twice) as other:
         for image, label in samples(4):
             assert one.step(image, label) == other.step(image, label)
         for tensor in plain.metadata["tensors"]:
@@ -49,7 +57,7 @@ def test_steps_train_the_same_weights_in_fewer_bytes() -> None:
 
 
 def test_a_budget_decides_how_much_is_computed_again() -> None:
-    plain, lowest = build("never"), build("lowest")
+    plain, lowest = built("never"), built("lowest")
     middle = (plain.arena.arena_bytes + lowest.arena.arena_bytes) // 2
     found = {
         memory: build("auto", tt.Budget(memory=memory))
@@ -85,7 +93,7 @@ def test_a_task_adaptive_library_measures_and_trains_the_same(
     plain, twice = adaptive
     assert set(twice.metadata["memory"]["recomputed"]) == {"accumulate", "fisher"}
     assert twice.metadata["adaptive"]["activation_bytes"] < plain.metadata["adaptive"]["activation_bytes"]
-    with InProcess(plain) as one, InProcess(twice) as other, InProcess(twice) as cached:
+    with loaded(plain) as one, loaded(twice) as other, loaded(twice) as cached:
         for library in (one, other):
             library.call("fisher_begin")
             for image, label in samples(3):

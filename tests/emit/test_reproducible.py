@@ -8,39 +8,43 @@ import os
 import subprocess
 import sys
 
-SCRIPT = """
-import hashlib, json, sys
 from tests.emit.libraries import library
 from tvm_tinytrain.config import Adam
 from tvm_tinytrain.plan import UpdatePlan
-found = {}
-for key, module in {
-    "plain": library(),
-    "accumulated": library(optimizer=Adam(), accumulate=True, update=UpdatePlan.from_channels({0: (1,), 2: (0,)})),
-}.items():
-    found |= {f"{key}/{name}": hashlib.sha256(content).hexdigest() for name, content in module.files.items()}
-    found[f"{key}/order"] = list(module.files)
-json.dump(found, sys.stdout)
-"""
+
+
+def digests() -> dict[str, object]:
+    """Each file's digest and the order of the files, of two libraries that this process builds."""
+    plan = UpdatePlan.from_channels({0: (1,), 2: (0,)})
+    found: dict[str, object] = {}
+    for key, module in {
+        "plain": library(),
+        "accumulated": library(optimizer=Adam(), accumulate=True, update=plan),
+    }.items():
+        found |= {
+            f"{key}/{name}": hashlib.sha256(content).hexdigest() for name, content in module.files.items()
+        }
+        found[f"{key}/order"] = list(module.files)
+    return found
 
 
 def test_two_processes() -> None:
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT], env={**os.environ, "PYTHONHASHSEED": seed}, stdout=subprocess.PIPE
-        )
-        for seed in ("1", "4321")
-    ]
-    first, second = (json.loads(run.communicate()[0]) for run in runs)
-    assert first == second
-    assert len(first) > 12
+    """This process, whatever seeds its hashes, and one whose seed is another."""
+    seed = "1" if os.environ.get("PYTHONHASHSEED") == "4321" else "4321"
+    script = "import json; from tests.emit.test_reproducible import digests; print(json.dumps(digests()))"
+    other = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONHASHSEED": seed},
+        capture_output=True,
+        check=True,
+    )
+    assert json.loads(other.stdout) == digests()
+    assert len(digests()) > 12
 
 
 def test_two_builds_in_this_process() -> None:
-    from tests.emit.libraries import library
-
-    digests = []
+    builds = []
     for _ in range(2):
         library.cache_clear()
-        digests.append({n: hashlib.sha256(c).hexdigest() for n, c in library().files.items()})
-    assert digests[0] == digests[1]
+        builds.append(library().files)
+    assert builds[0] == builds[1]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import tvm_tinytrain as tt
 from tests.building.adaptive_net import SHAPE, install, samples
+from tests.compiled import loaded
 from tvm_tinytrain.micro.in_process import InProcess
 from tvm_tinytrain.passes.kernels.builder import Arg, make_kernel
 from tvm_tinytrain.passes.narrow_input_grads import keeps_elements_apart
@@ -81,7 +82,7 @@ def test_gradients_are_those_of_the_whole_kernel(
 ) -> None:
     """The same plan with the first candidate trained too (no channel of it counts) runs the whole kernels."""
     lowest = min(channels)
-    with InProcess(module) as listed, InProcess(module) as whole:
+    with loaded(module) as listed, loaded(module) as whole:
         install(listed, module, channels)
         install(whole, module, channels | {lowest - 1: [0]})
         for image, label in samples(3):
