@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tvm_tinytrain.errors import BoardError, ImportModelError
+from tvm_tinytrain.errors import ImportModelError
 
 _ADAPT = """example:
   tinytrain adapt network.tar --board mps2-an500 --support mine/ --query others/ -o task.tt
 Samples: a folder with one folder of images for each class, scaled to the network's input and to [-1, 1]; or an .npz file with
 the arrays images (float32, [n, ...] as the network takes them) and labels (integers [n]).
-A library built with --loss prototypical --accumulate learns classes from prototypes, by TinyTrain's procedure; with
---update adaptive it selects its layers and channels itself. Any other library takes its labels as they are: one step for each
-sample and iteration.
+A library built with --loss prototypical --accumulate learns classes from prototypes, by TinyTrain's procedure. Any other library
+takes its labels as they are: a step for each sample, or for each iteration where it accumulates. With --update adaptive either
+selects its layers and channels itself.
 """
 _RAW = argparse.RawDescriptionHelpFormatter
 
@@ -132,7 +132,8 @@ def _adapt(a: argparse.Namespace) -> int:
         else:
             if query is not None:
                 before = _share(_argmax(session, query[0]), query[1])
-            record = SessionRecord(_supervised(session, images, labels, a, progress))
+            learnt = session.learn(images, labels, iterations=a.iterations, lr=a.lr, progress=progress)
+            record = SessionRecord(learnt.losses, fisher=learnt.fisher, plan=learnt.plan)
             after = None if query is None else _share(_argmax(session, query[0]), query[1])
         if a.output is not None:
             session.save(a.output)
@@ -193,44 +194,3 @@ def _argmax(session: Any, images: Any) -> Any:
     import numpy as np
 
     return np.array([int(np.argmax(session.predict(image[None]))) for image in images])
-
-
-def _supervised(
-    session: Any, images: Any, labels: Any, a: argparse.Namespace, progress: Callable[[int, float], None]
-) -> tuple[float, ...]:
-    """Trains on labelled samples, classes by turns; returns the mean loss of each iteration."""
-    import numpy as np
-
-    if "step" not in session.entries and "apply" not in session.entries:
-        hint = "compile it with an update that trains something"
-        raise BoardError(
-            "adapt", "library", ", ".join(session.entries), "step, or accumulate and apply", hint
-        )
-    if "hyper" in session.tensors:
-        hyper = session.read("hyper").copy()
-        hyper[0] = a.lr
-        session.write("hyper", hyper)
-    turn = np.zeros(len(labels), np.int64)
-    for value in np.unique(labels):
-        turn[labels == value] = np.arange(int((labels == value).sum()))
-    order = np.lexsort((labels, turn))
-    means = []
-    for iteration in range(a.iterations):
-        losses = [_learn(session, images[i], int(labels[i])) for i in order]
-        if "apply" in session.entries:
-            session.call("apply")
-        means.append(float(np.mean(losses)))
-        progress(iteration + 1, means[-1])
-    return tuple(means)
-
-
-def _learn(session: Any, image: Any, label: int) -> float:
-    if "step" in session.entries:
-        return float(session.step(image[None], label))
-    import numpy as np
-
-    tensors = {t.role: t for t in session.tensors.values()}
-    session.write(tensors["input"].name, image[None])
-    session.write(tensors["label"].name, np.full(tensors["label"].shape, label, tensors["label"].dtype))
-    session.call("accumulate")
-    return float(session.read(tensors["loss"].name).reshape(-1)[0])

@@ -115,6 +115,20 @@ def test_a_plain_library_learns_labels(folder: Path, capsys: pytest.CaptureFixtu
     assert found["plan_digest"] is None and found["query_accuracy_after"] is not None
 
 
+@pytest.mark.host_compiler
+def test_a_library_of_steps_selects_and_learns_labels(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adaptive = ["--update", "adaptive", "--no-accumulate", "--optimizer", "adam", "--memory", "20KB"]
+    made = run(capsys, "compile", folder / "net.pt2", *adaptive, "-o", tmp_path / "steps.tar")
+    assert "step_cached" in made["entries"] and "accumulate" not in made["entries"]
+    words = ["adapt", tmp_path / "steps.tar", "--board", "host", "--iterations", "8", "--lr", "0.01"]
+    found = run(capsys, *words, "--support", folder / "support.npz", "-o", tmp_path / "task.tt")
+    assert found["loss_last"] < 0.8 * found["loss_first"]
+    assert sum(found["trained_channels"].values()) > 0
+    assert (tmp_path / "task.tt").read_bytes()[:4] == b"TTCK"
+
+
 @pytest.mark.emulator
 def test_bench_counts_every_entry(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["bench", folder / "adaptive.tar", "--by-function", "--estimate", "stm32f746g-disco"]

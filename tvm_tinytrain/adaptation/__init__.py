@@ -1,6 +1,7 @@
 """Few-shot adaptation of a running library: prototypes, their exact gradients, augmentation, the procedure."""
 
 from tvm_tinytrain.adaptation.augment import DiffAugment
+from tvm_tinytrain.adaptation.labelled import LearnResult, learn
 from tvm_tinytrain.adaptation.library import AdaptableLibrary
 from tvm_tinytrain.adaptation.procedure import AdaptResult, Progress, QuerySource, adapt
 from tvm_tinytrain.adaptation.protonet import (
@@ -15,12 +16,14 @@ __all__ = [
     "AdaptResult",
     "AdaptableLibrary",
     "DiffAugment",
+    "LearnResult",
     "Progress",
     "PrototypeClassifier",
     "PrototypeGradients",
     "QuerySource",
     "adapt",
     "class_prototypes",
+    "learn",
     "logits",
     "loss_and_gradients",
 ]

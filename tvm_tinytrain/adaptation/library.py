@@ -20,9 +20,9 @@ _STAGE = "adapt"
 
 
 class AdaptableLibrary(Protocol):
-    """A library built with ``loss=Prototypical()`` and ``accumulate=True``: `InProcess`, `Session`, or the like.
+    """A library in this process or on a board: `InProcess`, `Session`, or the like.
 
-    tensors: by name, each with `role` ("input", "grad", …) and `shape`.
+    tensors: by name, each with `role` ("input", "grad", …), `shape` and `dtype`.
     """
 
     @property
@@ -46,24 +46,13 @@ class AdaptableLibrary(Protocol):
         """Run an entry; TransportError where it refuses."""
 
 
-class Caller:
-    """The calls of an adaptation, in terms of samples and seeds.
-
-    Raises PlanError where the library lacks what adaptation needs.
-    """
+class LibraryCalls:
+    """The calls that any training is made of."""
 
     def __init__(self, library: AdaptableLibrary) -> None:
-        missing = [e for e in ("predict", "accumulate", "apply") if e not in library.entries]
-        missing += [t for t in (SEED, HYPER) if t not in library.tensors]
-        if missing:
-            hint = "build it with loss=Prototypical(), accumulate=True"
-            raise PlanError(
-                _STAGE, "library", f"no {', '.join(missing)}", "entries and tensors of these", hint
-            )
         self.library = library
         self._input = next(name for name, t in library.tensors.items() if t.role == "input")
         self._shape = tuple(library.tensors[self._input].shape)
-        self._seed_shape = tuple(library.tensors[SEED].shape)
 
     @property
     def is_adaptive(self) -> bool:
@@ -85,19 +74,9 @@ class Caller:
             raise ShapeError(_STAGE, "samples", array.shape, f"[n, {str(self._shape[1:])[1:-1]}]", hint)
         return array.reshape(len(array), *self._shape[1:])
 
-    def embed(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Embeddings float32[n, width] of samples, one `predict` each."""
-        found = [self.library.predict(sample.reshape(self._shape)).reshape(-1) for sample in samples]
-        return np.stack(found).astype(np.float32) if found else np.zeros((0, self._seed_shape[1]), np.float32)
-
-    def backward(
-        self, samples: Iterable[npt.NDArray[np.float32]], seeds: npt.NDArray[Any], entry: str = "accumulate"
-    ) -> None:
-        """Run the backward pass of each sample from ∂loss/∂embedding."""
-        for sample, seed in zip(samples, seeds, strict=True):
-            self.library.write(self._input, sample.reshape(self._shape))
-            self.library.write(SEED, seed.astype(np.float32).reshape(self._seed_shape))
-            self.library.call(entry)
+    def potentials(self) -> FisherMap:
+        """The Fisher potentials of all candidate channels that were measured."""
+        return FisherMap({i: self.library.read(f"{_DELTA}{i}") for i in self.candidates})
 
     def set_learning_rate(self, rate: float) -> None:
         """Write the learning rate that `apply` uses from now on."""
@@ -110,27 +89,6 @@ class Caller:
         hyper = self.library.read(HYPER)
         hyper[1:3] = 0.0
         self.library.write(HYPER, hyper)
-
-    def drop_gradients(self) -> None:
-        """Forget what was accumulated and not applied; weights stay as they are.
-
-        Where gradients are tensors they are zeroed. A task-adaptive library keeps them in its rows: there an
-        `apply` of rate 0 clears them, which still decays the optimizer's moments once.
-        """
-        gradients = [name for name, t in self.library.tensors.items() if t.role == "grad"]
-        for name in gradients:
-            self.library.write(name, np.zeros_like(self.library.read(name)))
-        if not gradients:
-            hyper = self.library.read(HYPER)
-            self.set_learning_rate(0.0)
-            self.library.call("apply")
-            self.set_learning_rate(float(hyper[0]))
-
-    def fisher(self, samples: npt.NDArray[np.float32], seeds: npt.NDArray[Any]) -> FisherMap:
-        """Measure the Fisher potentials of all candidate channels; the library must have nothing installed."""
-        self.library.call("fisher_begin")
-        self.backward(samples, seeds, "fisher")
-        return FisherMap({i: self.library.read(f"{_DELTA}{i}") for i in self.candidates})
 
     def select(self) -> UpdatePlan:
         """Let the library select and install; BudgetError where no channel fits its budgets: nothing is installed then."""
@@ -166,3 +124,56 @@ class Caller:
             if chosen.size:
                 updates.append(LayerUpdate(layer, tuple(int(c) for c in chosen)))
         return UpdatePlan(tuple(updates))
+
+
+class Caller(LibraryCalls):
+    """The calls of an adaptation by prototypes, in terms of samples and seeds.
+
+    Raises PlanError where the library lacks what adaptation needs.
+    """
+
+    def __init__(self, library: AdaptableLibrary) -> None:
+        missing = [e for e in ("predict", "accumulate", "apply") if e not in library.entries]
+        missing += [t for t in (SEED, HYPER) if t not in library.tensors]
+        if missing:
+            hint = "build it with loss=Prototypical(), accumulate=True"
+            raise PlanError(
+                _STAGE, "library", f"no {', '.join(missing)}", "entries and tensors of these", hint
+            )
+        super().__init__(library)
+        self._seed_shape = tuple(library.tensors[SEED].shape)
+
+    def embed(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Embeddings float32[n, width] of samples, one `predict` each."""
+        found = [self.library.predict(sample.reshape(self._shape)).reshape(-1) for sample in samples]
+        return np.stack(found).astype(np.float32) if found else np.zeros((0, self._seed_shape[1]), np.float32)
+
+    def backward(
+        self, samples: Iterable[npt.NDArray[np.float32]], seeds: npt.NDArray[Any], entry: str = "accumulate"
+    ) -> None:
+        """Run the backward pass of each sample from ∂loss/∂embedding."""
+        for sample, seed in zip(samples, seeds, strict=True):
+            self.library.write(self._input, sample.reshape(self._shape))
+            self.library.write(SEED, seed.astype(np.float32).reshape(self._seed_shape))
+            self.library.call(entry)
+
+    def drop_gradients(self) -> None:
+        """Forget what was accumulated and not applied; weights stay as they are.
+
+        Where gradients are tensors they are zeroed. A task-adaptive library keeps them in its rows: there an
+        `apply` of rate 0 clears them, which still decays the optimizer's moments once.
+        """
+        gradients = [name for name, t in self.library.tensors.items() if t.role == "grad"]
+        for name in gradients:
+            self.library.write(name, np.zeros_like(self.library.read(name)))
+        if not gradients:
+            hyper = self.library.read(HYPER)
+            self.set_learning_rate(0.0)
+            self.library.call("apply")
+            self.set_learning_rate(float(hyper[0]))
+
+    def fisher(self, samples: npt.NDArray[np.float32], seeds: npt.NDArray[Any]) -> FisherMap:
+        """Measure the Fisher potentials of all candidate channels; the library must have nothing installed."""
+        self.library.call("fisher_begin")
+        self.backward(samples, seeds, "fisher")
+        return self.potentials()

@@ -19,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from tvm_tinytrain.adaptation import AdaptResult, adapt
+from tvm_tinytrain.adaptation import AdaptResult, LearnResult, adapt, learn
 from tvm_tinytrain.errors import DTypeError, KernelError, ShapeError, ToolMissingError, TransportError
 from tvm_tinytrain.micro.remote import TensorInfo
 from tvm_tinytrain.targets.target import parse_target
@@ -127,6 +127,10 @@ class InProcess:
     def adapt(self, support_images: Any, support_labels: Any, **options: Any) -> AdaptResult:
         """Adapts to a labelled support set by `tvm_tinytrain.adaptation.adapt`, which says what the options are."""
         return adapt(self, support_images, support_labels, **options)
+
+    def learn(self, images: Any, labels: Any, **options: Any) -> LearnResult:
+        """Trains on labelled samples by `tvm_tinytrain.adaptation.learn`, which says what the options are."""
+        return learn(self, images, labels, **options)
 
     def classify(self, result: AdaptResult, images: Any) -> npt.NDArray[np.int64]:
         """Labels of images [n, ...] by what `adapt` returned."""

@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tvm_tinytrain.adaptation import AdaptResult, adapt
+from tvm_tinytrain.adaptation import AdaptResult, LearnResult, adapt, learn
 from tvm_tinytrain.errors import BoardError, TransportError
 from tvm_tinytrain.micro.checkpoint import CheckpointLayout, read_checkpoint, write_checkpoint
 from tvm_tinytrain.micro.project import GeneratedProject, Library, generate_project
@@ -233,6 +233,10 @@ class Session:
         ``classify(session, images)`` then classifies.
         """
         return adapt(self, support_images, support_labels, **options)
+
+    def learn(self, images: ArrayLike, labels: ArrayLike, **options: Any) -> LearnResult:
+        """Train on labelled samples by the library's own loss, driven from here: `tvm_tinytrain.adaptation.learn`."""
+        return learn(self, images, labels, **options)
 
     def trained_rows(self) -> dict[str, NDArray[np.float32]]:
         """Return {weight or bias: float32[trained channels, values of a row]} of a task-adaptive library."""

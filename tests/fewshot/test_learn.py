@@ -1,0 +1,73 @@
+"""Training on labels from the host: the calls that a device's own session makes, and nothing that is not there."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import tvm_tinytrain as tt
+from tests.building.adaptive_net import CLASSES, SHAPE, build, network
+from tvm_tinytrain.errors import PlanError, ShapeError
+from tvm_tinytrain.micro.in_process import InProcess
+
+pytestmark = pytest.mark.host_compiler
+SAMPLES, ITERATIONS, RATE = 2 * CLASSES, 4, 0.02
+
+
+def task() -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels, class after class."""
+    rng = np.random.default_rng(1)
+    return rng.normal(size=(SAMPLES, *SHAPE[1:])).astype(np.float32), np.arange(SAMPLES) // 2
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_a_task_adaptive_library_selects_and_trains(accumulate: bool) -> None:
+    update, budget = tt.TaskAdaptive(candidates=4), tt.Budget(memory=60000, compute=0.6)
+    images, labels = task()
+    order = [*range(0, SAMPLES, 2), *range(1, SAMPLES, 2)]  # classes by turns
+    seen: list[tuple[int, float]] = []
+    with InProcess(build(update=update, budget=budget, accumulate=accumulate)) as library:
+        result = library.learn(
+            images, labels, iterations=ITERATIONS, lr=RATE, progress=lambda i, loss: seen.append((i, loss))
+        )
+        logits = library.predict(images[:1])
+        library.init()
+        library.view("hyper")[0] = RATE
+        library.call("fisher_begin")
+        for i in order:
+            library.step(images[i][None], labels[i], "fisher")
+        assert result.fisher is not None
+        np.testing.assert_array_equal(library.read("delta_2"), result.fisher.layers[2])
+        library.call("select")
+        losses = []
+        for _ in range(ITERATIONS):
+            train = "accumulate" if accumulate else "step"
+            losses.append(np.mean([library.step(images[i][None], labels[i], train) for i in order]))
+            if accumulate:
+                library.call("apply")
+        np.testing.assert_array_equal(library.predict(images[:1]), logits)
+        again = library.learn(images, labels, iterations=ITERATIONS, lr=RATE, plan=result.plan)
+    np.testing.assert_allclose(result.losses, losses, rtol=1e-6)
+    assert [i for i, _ in seen] == [1, 2, 3, 4] and tuple(loss for _, loss in seen) == result.losses
+    assert result.losses[-1] < result.losses[0]
+    assert (again.losses, again.plan, again.fisher) == (result.losses, result.plan, None)
+
+
+def test_what_does_not_train_labels_is_refused() -> None:
+    images, labels = task()
+    with InProcess(build(update=tt.LastLayer())) as library:
+        assert library.learn(images, labels, iterations=0).losses == ()
+        with pytest.raises(PlanError, match=r"iterations -1.*0 or more"):
+            library.learn(images, labels, iterations=-1)
+        with pytest.raises(ShapeError, match="one integer label for each sample"):
+            library.learn(images, labels[1:])
+        with pytest.raises(ShapeError, match="float64"):
+            library.learn(images, labels / 2)
+        fixed = library.learn(images, labels, iterations=2, lr=RATE)
+        assert fixed.plan is None and fixed.losses[1] < fixed.losses[0]
+    prototypes = tt.build(
+        network(), "host", example_inputs=(torch.zeros(SHAPE),), loss=tt.Prototypical(), name="p"
+    )
+    with InProcess(prototypes) as library, pytest.raises(PlanError, match="a loss of prototypes"):
+        library.learn(images, labels)

@@ -1,0 +1,152 @@
+"""Training on labelled samples by the library's own loss: for a task-adaptive library with Fisher pass and selection before it.
+
+The loss does not couple samples, so each of them is one call. A library that keeps gradients takes a step of the optimizer per
+iteration; one whose ``step`` applies them where they are made takes one per sample. The device does the same without a host
+(``targets/runtime/adapt/tt_session.h``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from tvm_tinytrain.adaptation.library import HYPER, SEED, AdaptableLibrary, LibraryCalls
+from tvm_tinytrain.errors import PlanError, ShapeError
+from tvm_tinytrain.plan import UpdatePlan
+from tvm_tinytrain.selection import FisherMap
+
+Samples = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class LearnResult:
+    """What a training did.
+
+    losses: mean over the samples, by iteration. fisher, plan: of a task-adaptive library, else None.
+    """
+
+    losses: tuple[float, ...]
+    fisher: FisherMap | None = field(default=None, repr=False)
+    plan: UpdatePlan | None = None
+    seconds: float = field(default=0.0, compare=False)
+
+
+def learn(
+    library: AdaptableLibrary,
+    images: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    *,
+    iterations: int = 40,
+    lr: float = 1e-3,
+    plan: UpdatePlan | None = None,
+    progress: Callable[[int, float], object] | None = None,
+) -> LearnResult:
+    """Train a library on labelled samples, classes by turns.
+
+    Parameters
+    ----------
+    library
+        Built with any loss but ``Prototypical()``. Training goes on from the weights it has; a task-adaptive library is
+        released first, so that it starts from the network's own.
+    images
+        float32[n, *shape of one sample]; in the range that the network was trained on.
+    labels
+        integers[n]: outputs of the network.
+    iterations, lr
+        Passes over the samples, and the optimizer's rate. Where either is 0 nothing is trained or selected.
+    plan
+        Install this plan into a task-adaptive library instead of letting it select.
+    progress
+        Called after each iteration with its number, from 1, and its loss.
+
+    Returns
+    -------
+    LearnResult
+        Losses, and the plan that a task-adaptive library trained.
+
+    Raises
+    ------
+    PlanError, ShapeError, BudgetError
+        The library does not train labels, or an option is out of its range; samples or labels do not fit; nothing fits the
+        library's budget.
+    """
+    start = time.perf_counter()
+    learner = _Learner(library)
+    if iterations < 0 or not lr >= 0.0:
+        found = f"iterations {iterations}, lr {lr}"
+        raise PlanError("learn", "options", found, "0 or more", "0 means no training")
+    samples, targets = learner.samples(images), np.asarray(labels)
+    if targets.shape != (len(samples),) or not len(samples) or not np.issubdtype(targets.dtype, np.integer):
+        found = f"{len(samples)} samples, labels {targets.dtype}{list(targets.shape)}"
+        raise ShapeError("learn", "samples", found, "one integer label for each sample", "check both")
+    if iterations == 0 or lr == 0.0:
+        return LearnResult(())
+    order = _by_turns(targets)
+    samples, targets = samples[order], targets[order]
+    fisher, used = learner.choose(samples, targets, plan) if learner.is_adaptive else (None, None)
+    learner.set_learning_rate(lr)
+    losses: list[float] = []
+    for iteration in range(iterations):
+        losses.append(learner.iterate(samples, targets))
+        if progress is not None:
+            progress(iteration + 1, losses[-1])
+    return LearnResult(tuple(losses), fisher, used, time.perf_counter() - start)
+
+
+def _by_turns(labels: Labels) -> npt.NDArray[np.intp]:
+    """An order in which the first sample of every class comes first, then the second ones."""
+    turn = np.zeros(len(labels), np.int64)
+    for value in np.unique(labels):
+        turn[labels == value] = np.arange(int((labels == value).sum()))
+    return np.lexsort((labels, turn))
+
+
+class _Learner(LibraryCalls):
+    """The calls of a training by labels."""
+
+    def __init__(self, library: AdaptableLibrary) -> None:
+        self._applies = "apply" in library.entries
+        self._train = "accumulate" if self._applies else "step"
+        found = [f"no {self._train}"] if self._train not in library.entries else []
+        found += ["a loss of prototypes"] if SEED in library.tensors else []
+        if found or HYPER not in library.tensors:
+            hint = "build it with an update that trains something, and a loss of labels"
+            allowed = "step, or accumulate and apply, from labels"
+            raise PlanError("learn", "library", ", ".join(found) or f"no {HYPER}", allowed, hint)
+        super().__init__(library)
+        self._label = next(name for name, t in library.tensors.items() if t.role == "label")
+
+    def run(self, entry: str, sample: Samples, label: int) -> None:
+        """Run an entry on one sample."""
+        target = self.library.tensors[self._label]
+        self.library.write(self._input, sample.reshape(self._shape))
+        self.library.write(self._label, np.full(target.shape, label, target.dtype))
+        self.library.call(entry)
+
+    def choose(
+        self, samples: Samples, labels: Labels, plan: UpdatePlan | None
+    ) -> tuple[FisherMap | None, UpdatePlan]:
+        """Fisher potentials of all samples, then selection; or the plan that was given."""
+        self.library.call("release")
+        self.restart_optimizer()
+        if plan is not None:
+            return None, self.install(plan)
+        self.library.call("fisher_begin")
+        for sample, label in zip(samples, labels, strict=True):
+            self.run("fisher", sample, int(label))
+        return self.potentials(), self.select()
+
+    def iterate(self, samples: Samples, labels: Labels) -> float:
+        """One pass over the samples; returns the mean of their losses, each before its own step."""
+        losses = []
+        for sample, label in zip(samples, labels, strict=True):
+            self.run(self._train, sample, int(label))
+            losses.append(float(self.library.read("loss").reshape(-1)[0]))
+        if self._applies:
+            self.library.call("apply")
+        return float(np.mean(losses))
