@@ -71,6 +71,9 @@ def _add_evaluate(commands: Any) -> None:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--state", type=Path, help="keeps finished tasks; the same command goes on from it")
     p.add_argument("--format", choices=("text", "csv", "json"), default="text")
+    p.add_argument(
+        "--json", dest="format", action="store_const", const="json", help="the same as --format json"
+    )
     p.set_defaults(run=_evaluate)
 
 
@@ -193,6 +196,7 @@ def _add_meta_train(commands: Any) -> None:
     p.add_argument("--various", action="store_true", help="Meta-Dataset's various-way-various-shot sampler")
     p.add_argument("--device", default="cpu", help='"cpu" or "cuda"')
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--json", action="store_true", help="print all epochs and what was written as JSON")
     p.set_defaults(run=_meta_train)
 
 
@@ -239,7 +243,11 @@ def _meta_train(a: argparse.Namespace) -> int:
             on_epoch=on_epoch,
         )
     exported = trained.export(a.output / "network.pt2", (1, 3, a.size, a.size))
-    print(f"wrote {exported}")
+    if a.json:
+        epochs = [asdict(report) for report in trained.history]
+        print(json.dumps({"network": str(exported), "scale": trained.scale, "epochs": epochs}, indent=1))
+    else:
+        print(f"wrote {exported}")
     return 0
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,7 @@ def add_tune(commands: Any) -> None:
     )
     p.add_argument("--tracker", metavar="HOST:PORT", help="measure on all workers of this RPC tracker")
     p.add_argument("-o", "--output", type=Path, required=True, help="file for the records")
+    p.add_argument("--json", action="store_true", help="print the summary and all records as JSON")
     p.set_defaults(run=_tune)
     w = commands.add_parser(
         "tune-worker",
@@ -104,8 +107,21 @@ def _tune(a: argparse.Namespace) -> int:
             measure=measure,
         )
     own, best = sum(r.default_cost for r in found), sum(r.cost for r in found)
+    better = sum(r.cost < r.default_cost for r in found)
+    if a.json:
+        summary = {
+            "output": os.fspath(a.output),
+            "board": a.board,
+            "unit": found[0].unit if found else None,
+            "kernels": len(found),
+            "kernels_better": better,
+            "default_cost": own,
+            "cost": best,
+            "records": [asdict(r) for r in found],
+        }
+        print(json.dumps(summary, indent=1, sort_keys=True))
+        return 0
     if found:
-        better = sum(r.cost < r.default_cost for r in found)
         print(f"{better} of {len(found)} kernels are better than the rule's own choice")
         print(
             f"{own:,.0f} -> {best:,.0f} {found[0].unit} over all kernels ({100 * (1 - best / own):.1f} % less)"

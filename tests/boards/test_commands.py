@@ -13,7 +13,7 @@ import torch
 from tests.building.adaptive_net import SHAPE, network
 from tvm_tinytrain.cli import main
 
-COMMANDS = ("compile", "adapt", "report", "boards", "bench", "project", "evaluate", "meta-train")
+COMMANDS = ("compile", "adapt", "tune", "report", "boards", "bench", "project", "evaluate", "meta-train")
 CLASSES = ("cat", "dog", "owl")
 
 
@@ -61,7 +61,7 @@ def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str])
         main([command, "--help"])
     text = capsys.readouterr().out
     assert f"example:\n  tinytrain {command}" in text
-    assert "--json" in text or "--format" in text or command == "meta-train"
+    assert "--json" in text
 
 
 def test_compile_prints_its_metadata(
@@ -153,6 +153,38 @@ def test_a_project_is_written_and_built(
     assert Path(found["program"]).exists() and 0 < found["flash_bytes"] < 1 << 20
     found = run(capsys, "project", folder / "plain.tar", "--kind", "arduino", "-o", tmp_path / "arduino")
     assert str(tmp_path / "arduino" / "library.properties") in found["files"]
+
+
+def test_tuning_prints_its_records(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two records that a search might find: what is measured is tested in tests/tuning."""
+    from tvm_tinytrain import tuning
+    from tvm_tinytrain.schedules.records import Record
+
+    records = [
+        Record("0123456789abcdef", "conv2d", "gemm", {"rows": 2}, cost, 100.0, "instructions")
+        for cost in (60.0, 100.0)
+    ]
+    monkeypatch.setattr(tuning, "tune", lambda modules, **given: records)
+    words = ["tune", "--network", folder / "net.pt2", "--size", SHAPE[-1], "-o", tmp_path / "r.json"]
+    found = run(capsys, *words, "--update", "last-layer")
+    assert (found["kernels"], found["kernels_better"], found["unit"]) == (2, 1, "instructions")
+    assert (found["default_cost"], found["cost"]) == (200.0, 160.0)
+    assert [Record(**record) for record in found["records"]] == records
+    assert (found["board"], found["output"]) == ("mps2-an500", str(tmp_path / "r.json"))
+
+
+def test_meta_training_prints_its_epochs(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["meta-train", "--network", "mcunet", "--size", 32, "--data", folder / "support", "-o", tmp_path]
+    few = ["--epochs", 2, "--warmup", 1, "--episodes", 1, "--ways", 2, "--shots", 1]
+    found = run(capsys, *words, *few, "--validate", folder / "query")
+    assert [epoch["epoch"] for epoch in found["epochs"]] == [1, 2]
+    assert all(np.isfinite(epoch["loss"]) and 0 <= epoch["validation"] <= 1 for epoch in found["epochs"])
+    assert Path(found["network"]).stat().st_size > 1000 and found["scale"] > 0
+    torch.export.load(found["network"])
 
 
 def test_boards_say_what_is_missing(

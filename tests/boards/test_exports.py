@@ -6,12 +6,9 @@ library and sketch are compiled for a Cortex-M7 with a stand-in for Arduino.h.
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
 import struct
 import subprocess
-import threading
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ import torch
 import yaml
 
 import tvm_tinytrain as tt
+from examples.exports import KINDS, main, step, step_answers, talk
 from tests.building.adaptive_net import SHAPE, network, samples
 from tvm_tinytrain.errors import BoardError
 from tvm_tinytrain.micro.exports import export_project
@@ -45,7 +43,7 @@ def expected() -> tuple[list[float], np.ndarray]:
 
 def commands() -> bytes:
     """Steps, an unknown letter, a prediction."""
-    steps = [b"t" + struct.pack("<i", label) + image.tobytes() for image, label in samples(STEPS)]
+    steps = [step(*sample) for sample in samples(STEPS)]
     return b"".join(steps) + b"?" + b"p" + samples(1)[0][0].tobytes()
 
 
@@ -84,39 +82,19 @@ def test_a_cmake_project_trains(tmp_path: Path, target: str) -> None:
 def test_bare_metal_firmware_trains(tmp_path: Path) -> None:
     export_project(module(), "bare-metal", tmp_path, "mps2-an500")
     run(["make", "-s"], tmp_path)
-    ways = [tmp_path / "in", tmp_path / "out"]
-    for way in ways:
-        os.mkfifo(way)
-    # a make around the tests would print its own lines, and hand its options down
-    own = {
-        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")
-    }
-    line = subprocess.run(
-        ["make", "-n", "run", "IN=in", "OUT=out"],  # the emulator hands over a line of 160 characters at most
-        cwd=tmp_path, capture_output=True, text=True, check=True, env=own,
-    )  # fmt: skip
-    board = subprocess.Popen(shlex.split(line.stdout.strip().splitlines()[-1]), cwd=tmp_path)
-    answers = bytearray()
+    check_answers(talk(tmp_path, commands()))
 
-    def listen() -> None:
-        with ways[1].open("rb") as stream:
-            answers.extend(stream.read())
 
-    def speak() -> None:  # opening waits for the other side, which may never come
-        with ways[0].open("wb") as stream:
-            stream.write(commands())
-
-    sides = [threading.Thread(target=side, daemon=True) for side in (listen, speak)]
-    try:
-        for side in sides:
-            side.start()
-        assert board.wait(60) == 0
-        for side in sides:
-            side.join(10)
-    finally:
-        board.kill()
-        board.wait()
-    check_answers(bytes(answers))
+@pytest.mark.emulator
+def test_the_example_writes_every_kind_and_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--out", str(tmp_path), "--samples", "3"]) == 0
+    for kind in KINDS:
+        assert (tmp_path / kind / "README.md").stat().st_size > 200
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last.startswith("trained on 3 digits on mps2-an500; losses ")
+    assert all(0 < float(loss) < 20 for loss in last.split("losses ")[1].split(", "))
+    with pytest.raises(RuntimeError, match="allowed status 0"):
+        step_answers(b"\0" * 8, 2)
 
 
 @pytest.mark.needs("cmake", "arm-none-eabi-gcc")
