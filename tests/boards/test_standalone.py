@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import zlib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,18 @@ import pytest
 
 import tvm_tinytrain as tt
 from tests.building.adaptive_net import CLASSES, SHAPE, network
+from tests.compiled import loaded
 from tvm_tinytrain.adaptation import adapt
 from tvm_tinytrain.adaptation.protonet import class_prototypes, loss_and_gradients
 from tvm_tinytrain.errors import ArchiveError, PlanError, ShapeError, TransportError
 from tvm_tinytrain.micro import Session, Standalone, generate_project, read_result
-from tvm_tinytrain.micro.in_process import InProcess
 from tvm_tinytrain.micro.trained_rows import read_rows, take_checkpoint
 
 SUPPORT, QUERIES, ITERATIONS = 2 * CLASSES, 4, 3
 SCALE, OFFSET = 1 / 64, -2.0
 
 
+@cache
 def build(loss: Any, target: str = "c -mcpu=cortex-m7", *, accumulate: bool = True) -> tt.TrainModule:
     import torch
 
@@ -109,7 +111,7 @@ def test_a_protonet_without_a_host(tmp_path: Path) -> None:
     said, rows, plan, _ = run(module, given, tmp_path)
     assert said.status == 0
     assert said.entries.count("predict_store") == said.cached == SUPPORT
-    with InProcess(module) as host:
+    with loaded(module) as host:
         support = images(given)
         result = adapt(
             host,
@@ -149,7 +151,7 @@ def test_the_devices_protonet_is_the_hosts(distance: str, through: bool) -> None
     embeddings[3] = 0.0  # a norm that is clamped
     labels = (np.arange(13) % 4).astype(np.int32)
     loss = tt.Prototypical(distance, scale=0.75, through_prototypes=through)
-    with InProcess(build(tt.Prototypical(), "host")) as library:
+    with loaded(build(tt.Prototypical(), "host")) as library:
         c = library._library
         c.tt_protonet_scratch_bytes.restype, c.tt_protonet_seeds.restype = ctypes.c_size_t, ctypes.c_double
         scratch = np.zeros(c.tt_protonet_scratch_bytes(4, 7), np.uint8)
