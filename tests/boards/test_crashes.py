@@ -22,6 +22,10 @@ from tvm_tinytrain.micro import Session
 BOTH = pytest.mark.parametrize("board", [HOST, EMULATED])
 
 
+LATE_S = 20.0
+"""What should take a second or none must not take this long, on a machine that is as busy as it may be."""
+
+
 def children() -> set[int]:
     """Return the process ids of this process's living children."""
     found = set()
@@ -45,11 +49,12 @@ def descriptors() -> int:
 )
 def test_a_fault_is_reported_in_the_error(built: Any, board: str, entry: str, words: str) -> None:
     before = children()
-    started = time.monotonic()
-    with Session(built(board)) as session, pytest.raises(TransportError, match=words) as caught:
-        session.call(entry)
+    with Session(built(board)) as session:
+        started = time.monotonic()
+        with pytest.raises(TransportError, match=words) as caught:
+            session.call(entry)
+        assert time.monotonic() - started < LATE_S
     assert f"in {entry}" in str(caught.value)
-    assert time.monotonic() - started < 10
     assert children() == before
 
 
@@ -69,7 +74,7 @@ def test_an_entry_that_hangs(built: Any, board: str) -> None:
         started = time.monotonic()
         with pytest.raises(TransportError, match=r"no answer in 1\.0 s, running; its console is empty"):
             session.call("hang")
-        assert 0.9 < time.monotonic() - started < 3
+        assert 0.9 < time.monotonic() - started < LATE_S
     assert children() == before
     with Session(built(board)) as session:
         session.call("step")
@@ -169,7 +174,7 @@ def test_a_killed_host_takes_the_board_with_it(built: Any, board: str) -> None:
     finally:
         host.kill()
         host.wait()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + LATE_S
     while time.monotonic() < deadline and any(command_line(pid) for pid in boards):
         time.sleep(0.05)
     assert not [pid for pid in boards if str(project.program_path) in command_line(pid)]

@@ -87,11 +87,11 @@ def test_a_tracker_gives_a_board(project: GeneratedProject) -> None:
 
 
 def test_a_call_that_hangs_ends_and_the_server_lives_on(project: GeneratedProject, server: str) -> None:
-    started = time.monotonic()
     with Session(project, timeout_s=1.0, port=server) as session:
+        started = time.monotonic()
         with pytest.raises(TransportError, match=r"no answer in 1\.0 s"):
             session.call("hang")
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 20  # on a busy machine; far below forever
     with Session(project, port=server) as session:  # waits for the session before it, which has 3 s left
         session.step(X, Y)
 

@@ -45,7 +45,7 @@ def serial_board(fake: Any, tmp_path: Path) -> Iterator[tuple[GeneratedProject, 
     emulator = start_process(command, stdin=nothing)
     os.close(nothing)
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not (found := re.search(r"/dev/pts/\d+", "\n".join(emulator.console()))):
             assert time.monotonic() < deadline, emulator.console()
             time.sleep(0.02)
@@ -73,7 +73,7 @@ def test_training_over_a_serial_line(built: Any, serial_board: tuple[GeneratedPr
 def test_a_fault_comes_over_the_same_line(serial_board: tuple[GeneratedProject, str, Process]) -> None:
     project, device, _ = serial_board
     with (
-        Session(project, port=device, timeout_s=2.0) as session,
+        Session(project, port=device, timeout_s=3.0) as session,
         pytest.raises(TransportError, match=r"tt-fault: MemManage in write_nowhere .*0x30000000"),
     ):
         session.call("write_nowhere")
