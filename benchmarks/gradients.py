@@ -37,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument(
         "--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="what to measure"
     )
+    made.add_argument(
+        "--networks", nargs="+", choices=list(zoo()), default=list(zoo()), help="of the section networks"
+    )
     options = parse(made, argv)
     torch.set_num_threads(1)
     report, compiler = Report(options), networks.Compiler()
@@ -70,9 +73,11 @@ def run_operators(report: Report, compiler: networks.Compiler, options: argparse
 def run_networks(report: Report, compiler: networks.Compiler, options: argparse.Namespace) -> None:
     """Every network with every update."""
     found = []
-    for name in QUICK_NETWORKS if options.quick else zoo():
+    for name in QUICK_NETWORKS if options.quick else options.networks:
         with report.attempt(f"network {name}"):
-            found += [(name, *result) for result in networks.measure_updates(name, compiler)]
+            for title, comparison in networks.measure_updates(name, compiler):
+                found.append((name, title, comparison))
+                print(f"{name}, {title}: {comparison.share:.2g} of what is allowed", file=sys.stderr)
     _compared(report, "networks", found)
 
 
@@ -105,7 +110,12 @@ def run_front_ends(report: Report, compiler: networks.Compiler, options: argpars
 def run_plans(report: Report, compiler: networks.Compiler, options: argparse.Namespace) -> None:
     """Random plans: rows of the full gradients, and multiply-accumulates."""
     counts = {"windows": 8} if options.quick else plans.NETWORKS
-    results = [r for name, count in counts.items() for r in plans.measure_plans(name, count, compiler)]
+    results = []
+    for name, count in counts.items():
+        for r in plans.measure_plans(name, count, compiler):
+            results.append(r)
+            said = f"{r.error:.1e}, trained {r.trained_error:.1e}, {'equal' if r.agrees else 'other'} MACs"
+            print(f"{name}, plan {r.index + 1} of {count}: {said}", file=sys.stderr)
     for r in results:
         report.rows.append(
             {"section": "plans", "network": r.network, "plan": r.index, "layers": r.layers, "error": r.error}
