@@ -10,6 +10,7 @@ import torch
 
 import tvm_tinytrain as tt
 from tests.building.adaptive_net import SHAPE, install, network, samples
+from tests.compiled import loaded
 from tvm_tinytrain.config import MemoryOptions, Optimizer
 from tvm_tinytrain.errors import PlanError, TransportError
 from tvm_tinytrain.micro.in_process import InProcess
@@ -29,16 +30,9 @@ def build(optimizer: Optimizer, *, accumulate: bool = False, recompute: str = "a
     )  # fmt: skip
 
 
-LOADED: dict[str, InProcess] = {}
-
-
 def begin(module: tt.TrainModule, channels: dict[int, list[int]], cached_samples: int = 0) -> InProcess:
     """The library as it was built, with these channels to train."""
-    digest = module.metadata["digest"]
-    if digest not in LOADED:
-        LOADED[digest] = InProcess(module)
-    library = LOADED[digest]
-    library.init()
+    library = loaded(module)
     library.view("options")[-1] = cached_samples
     install(library, module, channels)
     return library
