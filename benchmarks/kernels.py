@@ -25,7 +25,7 @@ from tvm_tinytrain.micro.session import Session
 from tvm_tinytrain.passes.kernels.builder import kernel_spec
 from tvm_tinytrain.passes.lower_kernels import LowerKernels
 from tvm_tinytrain.schedules import OWN_CHOICE, RULES, Rule, ScheduleKernels
-from tvm_tinytrain.schedules.tiles import best_tile
+from tvm_tinytrain.schedules.tiles import best_tile, vector_lanes
 from tvm_tinytrain.targets.boards import get_board
 from tvm_tinytrain.targets.target import Target
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{variant}: {min(start + BATCH, len(found))} of {len(found)} kernels", file=sys.stderr)
     report.rows += rows.values()
     _check(report, list(rows.values()), list(variants))
-    _print(list(rows.values()), list(variants))
+    _print(list(rows.values()), list(variants), scalar=vector_lanes(board.target.to_tvm()) == 1)
     return report.finish()
 
 
@@ -178,13 +178,14 @@ def _per_mac(row: dict[str, object], variant: str) -> float:
     return int(str(row[f"{variant}_instructions"])) / int(str(row["macs"]))
 
 
-def _print(rows: list[dict[str, object]], variants: list[str]) -> None:
+def _print(rows: list[dict[str, object]], variants: list[str], *, scalar: bool) -> None:
+    """``scalar``: the core has no vectors of floats, for which loads of several words were counted."""
     cells = [[r["kernel"], r["macs"], *(round(_per_mac(r, v), 3) for v in variants)] for r in rows]
     print_table("Instructions per multiply-accumulate", ["kernel", "MACs", *variants], cells)
     best = variants[-1]
     for direction in DIRECTIONS[:2]:
         some = [r for r in rows if r["direction"] == direction and r["multiword_saving_per_mac"]]
-        if some:
+        if some and scalar:
             now = geometric_mean([_per_mac(r, best) for r in some])
             then = geometric_mean(
                 [_per_mac(r, best) - float(str(r["multiword_saving_per_mac"])) for r in some]

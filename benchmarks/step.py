@@ -1,7 +1,8 @@
 """Instructions of forward pass, Fisher pass, TinyTrain step and FullTrain step of the backbones, beside PyTorch on this machine.
 
-On an emulated board the figures are exact counts of executed instructions. The wall-clock part runs our host build
-and PyTorch eager in one process, one thread each, in turn, and compares the least times.
+On an emulated board the figures are exact counts of executed instructions; where tuned records come with this package for its core, the
+same is counted with the rules' own choices. The wall-clock part runs our host build and PyTorch eager in one process, one thread each,
+in turn, and compares the least times.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from benchmarks.common import Report, parse, parser, print_table
 from benchmarks.kernel_workloads import NETWORKS
 from tvm_tinytrain.micro.in_process import InProcess
 from tvm_tinytrain.micro.session import Session
+from tvm_tinytrain.schedules.records import shipped_records
 from tvm_tinytrain.targets.boards import get_board
 
 CLASSES = 10
@@ -94,11 +96,24 @@ def tiny_plan(layers: Sequence[Any], options: argparse.Namespace) -> tt.UpdatePl
     return tt.UpdatePlan.from_channels({layer: tuple(range(k)) for layer, k in counts.items()})
 
 
-def on_board(name: str, board: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Counts of the four kinds of passes, each as soon as it is there."""
+def on_board(name: str, board: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Counts of the four kinds of passes, with the package's records and without."""
+    rows = list(counts(name, board, options, None))
+    core = get_board(board).target.mcpu
+    if shipped_records(core):
+        for row, own in zip(rows, counts(name, board, options, ()), strict=True):
+            row["own_choice_instructions"] = own["instructions"]
+    return rows
+
+
+def counts(
+    name: str, board: str, options: argparse.Namespace, records: tuple[()] | None
+) -> Iterator[dict[str, Any]]:
+    """Counts of the four kinds of passes; ``records``: see `tvm_tinytrain.build`."""
     network, image = make_network(name, options)
     target = str(get_board(board).target)
     given: dict[str, Any] = {"example_inputs": (image,), "name": "bench", "optimizer": tt.SGD(0.01)}
+    given["records"] = records
     full = tt.build(network, target, update=tt.FullTrain(), **given)
     tiny = tt.build(network, target, update=tiny_plan(full.layers, options), **given)
     fisher = tt.build(
@@ -192,6 +207,9 @@ def _check(report: Report) -> None:
             if row["pass"] != "FullTrain step":
                 limit = FORWARD_LIMIT if row["pass"] == "forward" else STEP_LIMIT
                 report.at_most(f"{where}, {row['board']}", limit, row["per_mac"], "per MAC")
+            if "own_choice_instructions" in row:
+                own = row["own_choice_instructions"]
+                report.at_most(f"{where}, with records", own, row["instructions"], "instructions")
             if row["network"] == "mcunet" and row["pass"] == "TinyTrain step":
                 report.at_most(
                     f"{where} against TinyEngine's", TINYENGINE_STEP, row["instructions"], "instructions"
@@ -204,8 +222,19 @@ def _print(report: Report) -> None:
     counted = [r for r in report.rows if "instructions" in r]
     print_table(
         "Instructions",
-        ["network", "board", "pass", "instructions", "MACs", "per MAC"],
-        [[r["network"], r["board"], r["pass"], r["instructions"], r["macs"], r["per_mac"]] for r in counted],
+        ["network", "board", "pass", "without records", "instructions", "MACs", "per MAC"],
+        [
+            [
+                r["network"],
+                r["board"],
+                r["pass"],
+                r.get("own_choice_instructions"),
+                r["instructions"],
+                r["macs"],
+                r["per_mac"],
+            ]
+            for r in counted
+        ],
     )
     timed = [r for r in report.rows if "speedup" in r]
     if timed:

@@ -10,7 +10,7 @@ from tvm_tinytrain.schedules.blocks import block_names, extents, kind_of, sum_in
 from tvm_tinytrain.schedules.dots import KINDS as DOT_PRODUCTS
 from tvm_tinytrain.schedules.dots import dot_products
 from tvm_tinytrain.schedules.knobs import DEFAULTS, Knobs, up_to
-from tvm_tinytrain.schedules.tiles import best_tile, vector_lanes
+from tvm_tinytrain.schedules.tiles import best_tile, most_sums, vector_lanes
 from tvm_tinytrain.schedules.vectors import best_vector_tile, lanes_of, registers_of, unroll_vectors
 
 _KINDS = frozenset(
@@ -57,6 +57,8 @@ def gemm(func: tirx.PrimFunc, target: tvm.target.Target, knobs: Knobs = DEFAULTS
     columns = knobs.choose(
         "columns", [c for c in up_to(sizes[-1], sizes_of_rows) if c % lanes == 0], default[1]
     )
+    if steps[-1] > 1:
+        knobs.product_up_to(("rows", "columns"), most_sums(target, lanes))
     outer, inner = tile(schedule, consumer, [*[1] * (len(sizes) - 2), rows, columns])
     unroll = knobs.choose("unroll", [u for u in _UNROLLED if steps[-1] % u == 0], 1)
     unrolled = [unroll] if unroll > 1 else []

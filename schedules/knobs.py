@@ -1,12 +1,15 @@
 """The free numbers of a rule: its own choice, a record's, or the tuner's.
 
 A rule asks for each of them by name, with the candidates and its own choice. What it may choose from depends on the kernel only,
-never on another knob: so all knobs of a kernel are one design space.
+never on another knob: so all knobs of a kernel are one design space, less the combinations that a rule rules out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 
 class Knobs:
@@ -20,18 +23,56 @@ class Knobs:
         value = self.values.get(name, default)
         return value if value in candidates else default
 
+    def product_up_to(self, names: Sequence[str], most: int) -> None:
+        """Says that a search need not look where the product of some knobs is above ``most``."""
+
+
+@dataclass
+class Space:
+    """The knobs that a rule asked for, in order: name → (candidates, own choice); ``limits``: (names, most of their product)."""
+
+    knobs: dict[str, tuple[tuple[int, ...], int]] = field(default_factory=dict)
+    limits: list[tuple[tuple[str, ...], int]] = field(default_factory=list)
+
+    def own_choice(self) -> dict[str, int]:
+        """What the rule takes without a record; always in the space."""
+        return {name: default for name, (_, default) in self.knobs.items()}
+
+    def contains(self, values: Mapping[str, int]) -> bool:
+        """Whether a search may look at ``values``."""
+        within = all(
+            math.prod(values[n] for n in names if n in values) <= most for names, most in self.limits
+        )
+        return within or dict(values) == self.own_choice()
+
+    def all(self) -> Iterator[dict[str, int]]:
+        """Every candidate."""
+        names, choices = list(self.knobs), [candidates for candidates, _ in self.knobs.values()]
+        for values in itertools.product(*choices):
+            candidate = dict(zip(names, values, strict=True))
+            if self.contains(candidate):
+                yield candidate
+
+    def size(self, most: int) -> int:
+        """Number of candidates, counted up to ``most``."""
+        return sum(1 for _ in itertools.islice(self.all(), most))
+
 
 class AskedKnobs(Knobs):
-    """The rule's own choices; ``asked`` says what it asked for, in order: name → (candidates, own choice)."""
+    """The rule's own choices; ``space`` says what it asked for."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked: dict[str, tuple[tuple[int, ...], int]] = {}
+        self.space = Space()
 
     def choose(self, name: str, candidates: Sequence[int], default: int) -> int:
         """The rule's own choice."""
-        self.asked[name] = (tuple(sorted({*candidates, default})), default)
+        self.space.knobs[name] = (tuple(sorted({*candidates, default})), default)
         return default
+
+    def product_up_to(self, names: Sequence[str], most: int) -> None:
+        """A bound of the space."""
+        self.space.limits.append((tuple(names), most))
 
 
 DEFAULTS = Knobs()

@@ -5,7 +5,6 @@ The rule itself runs after the search has decided (in the builder), so that it m
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,15 +15,17 @@ from tvm.ir.utils import derived_object
 from tvm.s_tir import Schedule
 from tvm.s_tir.meta_schedule.feature_extractor import PyFeatureExtractor
 from tvm.s_tir.meta_schedule.mutator import PyMutator
+from tvm.s_tir.meta_schedule.postproc import PyPostproc
+
+from tvm_tinytrain.schedules.knobs import Space
 
 _KNOB = "tt.knob."
-Asked = Mapping[str, tuple[tuple[int, ...], int]]
 
 
-def sample_knobs(schedule: Schedule, asked: Asked) -> Schedule:
-    """Adds to ``schedule`` a random choice for each knob: name → (candidates, first decision)."""
+def sample_knobs(schedule: Schedule, space: Space) -> Schedule:
+    """Adds to ``schedule`` a random choice for each knob."""
     root = schedule.get_sblock("root")
-    for name, (candidates, default) in asked.items():
+    for name, (candidates, default) in space.knobs.items():
         share = [1.0 / len(candidates)] * len(candidates)
         value = schedule.sample_categorical(list(candidates), share, decision=candidates.index(default))
         schedule.annotate(root, _KNOB + name, value)
@@ -37,9 +38,24 @@ def sampled_knobs(mod: tvm.IRModule) -> dict[str, int]:
     return {str(k).removeprefix(_KNOB): int(v) for k, v in annotations.items() if str(k).startswith(_KNOB)}
 
 
-def space_size(asked: Asked) -> int:
-    """Number of different candidates."""
-    return math.prod(len(candidates) for candidates, _ in asked.values())
+@derived_object
+class WithinLimits(PyPostproc):
+    """Refuses candidates outside of a space, before they are measured."""
+
+    def __init__(self, space: Space) -> None:
+        super().__init__()
+        self.space = space
+
+    def _initialize_with_tune_context(self, context: Any) -> None:
+        pass
+
+    def apply(self, schedule: Schedule) -> bool:
+        """Whether the candidate is in the space."""
+        return self.space.contains(sampled_knobs(schedule.mod))
+
+    def clone(self) -> Any:
+        """The same for another thread."""
+        return WithinLimits(self.space)
 
 
 @derived_object

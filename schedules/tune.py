@@ -34,12 +34,11 @@ from tvm_tinytrain.schedules.journal import Journal, Outcome
 from tvm_tinytrain.schedules.knobs import AskedKnobs, Knobs
 from tvm_tinytrain.schedules.records import KnobRule, Record, tunable_rule, workload_key
 from tvm_tinytrain.schedules.space import (
-    Asked,
     ChangeOneKnob,
     KnobFeatures,
+    WithinLimits,
     sample_knobs,
     sampled_knobs,
-    space_size,
 )
 
 BATCH = 16
@@ -75,9 +74,12 @@ def tune_kernel(
     kernel = _Kernel(func, rule, target)
     head = {"workload": workload_key(func), "seed": search.seed, "unit": search.unit}
     runner = _Runner(kernel, measure, Journal(folder / f"{workload_key(func)}.jsonl", head), search)
-    trials = min(search.trials, space_size(kernel.asked))
-    if trials > 1:
-        _run(kernel, runner, trials, search.seed)
+    if kernel.space.size(search.trials + 1) <= search.trials:
+        everything = list(kernel.space.all())
+        for start in range(0, len(everything), BATCH):
+            runner.measure_all(everything[start : start + BATCH])
+    elif search.trials > 1:
+        _run(kernel, runner, search.trials, search.seed)
     else:
         runner.measure_all([kernel.own_choice])
     own = runner.journal.get(kernel.own_choice)
@@ -95,8 +97,8 @@ class _Kernel:
         self.func, self.rule, self.target = func, rule, target
         probe = AskedKnobs()
         rule(func, target, probe)
-        self.asked: Asked = probe.asked
-        self.own_choice = {name: default for name, (_, default) in probe.asked.items()}
+        self.space = probe.space
+        self.own_choice = probe.space.own_choice()
 
     def lowered(self, knobs: Mapping[str, int]) -> tirx.PrimFunc:
         """Raises what TVM raises for knobs that do not work."""
@@ -112,9 +114,9 @@ class _Kernel:
             )
         return low
 
-    def space(self, schedule: Schedule) -> Schedule:
-        """The design space."""
-        return sample_knobs(schedule, self.asked)
+    def sample(self, schedule: Schedule) -> Schedule:
+        """The design space for MetaSchedule."""
+        return sample_knobs(schedule, self.space)
 
 
 @contextmanager
@@ -143,7 +145,10 @@ def _run(kernel: _Kernel, runner: Any, trials: int, seed: int) -> None:
                 mod=tvm.IRModule({"main": kernel.func.with_attr("global_symbol", "main")}),
                 target=kernel.target,
                 space_generator=ms.space_generator.ScheduleFn(
-                    kernel.space, sch_rules=[], postprocs=[], mutator_probs={ChangeOneKnob(seed): 1.0}
+                    kernel.sample,
+                    sch_rules=[],
+                    postprocs=[WithinLimits(kernel.space)],
+                    mutator_probs={ChangeOneKnob(seed): 1.0},
                 ),
                 search_strategy=ms.search_strategy.EvolutionarySearch(
                     population_size=POPULATION, init_min_unmeasured=BATCH

@@ -19,7 +19,7 @@ from tvm_tinytrain.schedules.blocks import (
     tile,
 )
 from tvm_tinytrain.schedules.knobs import DEFAULTS, Knobs, up_to
-from tvm_tinytrain.schedules.tiles import vector_lanes
+from tvm_tinytrain.schedules.tiles import most_sums, vector_lanes
 from tvm_tinytrain.schedules.vectors import lanes_of, registers_of, shuffles, unroll_vectors
 
 _KINDS = ("conv2d", "conv2d_input_grad", "conv2d_rows", "conv2d_input_grad_rows")
@@ -79,6 +79,7 @@ def windows(func: tirx.PrimFunc, target: tvm.target.Target, knobs: Knobs = DEFAU
         knobs.choose("rows", up_to(sizes[1], _ROWS), default.rows),
         knobs.choose("columns", [c for c in up_to(sizes[2], _COLUMNS) if c % lanes == 0], default.columns),
     ]
+    knobs.product_up_to(("channels", "rows", "columns"), most_sums(target, lanes))
     outer, inner = tile(schedule, consumer, factors)
     unroll_rows = knobs.choose("unroll_rows", _YES_NO, int(default.unroll_rows))
     rows_first = bool(knobs.choose("rows_first", _YES_NO, 1))

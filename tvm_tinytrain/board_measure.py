@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,10 @@ TOLERANCE = 1e-5
 """Largest difference from the kernel as written, relative to its largest value or 1."""
 CALL_S = 60.0
 """Seconds after which a candidate has failed."""
+ROOM = 1 << 18
+"""The arena's size in an image is a multiple of it, so that most batches find the board's runtime compiled."""
+LONG_FRAMES = 16 << 10
+"""Bytes of a frame to an emulated board, where only the number of frames takes time."""
 _LIBRARY = "candidates"
 
 
@@ -56,24 +61,33 @@ class Problem:
         return Problem(names, tuple(values), expected, tuple(a.role != "in" for a in arguments), call_s)
 
     def measure(
-        self, library: Library, names: Sequence[str], board: Board, port: str | None = None
+        self,
+        library: Library,
+        names: Sequence[str],
+        board: Board,
+        port: str | None = None,
+        folder: Path | None = None,
     ) -> dict[str, Outcome]:
         """Builds one image for all entries ``names`` of a library and starts it as often as candidates bring it down.
 
-        BoardError where the image does not build or fit; ToolMissingError.
+        What is in ``folder`` from an earlier image and has not changed is not compiled again. BoardError where the image does not build
+        or fit; ToolMissingError.
         """
         found: dict[str, Outcome] = {}
         starts_failed = 0
-        with tempfile.TemporaryDirectory(prefix="tinytrain-") as folder:
-            project = generate_project(library, board, Path(folder)).build()
+        with ExitStack() as stack:
+            place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tinytrain-")))
+            stack.callback(_forget_candidates, place)
+            project = generate_project(_with_room(library), _for_batches(board), place).build()
             while len(found) < len(names):
                 waiting = [n for n in names if n not in found]
                 try:
                     with Session(project, timeout_s=self.call_s, port=port) as session:
                         starts_failed = 0
+                        there: set[str] = set()
                         for name in waiting:
                             try:
-                                found[name] = self._one(session, name)
+                                found[name] = self._one(session, name, there)
                             except TransportError as error:  # a fault or a time-out: this program is gone
                                 found[name] = Outcome(None, str(error)[:500])
                                 break
@@ -83,24 +97,48 @@ class Problem:
                         found |= {n: Outcome(None, str(error)[:500]) for n in waiting if n not in found}
         return found
 
-    def _one(self, session: Session, name: str) -> Outcome:
+    def _one(self, session: Session, name: str, there: set[str]) -> Outcome:
+        """``there``: arguments whose values are in the arena, which is the same for all candidates."""
         for argument, value in zip(self.names, self.values, strict=True):
-            session.write(f"{name}_{argument}", value)
+            if argument not in there:
+                session.write(f"{name}_{argument}", value)
+        there.clear()
         cost = session.time(name)
+        failure = ""
         for argument, want, written in zip(self.names, self.expected, self.written, strict=True):
-            have = np.asarray(session.read(f"{name}_{argument}"), dtype=np.float64)
+            have = np.asarray(session.read(f"{name}_{argument}"))
+            if not written and np.array_equal(have, want):
+                there.add(argument)
+                continue
             limit = TOLERANCE * max(1.0, float(np.abs(want).max(initial=0.0))) if written else 0.0
-            error = float(np.abs(have - want).max(initial=0.0))
-            if not error <= limit:
-                return Outcome(None, f"{argument} is off by {error:.1e}")
-        return Outcome(float(cost))
+            error = float(np.abs(have.astype(np.float64) - want).max(initial=0.0))
+            if not error <= limit and not failure:
+                failure = f"{argument} is off by {error:.1e}"
+        return Outcome(None, failure) if failure else Outcome(float(cost))
+
+
+def _with_room(library: Library) -> Library:
+    size = library.metadata["memory"]["arena_bytes"]
+    memory = {"arena_bytes": -(-size // ROOM) * ROOM}
+    return KernelSet(library.name, dict(library.files), {**library.metadata, "memory": memory}, {})
+
+
+def _for_batches(board: Board) -> Board:
+    emulated = board.runner.startswith("qemu")
+    return replace(board, frame_payload_bytes=LONG_FRAMES) if emulated else board
+
+
+def _forget_candidates(folder: Path) -> None:
+    for path in (folder / "build" / "objects").glob(f"tt_{_LIBRARY}*"):
+        path.unlink()
 
 
 class BoardMeasure:
     """Candidates → outcomes, for the kernel ``func`` on ``board``.
 
     A result that differs from the kernel as written, a fault, a time-out and an image that does not fit are failed candidates; the
-    others of the batch are still measured. ToolMissingError is raised: no candidate can be blamed for it.
+    others of the batch are still measured. ToolMissingError is raised: no candidate can be blamed for it. ``folder``: where images are
+    built; others for the same board may have used it before.
     """
 
     def __init__(
@@ -111,8 +149,9 @@ class BoardMeasure:
         *,
         port: str | None = None,
         call_s: float = CALL_S,
+        folder: Path | None = None,
     ) -> None:
-        self.board, self.port = board, port
+        self.board, self.port, self.folder = board, port, folder
         self.problem = Problem.of(func, board, seed, call_s)
 
     def __call__(self, kernels: Mapping[str, tirx.PrimFunc]) -> dict[str, Outcome]:
@@ -135,7 +174,7 @@ class BoardMeasure:
 
     def measure(self, library: KernelSet, names: list[str]) -> dict[str, Outcome]:
         """Outcomes of one image's entries."""
-        return self.problem.measure(library, names, self.board, self.port)
+        return self.problem.measure(library, names, self.board, self.port, self.folder)
 
 
 def random_arguments(library: KernelSet, func: tirx.PrimFunc, seed: int) -> list[np.ndarray]:

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import threading
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,9 @@ def add_tune(commands: Any) -> None:
         "--work", type=Path, default=Path("build/tune"), help="keeps outcomes (default: build/tune)"
     )
     p.add_argument("--tracker", metavar="HOST:PORT", help="measure on all workers of this RPC tracker")
+    p.add_argument(
+        "--jobs", type=int, help="kernels tuned at once (default: on an emulated board one for each core)"
+    )
     p.add_argument("-o", "--output", type=Path, required=True, help="file for the records")
     p.add_argument("--json", action="store_true", help="print the summary and all records as JSON")
     p.set_defaults(run=_tune)
@@ -78,9 +82,10 @@ def _tune(a: argparse.Namespace) -> int:
     from tvm_tinytrain.targets.boards import get_board
     from tvm_tinytrain.tuning import Progress, tune
 
-    measure = None
+    measure, board, start = None, get_board(a.board), time.monotonic()
+    processes = a.jobs or (1 if a.tracker is not None or board.hardware else os.cpu_count() or 1)
     if a.tracker is not None:
-        tracker, board = Tracker.parse(a.tracker), get_board(a.board)
+        tracker = Tracker.parse(a.tracker)
         tracker.wait(board.name)
 
         def measure(func: Any) -> FarmMeasure:
@@ -105,6 +110,7 @@ def _tune(a: argparse.Namespace) -> int:
             command=a.command_line,
             progress=show,
             measure=measure,
+            processes=processes,
         )
     own, best = sum(r.default_cost for r in found), sum(r.cost for r in found)
     better = sum(r.cost < r.default_cost for r in found)
@@ -126,7 +132,7 @@ def _tune(a: argparse.Namespace) -> int:
         print(
             f"{own:,.0f} -> {best:,.0f} {found[0].unit} over all kernels ({100 * (1 - best / own):.1f} % less)"
         )
-    print(f"wrote {os.fspath(a.output)}")
+    print(f"wrote {os.fspath(a.output)} after {(time.monotonic() - start) / 60:.1f} minutes")
     return 0
 
 

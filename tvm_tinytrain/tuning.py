@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tvm import tirx
 
-from tvm_tinytrain.board_measure import BoardMeasure
 from tvm_tinytrain.build import TrainModule, build
 from tvm_tinytrain.errors import PlanError
 from tvm_tinytrain.passes.kernels.builder import kernel_kind, kernel_spec
@@ -18,13 +19,14 @@ from tvm_tinytrain.schedules.records import Record, save_records, tunable_rule, 
 from tvm_tinytrain.schedules.tune import Measure, Search, tune_kernel
 from tvm_tinytrain.targets.boards import Board, get_board
 from tvm_tinytrain.targets.target import parse_target
+from tvm_tinytrain.tune_workers import Job, tune_in_processes
 
 PACKAGES = ("tvm_tinytrain", "apache-tvm", "xgboost-cpu")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far `tune` is: kernel ``index`` of ``kernels``, called ``kernel``; ``trials`` of ``most`` candidates decided."""
+    """How far `tune` is: ``index`` of ``kernels`` are done; of the one called ``kernel``, ``trials`` of ``most`` candidates are."""
 
     kernel: str
     index: int
@@ -45,6 +47,7 @@ def tune(
     command: str = "",
     progress: Callable[[Progress], None] | None = None,
     measure: Callable[[tirx.PrimFunc], Measure] | None = None,
+    processes: int = 1,
     **build_options: Any,
 ) -> list[Record]:
     """Searches for the best knobs of each distinct kernel of a library.
@@ -74,6 +77,9 @@ def tune(
         Called after each batch of candidates.
     measure
         For each kernel something that measures its candidates; default: `BoardMeasure` on ``board``.
+    processes
+        How many kernels are tuned at once on an emulated board; the records are the same. Each runs in a new process: a script that
+        asks for more than one needs ``if __name__ == "__main__":``. Not together with ``measure``, and not on a real board.
     build_options
         For `build`.
 
@@ -96,25 +102,48 @@ def tune(
     if trials < 1:
         raise PlanError("tune", "trials", trials, "1 or more", "give the number of candidates per kernel")
     chosen = get_board(board)
-    core = parse_target(chosen.target if target is None else target).to_tvm()
-    make = measure or (lambda func: BoardMeasure(func, chosen, seed))
-    kernels = distinct_kernels(_modules(mod, chosen.target if target is None else target, build_options))
-    kernels = {key: func for key, func in kernels.items() if tunable_rule(func, core) is not None}
-    records = []
-    for index, (_, func) in enumerate(sorted(kernels.items())):
+    if processes < 1 or (processes > 1 and (measure is not None or chosen.hardware)):
+        hint = "several boards: see tune-worker"
+        raise PlanError("tune", "processes", processes, "1, or more on an emulated board of its own", hint)
+    aim = parse_target(chosen.target if target is None else target)
+    found = distinct_kernels(_modules(mod, chosen.target if target is None else target, build_options))
+    kernels = [f for _, f in sorted(found.items()) if tunable_rule(f, aim.to_tvm()) is not None]
+    job = Job(chosen, aim, trials, seed, unit_of(chosen), Path(work_dir) / chosen.name)
+    records: dict[int, Record] = {}
+    done = 0
 
-        def decided(count: int, index: int = index, func: tirx.PrimFunc = func) -> None:
-            if progress is not None:
-                progress(Progress(describe(func), index, len(kernels), min(count, trials), trials))
+    def decided(index: int, count: int) -> None:
+        if progress is not None:
+            progress(Progress(describe(kernels[index]), done, len(kernels), min(count, trials), trials))
 
-        decided(0)
-        search = Search(trials, seed, unit_of(chosen), decided)
-        found = tune_kernel(func, core, make(func), Path(work_dir) / chosen.name, search)
-        if found is not None:
-            records.append(found)
+    if processes > 1:
+        results = tune_in_processes(kernels, job, processes, decided)
+    else:
+        results = _one_by_one(kernels, job, measure, decided)
+    for index, record in results:
+        if record is not None:
+            records[index] = record
         if output is not None:
-            save_records(Path(output), records, command=command, versions=_versions())
-    return records
+            save_records(Path(output), records.values(), command=command, versions=_versions())
+        done += 1
+    return [record for _, record in sorted(records.items())]
+
+
+def _one_by_one(
+    kernels: list[tirx.PrimFunc],
+    job: Job,
+    measure: Callable[[tirx.PrimFunc], Measure] | None,
+    decided: Callable[[int, int], None],
+) -> Iterator[tuple[int, Record | None]]:
+    with tempfile.TemporaryDirectory(prefix="tinytrain-") as images:
+        for index, func in enumerate(kernels):
+            decided(index, 0)
+            report = partial(decided, index)
+            if measure is None:
+                yield index, job.run(func, Path(images), report)
+                continue
+            search = Search(job.trials, job.seed, job.unit, report)
+            yield index, tune_kernel(func, job.target.to_tvm(), measure(func), job.folder, search)
 
 
 def _modules(mod: Any, target: object, options: dict[str, Any]) -> list[TrainModule]:

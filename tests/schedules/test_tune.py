@@ -13,7 +13,7 @@ from tvm import tirx
 from tests.schedules.kernel_cases import M7, kernels, lower
 from tvm_tinytrain.errors import ArchiveError
 from tvm_tinytrain.schedules.journal import Journal, Outcome
-from tvm_tinytrain.schedules.knobs import Knobs
+from tvm_tinytrain.schedules.knobs import AskedKnobs, Knobs
 from tvm_tinytrain.schedules.records import TUNABLE, Record, tunable_rule
 from tvm_tinytrain.schedules.tune import Search, tune_kernel
 
@@ -56,9 +56,12 @@ def test_search_finds_survives_and_goes_on(tmp_path: Path) -> None:
     first = Invented()
     record = tuned(tmp_path, first)
     assert record is not None and record.cost < record.default_cost
+    asked = AskedKnobs()
+    tunable_rule(kernels()[NAME], M7.to_tvm())[1](kernels()[NAME], M7.to_tvm(), asked)  # type: ignore[index]
     lines = [json.loads(line) for line in next(tmp_path.glob("*.jsonl")).read_text().splitlines()]
     assert any(line.get("failure") == "invented fault" for line in lines), "no candidate failed"
     assert first.measured == len(lines) - 1 <= TRIALS + 1
+    assert all(asked.space.contains(json.loads(line["knobs"])) for line in lines[1:])
     again = Invented()
     assert tuned(tmp_path, again) == record
     assert again.measured == 0
@@ -88,6 +91,35 @@ def test_a_journal_of_another_search_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match="another folder"):
         Journal(tmp_path / "a.jsonl", {"seed": 2})
     assert Journal(tmp_path / "a.jsonl", {"seed": 1}).best() == ({"rows": 2}, 3.0)
+
+
+def test_a_space_has_bounds_and_its_own_choice() -> None:
+    asked = AskedKnobs()
+    assert asked.choose("rows", (1, 2, 4), 4) == 4
+    asked.choose("columns", (1, 8), 8)
+    asked.choose("unroll", (1, 2), 1)
+    asked.product_up_to(("rows", "columns"), 16)
+    space = asked.space
+    assert space.size(100) == 11 and space.size(3) == 3
+    assert {"rows": 4, "columns": 8, "unroll": 1} in list(space.all()), (
+        "the rule's own choice is always measured"
+    )
+    assert not space.contains({"rows": 4, "columns": 8, "unroll": 2})
+    assert space.contains({"rows": 2, "columns": 8, "unroll": 2})
+
+
+def test_a_small_space_is_measured_whole(tmp_path: Path) -> None:
+    """Without a search: as many candidates as there are, and the best of them all."""
+    func = kernels()["depthwise_smaller_than_the_window"]
+    found = tunable_rule(func, M7.to_tvm())
+    asked = AskedKnobs()
+    assert found is not None and found[1](func, M7.to_tvm(), asked) is not None
+    count = asked.space.size(1000)
+    measure = Invented(failing=False)
+    record = tune_kernel(func, M7.to_tvm(), measure, tmp_path, Search(count, 1, "stores"))
+    assert record is not None and measure.measured == count > 16
+    journal = [json.loads(line) for line in next(tmp_path.glob("*.jsonl")).read_text().splitlines()[1:]]
+    assert len(journal) == count and record.cost == min(line["cost"] for line in journal)
 
 
 def test_a_kernel_without_knobs_is_left_alone(tmp_path: Path) -> None:

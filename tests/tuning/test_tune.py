@@ -15,9 +15,9 @@ import torch
 
 import tvm_tinytrain as tt
 from tvm_tinytrain.cli import main
-from tvm_tinytrain.errors import BoardError, PlanError
+from tvm_tinytrain.errors import ArchiveError, BoardError, PlanError
 from tvm_tinytrain.schedules.records import load_records
-from tvm_tinytrain.tuning import Progress, tune
+from tvm_tinytrain.tuning import Progress, distinct_kernels, tune
 
 pytest.importorskip("xgboost")
 IMAGE = torch.zeros(1, 6, 5, 5)
@@ -43,16 +43,17 @@ def network() -> torch.nn.Module:
 def test_killed_half_way_it_goes_on_and_ends_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Two processes that are killed in the middle, then one that goes on, against one from the start."""
     torch.export.save(torch.export.export(network(), (IMAGE,)), tmp_path / "net.pt2")
 
-    def command(name: str) -> list[str]:
-        place = ["--work", str(tmp_path / name), "-o", str(tmp_path / f"{name}.json")]
+    def command(name: str, jobs: int) -> list[str]:
+        place = ["--work", str(tmp_path / name), "-o", str(tmp_path / f"{name}.json"), "--jobs", str(jobs)]
         return [
             "tune",
             "--network",
             str(tmp_path / "net.pt2"),
             "--trials",
-            "8",
+            "4",
             "--update",
             "last-layer",
             *place,
@@ -62,7 +63,7 @@ def test_killed_half_way_it_goes_on_and_ends_the_same(
         return sorted(t for p in (tmp_path / name).rglob("*.jsonl") for t in p.read_text().splitlines())
 
     start = "import sys; from tvm_tinytrain.cli import main; sys.exit(main())"
-    killed = subprocess.Popen([sys.executable, "-c", start, *command("cut")], stderr=subprocess.DEVNULL)
+    killed = subprocess.Popen([sys.executable, "-c", start, *command("cut", 2)], stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
         while len(lines("cut")) < 4 and killed.poll() is None and time.monotonic() < deadline:
@@ -72,11 +73,13 @@ def test_killed_half_way_it_goes_on_and_ends_the_same(
         killed.wait()
     before = lines("cut")
     assert len(before) >= 4
-    assert main(command("whole")) == 0 and main(command("cut")) == 0
+    assert main(command("whole", 1)) == 0 and main(command("cut", 1)) == 0
     assert len(before) < len(lines("cut")), "it was at its end before it was killed"
     assert set(before) <= set(lines("cut")) and lines("cut") == lines("whole")
     cut, whole = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("cut", "whole"))
-    assert cut["records"] == whole["records"] and cut["command"] == shlex.join(["tinytrain", *command("cut")])
+    assert cut["records"] == whole["records"] and cut["command"] == shlex.join(
+        ["tinytrain", *command("cut", 1)]
+    )
     assert "wrote" in capsys.readouterr().out
 
     # build() finds the records, and the kernels change where they differ from the rule's own choice
@@ -111,11 +114,23 @@ def test_progress_and_modules(tmp_path: Path) -> None:
     assert seen[-1].trials == seen[-1].most == 2
 
 
+def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
+    """The journals' folder cannot be written: the error of the process is raised here."""
+    (tmp_path / "mps2-an500").mkdir()
+    module = tt.build(network(), "c -mcpu=cortex-m7", example_inputs=(IMAGE,), update=tt.LastLayer())
+    for key in distinct_kernels([module]):
+        (tmp_path / "mps2-an500" / f"{key}.jsonl").write_text('{"search": "another"}\n')
+    with pytest.raises(ArchiveError, match="another folder"):
+        tune(module, trials=2, work_dir=tmp_path, processes=2)
+
+
 def test_errors(tmp_path: Path) -> None:
     with pytest.raises(BoardError, match="no-such"):
         tune(network(), board="no-such", example_inputs=(IMAGE,))
     with pytest.raises(PlanError, match="trials"):
         tune(network(), trials=0, example_inputs=(IMAGE,))
+    with pytest.raises(PlanError, match="tune-worker"):
+        tune(network(), processes=2, measure=lambda func: Free(), example_inputs=(IMAGE,))  # type: ignore[arg-type, return-value]
     torch.export.save(torch.export.export(network(), (IMAGE,)), tmp_path / "net.pt2")
     given = ["tune", "--network", str(tmp_path / "net.pt2"), "-o", str(tmp_path / "records.json")]
     for wrong in ("tail:x", "tail:3:7", str(tmp_path / "none.json")):

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from tvm_tinytrain.errors import BoardError
@@ -47,12 +48,13 @@ def compile_all(target: Target, units: Sequence[Compilation], folder: Path) -> l
     """
     compiler = find_tool(target.compiler, "compile")
     folder.mkdir(parents=True, exist_ok=True)
-    headers = hashlib.sha256(_version(compiler).encode())
-    for header in sorted({path for unit in units for path in unit.source.parent.glob("*.h")}):
-        headers.update(header.name.encode() + header.read_bytes())
-    common = headers.digest()
+    version = _version(compiler)
+    common = {
+        flags: hashlib.sha256(version.encode() + _headers(flags, units)).digest()
+        for flags in {unit.flags for unit in units}
+    }
     with ThreadPoolExecutor(_JOBS) as jobs:
-        return list(jobs.map(lambda unit: _compile(compiler, unit, folder, common), units))
+        return list(jobs.map(lambda unit: _compile(compiler, unit, folder, common[unit.flags]), units))
 
 
 def _compile(compiler: str, unit: Compilation, folder: Path, common: bytes) -> Path:
@@ -68,6 +70,15 @@ def _compile(compiler: str, unit: Compilation, folder: Path, common: bytes) -> P
         raise BoardError("compile", unit.source.name, f"exit code {done.returncode}", "0", hint)
     partial.rename(target)
     return target
+
+
+def _headers(flags: tuple[str, ...], units: Sequence[Compilation]) -> bytes:
+    """Names and contents of what files with these flags may include: headers beside them and where the flags point."""
+    folders = {unit.source.parent for unit in units if unit.flags == flags}
+    folders |= {Path(flag[2:]) for flag in flags if flag.startswith("-I")}
+    first = {Path(name) for flag, name in pairwise(flags) if flag == "-include"}
+    headers = sorted({path for folder in folders for path in folder.glob("*.h")} | first)
+    return b"".join(path.name.encode() + path.read_bytes() for path in headers)
 
 
 def link(target: Target, objects: Sequence[Path], flags: Sequence[str], program: Path) -> None:

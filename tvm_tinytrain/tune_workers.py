@@ -1,0 +1,139 @@
+"""Several kernels tuned at once, each in a process of its own.
+
+MetaSchedule's search is one thread of Python, and its guesses come from numpy's one global generator: two searches in one process would
+disturb each other. A process ends with the one that started it, so that a search that was killed leaves nobody writing in its journals.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import tirx
+
+from tvm_tinytrain.board_measure import BoardMeasure
+from tvm_tinytrain.errors import TinyTrainError, TransportError
+from tvm_tinytrain.schedules.records import Record
+from tvm_tinytrain.schedules.tune import Search, tune_kernel
+from tvm_tinytrain.targets.boards import Board
+from tvm_tinytrain.targets.target import Target
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is the same for all kernels: where candidates run, what they are scheduled for, how to search, the journals' folder."""
+
+    board: Board
+    target: Target
+    trials: int
+    seed: int
+    unit: str
+    folder: Path
+
+    def run(self, func: tirx.PrimFunc, images: Path | None, decided: Callable[[int], None]) -> Record | None:
+        """Tunes one kernel on the board; ``images``: see `BoardMeasure`."""
+        search = Search(self.trials, self.seed, self.unit, decided)
+        measure = BoardMeasure(func, self.board, self.seed, folder=images)
+        return tune_kernel(func, self.target.to_tvm(), measure, self.folder, search)
+
+
+def tune_in_processes(
+    kernels: Sequence[tirx.PrimFunc], job: Job, processes: int, decided: Callable[[int, int], None]
+) -> Iterator[tuple[int, Record | None]]:
+    """(index of the kernel, its record) for all kernels, as they are finished.
+
+    ``decided(index, trials)`` is called in this process whenever a batch of candidates of a kernel is decided.
+    """
+    waiting = list(enumerate(kernels))[::-1]
+    count = min(processes, len(waiting))
+    workers = [_Worker(job) for _ in range(count)]
+    by_pipe: dict[Any, _Worker] = {w.pipe: w for w in workers}
+    try:
+        for worker in workers:
+            worker.give(*waiting.pop())
+        while by_pipe:
+            for pipe in wait(list(by_pipe)):
+                worker = by_pipe[pipe]
+                index, answer = worker.receive()
+                if isinstance(answer, int):
+                    decided(index, answer)
+                    continue
+                yield index, answer
+                if waiting:
+                    worker.give(*waiting.pop())
+                else:
+                    worker.finish()
+                    del by_pipe[pipe]
+    finally:
+        for worker in workers:
+            worker.end()
+
+
+class _Worker:
+    """A process that tunes one kernel after the other."""
+
+    def __init__(self, job: Job) -> None:
+        context = multiprocessing.get_context("spawn")  # TVM has threads, which a fork would lose
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=_serve, args=(other, job), daemon=True)
+        self.process.start()
+        other.close()
+        self.index = -1
+
+    def give(self, index: int, func: tirx.PrimFunc) -> None:
+        self.index = index
+        self.pipe.send(tvm.ir.save_json(func))
+
+    def receive(self) -> tuple[int, int | Record | None]:
+        """Candidates decided so far, or what was found; raises what the process raised."""
+        try:
+            answer = self.pipe.recv()
+        except (EOFError, ConnectionError) as error:
+            self.process.join()
+            hint = "see what ended it, e.g. too little memory; the same command goes on where it was"
+            found = f"exit code {self.process.exitcode}"
+            raise TransportError("tune", "a process that tunes", found, "one that lives", hint) from error
+        if isinstance(answer, TinyTrainError):
+            raise answer
+        return self.index, answer
+
+    def finish(self) -> None:
+        """Lets the process end by itself, which removes its folder."""
+        self.pipe.send(None)
+        self.process.join()
+
+    def end(self) -> None:
+        self.process.terminate()
+        self.process.join()
+        self.pipe.close()
+
+
+def _serve(pipe: Connection, job: Job) -> None:
+    """Runs in the process."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with tempfile.TemporaryDirectory(prefix="tinytrain-") as images:
+        while (text := pipe.recv()) is not None:
+            try:
+                pipe.send(job.run(tvm.ir.load_json(text), Path(images), pipe.send))
+            except TinyTrainError as error:
+                pipe.send(_plain(error))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _plain(error: TinyTrainError) -> TinyTrainError:
+    """The same error, of texts only."""
+    return type(error)(error.stage, error.thing, str(error.found), str(error.allowed), error.hint)
