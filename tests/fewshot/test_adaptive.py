@@ -70,6 +70,16 @@ def test_selected_rows_are_trained_as_pytorch_trains_them(library: InProcess) ->
     np.testing.assert_allclose(result.losses, losses, rtol=2e-3)
 
 
+def test_fisher_sees_every_sample_whatever_an_iteration_takes(library: InProcess) -> None:
+    support, labels, _, _ = digit_task()
+    library.init()
+    every, few = (
+        library.adapt(support, labels, iterations=1, seed=2, queries_per_iteration=q) for q in (None, 2)
+    )
+    assert every.fisher == few.fisher and every.plan == few.plan
+    assert every.losses != few.losses
+
+
 def test_adapting_again_starts_from_the_network(library: InProcess) -> None:
     support, labels, _, _ = digit_task()
     library.init()

@@ -95,7 +95,8 @@ def adapt(
     queries
         Makes pseudo-queries of the support samples; default ``DiffAugment()``.
     queries_per_iteration
-        Use so many pseudo-queries per iteration, drawn without replacement; default one for each support sample.
+        Use so many pseudo-queries per iteration, drawn without replacement; default one for each support sample. The
+        Fisher pass takes one for each support sample in any case.
     plan
         Install this plan into a task-adaptive library instead of letting it select.
     seed
@@ -178,9 +179,9 @@ class _Draw:
     count: int | None
     rng: np.random.Generator
 
-    def __call__(self) -> tuple[Samples, npt.NDArray[np.int64]]:
+    def __call__(self, *, whole: bool = False) -> tuple[Samples, npt.NDArray[np.int64]]:
         samples, classes = self.task.samples, self.task.classes
-        if self.count is not None and self.count < len(samples):
+        if self.count is not None and self.count < len(samples) and not whole:
             chosen = np.sort(self.rng.choice(len(samples), self.count, replace=False))
             samples, classes = samples[chosen], classes[chosen]
         made = np.asarray(self.source(samples, self.rng), dtype=np.float32)
@@ -193,12 +194,16 @@ class _Draw:
 def _choose(
     caller: Caller, task: _Task, draw: _Draw, plan: UpdatePlan | None
 ) -> tuple[FisherMap | None, UpdatePlan]:
-    """Fisher over one set of pseudo-queries, then selection; or the plan that was given."""
+    """Fisher over one pseudo-query for each support sample, then selection; or the plan that was given.
+
+    All samples, whatever an iteration takes: with 12 of 25, few samples of large loss decided, and "exact" lost a
+    point of accuracy (5-way 5-shot, MCUNet, 20 tasks on five domains).
+    """
     caller.library.call("release")
     caller.restart_optimizer()
     if plan is not None:
         return None, caller.install(plan)
-    queries, classes = draw()
+    queries, classes = draw(whole=True)
     support = caller.embed(task.samples)
     gradients = loss_and_gradients(support, task.classes, caller.embed(queries), classes, task.loss)
     fisher = caller.fisher(queries, gradients.queries * len(queries))
