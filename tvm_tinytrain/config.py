@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
+from numbers import Real
 
 from tvm_tinytrain.errors import BudgetError, PlanError
 from tvm_tinytrain.plan import UpdatePlan
@@ -12,11 +14,25 @@ CACHE_FORMATS = ("float32", "float16", "int8")
 """How a task-adaptive library may keep the frozen prefix's results; the position is the device's number (``tt_rows.h``)."""
 
 
+def _check_number(thing: str, value: object, low: float = 0.0, below: float = math.inf) -> None:
+    """PlanError unless `value` is a number from `low` up, below `below`."""
+    if not (isinstance(value, Real) and low <= float(value) < below):
+        allowed = f"a number of at least {low:g}" + (
+            f", below {below:g}" if below < math.inf else " that is finite"
+        )
+        raise PlanError(
+            "config", thing, repr(value), allowed, "it means what PyTorch's option of this name does"
+        )
+
+
 @dataclass(frozen=True)
 class CrossEntropy:
     """Softmax cross-entropy of logits[1, classes] against an int32 label, as ``torch.nn.CrossEntropyLoss``."""
 
     label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_number("label_smoothing", self.label_smoothing, below=1.0)
 
 
 @dataclass(frozen=True)
@@ -64,8 +80,22 @@ class SGD:
     weight_decay: float = 0.0
     nesterov: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("lr", "momentum", "weight_decay"):
+            _check_number(f"SGD {name}", getattr(self, name))
+        if self.nesterov and not self.momentum:
+            raise PlanError(
+                "config", "SGD nesterov", "momentum 0", "a momentum", "e.g. SGD(0.01, momentum=0.9)"
+            )
 
-def _check_state(state: str) -> None:
+
+def _check_adam(options: Adam | AdamW) -> None:
+    kind = type(options).__name__
+    for name in ("lr", "eps", "weight_decay"):
+        _check_number(f"{kind} {name}", getattr(options, name))
+    for beta in options.betas:
+        _check_number(f"{kind} betas", beta, below=1.0)
+    state = options.state
     if state not in ("float32", "bfloat16", "int8"):
         hint = "bfloat16 takes half the bytes, int8 about a quarter"
         raise PlanError("config", "optimizer state", repr(state), "float32, bfloat16, int8", hint)
@@ -88,7 +118,7 @@ class Adam:
     state: str = "float32"
 
     def __post_init__(self) -> None:
-        _check_state(self.state)
+        _check_adam(self)
 
 
 @dataclass(frozen=True)
@@ -102,7 +132,7 @@ class AdamW:
     state: str = "float32"
 
     def __post_init__(self) -> None:
-        _check_state(self.state)
+        _check_adam(self)
 
 
 Optimizer = SGD | Adam | AdamW

@@ -208,6 +208,9 @@ def test_boards_say_what_is_missing(
     [
         (["adapt", "{}/plain.tar", "--support", "{}/net.pt2"], "arrays images and labels"),
         (["adapt", "{}/net.pt2", "--support", "{}/support"], "load: "),
+        (["bench", "{}/none.tar"], "none.tar: found no such file; allowed a model library archive"),
+        (["evaluate", "--network", "mcunet", "--data", "{}/none"], "none: found no such folder"),
+        (["compile", "{}/net.pt2", "--lr", "-1", "-o", "{}/x.tar"], "SGD lr: found -1.0"),
         (
             ["bench", "{}/plain.tar", "--board", "host", "--entries", "fly"],
             "entry: found 'fly'; allowed predict, step",

@@ -15,7 +15,7 @@ from tvm.script import relax as R
 
 from tests.emit.libraries import Small, small
 from tvm_tinytrain.build import build
-from tvm_tinytrain.config import MSE, Budget, LastLayer
+from tvm_tinytrain.config import MSE, SGD, Adam, AdamW, Budget, CrossEntropy, LastLayer
 from tvm_tinytrain.errors import (
     BudgetError,
     DTypeError,
@@ -238,6 +238,28 @@ def test_values_that_are_no_numbers() -> None:
     with torch.no_grad():
         net.head.bias[1] = float("nan")
     refuse(ImportModelError, r"frontend: parameter head_bias: found nan; allowed finite", net)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: SGD(-1.0), r"SGD lr: found -1\.0; allowed a number of at least 0 that is finite"),
+        (lambda: SGD(float("nan")), "SGD lr: found nan"),
+        (lambda: SGD("0.1"), "SGD lr: found '0.1'"),
+        (lambda: SGD(momentum=-0.9), "SGD momentum"),
+        (lambda: SGD(nesterov=True), "SGD nesterov: found momentum 0; allowed a momentum"),
+        (lambda: Adam(float("inf")), "Adam lr: found inf"),
+        (
+            lambda: AdamW(betas=(0.9, 1.0)),
+            r"AdamW betas: found 1\.0; allowed a number of at least 0, below 1",
+        ),
+        (lambda: Adam(eps=-1e-8), "Adam eps"),
+        (lambda: CrossEntropy(1.5), r"label_smoothing: found 1\.5; allowed .* below 1"),
+    ],
+)
+def test_numbers_that_make_no_optimizer(make: Any, text: str) -> None:
+    with pytest.raises(PlanError, match=text):
+        make()
 
 
 def test_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

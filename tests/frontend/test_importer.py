@@ -185,6 +185,16 @@ def test_paths(tmp_path: Path) -> None:
     (tmp_path / "model.h5").touch()
     with pytest.raises(ImportModelError, match=r"found model\.h5; allowed \.pt2, \.onnx, \.relay or \.txt"):
         import_model(tmp_path / "model.h5")
+    (tmp_path / "weights.pt").touch()
+    with pytest.raises(ImportModelError, match=r"weights\.pt; .*weights alone are no network: torch\.export"):
+        import_model(tmp_path / "weights.pt")
+
+
+def test_a_damaged_program_is_one_error_and_no_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "net.pt2").write_bytes(b"no zip file")
+    with pytest.raises(ImportModelError, match=r"a whole \.pt2 file"):
+        import_model(tmp_path / "net.pt2")
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.pt2", "model.relay"])

@@ -87,6 +87,11 @@ def test_names_that_nothing_defines() -> None:
         from_onnx(model(node("Relu", "nothing")))
 
 
+def test_a_file_that_is_an_empty_model_to_protobuf() -> None:
+    with pytest.raises(ImportModelError, match="onnx: model: found no graph; allowed a valid ONNX model"):
+        from_onnx(onnx.ModelProto())
+
+
 def test_models_that_break_onnx_rules() -> None:
     with pytest.raises(ImportModelError, match=r"onnx: model: found .*wibble.*; allowed a valid ONNX model"):
         from_onnx(model(node("Relu", "x", wibble=3)))

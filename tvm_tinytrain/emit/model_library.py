@@ -39,6 +39,9 @@ def unpack(path: str | Path) -> tuple[dict[str, bytes], dict[str, Any]]:
                 assert content is not None
                 files[member.name] = content.read()
         metadata = json.loads(files["metadata.json"])
+    except FileNotFoundError as error:
+        hint = "check the path, or write one with tinytrain compile -o"
+        raise ArchiveError("load", str(path), "no such file", "a model library archive", hint) from error
     except (OSError, tarfile.TarError, KeyError, ValueError) as error:
         raise ArchiveError(
             "load", str(path), error, "an archive with metadata.json", "export the module again"

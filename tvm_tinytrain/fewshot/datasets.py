@@ -52,8 +52,11 @@ def from_folder(
     """
     root = Path(folder)
     _pillow()
+    if not root.is_dir():
+        hint = "pass a folder that holds one folder of images for each class"
+        raise ImportModelError("dataset", str(root), "no such folder", "a folder", hint)
     files: dict[str, list[Path]] = {}
-    for sub in sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else ():
+    for sub in sorted(p for p in root.iterdir() if p.is_dir()):
         found = sorted(
             p for p in sub.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def _from_path(path: Path, params: Mapping[str, Any] | None) -> tvm.IRModule:
 
         from tvm_tinytrain.frontend.torch_export import from_exported_program
 
-        return from_exported_program(_read(path, lambda: torch.export.load(str(path))))
+        return from_exported_program(_read(path, lambda: _quietly(lambda: torch.export.load(str(path)))))
     if path.suffix == ".onnx":
         try:
             import onnx
@@ -78,9 +79,23 @@ def _from_path(path: Path, params: Mapping[str, Any] | None) -> tvm.IRModule:
         beside = path.with_suffix(".params")
         values = params if params is not None else beside.read_bytes() if beside.is_file() else {}
         return from_relay_text(_read(path, lambda: path.read_text(encoding="utf-8")), values)
-    raise ImportModelError(
-        "frontend", "path", path.name, ".pt2, .onnx, .relay or .txt", "convert the model first"
+    hint = (
+        "weights alone are no network: torch.export.save(torch.export.export(model, inputs), path)"
+        if path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+        else "convert the model first"
     )
+    raise ImportModelError("frontend", "path", path.name, ".pt2, .onnx, .relay or .txt", hint)
+
+
+def _quietly(load: Callable[[], Any]) -> Any:
+    """Without the traceback that PyTorch logs before it raises."""
+    log = logging.getLogger("torch.export")
+    before = log.disabled
+    log.disabled = True
+    try:
+        return load()
+    finally:
+        log.disabled = before
 
 
 def _read(path: Path, load: Callable[[], Any]) -> Any:

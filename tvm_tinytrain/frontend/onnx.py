@@ -76,6 +76,8 @@ def _check(model: onnx.ModelProto) -> int:
     """The opset of the default domain; raises for what no later step could explain as well."""
     opsets = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
     opset = int(opsets.get("ai.onnx", 0))
+    if not model.graph.node and not opsets:  # protobuf finds an empty model in many a file
+        raise ImportModelError("onnx", "model", "no graph", "a valid ONNX model", "export it again")
     if opset < MIN_OPSET:
         raise ImportModelError(
             "onnx",
