@@ -6,11 +6,10 @@ from functools import cache
 
 import numpy as np
 import pytest
-import torch
 import tvm
 
 import tvm_tinytrain as tt
-from tests.building.adaptive_net import SHAPE, install, network, samples
+from tests.building.adaptive_net import install, program, samples
 from tests.passes.helpers import TARGET
 from tvm_tinytrain.config import Adam
 from tvm_tinytrain.errors import PlanError
@@ -109,13 +108,12 @@ def trained(state: str, adaptive: bool) -> tuple[int, list[float], np.ndarray]:
     """Bytes per trained channel or of the whole state, the losses of some steps, and an output after them."""
     update = tt.TaskAdaptive(candidates=4) if adaptive else tt.UpdatePlan.from_channels(CHANNELS)
     module = tt.build(
-        network(), "host", example_inputs=(torch.zeros(SHAPE),), optimizer=Adam(0.01, state=state), update=update,
-        accumulate=True,
+        program(), "host", optimizer=Adam(0.01, state=state), update=update, accumulate=True,
     )  # fmt: skip
     tensors = [t for t in module.metadata["tensors"] if t["role"] == "state" and t["name"] != "hyper"]
     kept = sum(t["bytes"] for t in tensors)
     images, losses = samples(4), []
-    with InProcess(module) as library:
+    with InProcess(module, cflags=("-O1",)) as library:
         if adaptive:
             kept = sum(c["channel_bytes"] for c in module.metadata["adaptive"]["candidates"])
             install(library, module, CHANNELS)
