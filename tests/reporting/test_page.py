@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -98,6 +99,18 @@ def test_the_command(module: tt.TrainModule, tmp_path: Path, capsys: pytest.Capt
     assert f"wrote {page}" in capsys.readouterr().out and "<h2>Fisher map" in page.read_text(encoding="utf-8")
     assert main(["report", str(archive)]) == 0
     assert "net for host" in capsys.readouterr().out
+    accuracy = (
+        tmp_path / "accuracy.json"
+    )  # as benchmarks.accuracy writes it, with sections that are no accuracies
+    accuracy.write_text(
+        json.dumps({"rows": [{"section": "agreement", "network": "net"}, *ROWS]}), encoding="utf-8"
+    )
+    assert main(["report", "--html", str(page), "--accuracy", str(accuracy)]) == 0
+    assert "<h2>Accuracy" in page.read_text(encoding="utf-8")
+    capsys.readouterr()
+    accuracy.write_text('{"rows": [{"network": "net"}]}', encoding="utf-8")
+    assert main(["report", "--html", str(page), "--accuracy", str(accuracy)]) == 1
+    assert "no rows of accuracies" in capsys.readouterr().err
     assert main(["report"]) == 1
     assert "name an archive" in capsys.readouterr().err
 
