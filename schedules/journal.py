@@ -22,12 +22,14 @@ class Outcome:
 class Journal:
     """Outcomes by knobs, in a file of one JSON object a line; a last line that was cut off is dropped.
 
-    ``head`` describes the search; a file with another one is an error, because its outcomes mean something else.
+    ``head`` describes the search; a file with another one is an error, because its outcomes mean something else. ``finished`` is the
+    most trials with which the search came to its end.
     """
 
     def __init__(self, path: Path, head: Mapping[str, object]) -> None:
         self.path = path
         self.outcomes: dict[str, Outcome] = {}
+        self.finished = 0
         text = json.dumps({"search": dict(head)}, sort_keys=True)
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         whole = [line for line in lines if line.endswith("\n")]
@@ -36,6 +38,9 @@ class Journal:
             raise ArchiveError("tune", str(path), whole[0].strip()[:200], text, hint)
         for line in whole[1:]:
             entry = json.loads(line)
+            if "finished" in entry:
+                self.finished = max(self.finished, entry["finished"])
+                continue
             self.outcomes[entry["knobs"]] = Outcome(entry["cost"], entry["failure"])
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
@@ -50,7 +55,15 @@ class Journal:
         """Keeps an outcome: it is on disk when this returns."""
         key = _key(knobs)
         self.outcomes[key] = outcome
-        entry = {"knobs": key, "cost": outcome.cost, "failure": outcome.failure}
+        self._append({"knobs": key, "cost": outcome.cost, "failure": outcome.failure})
+
+    def finish(self, trials: int) -> None:
+        """Says that a search of so many trials is at its end: a second one need not decide anything again."""
+        if trials > self.finished:
+            self.finished = trials
+            self._append({"finished": trials})
+
+    def _append(self, entry: Mapping[str, object]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, sort_keys=True) + "\n")
             file.flush()

@@ -74,7 +74,9 @@ def tune_kernel(
     kernel = _Kernel(func, rule, target)
     head = {"workload": workload_key(func), "seed": search.seed, "unit": search.unit}
     runner = _Runner(kernel, measure, Journal(folder / f"{workload_key(func)}.jsonl", head), search)
-    if kernel.space.size(search.trials + 1) <= search.trials:
+    if runner.journal.finished >= search.trials:
+        search.measured(search.trials)
+    elif kernel.space.size(search.trials + 1) <= search.trials:
         everything = list(kernel.space.all())
         for start in range(0, len(everything), BATCH):
             runner.measure_all(everything[start : start + BATCH])
@@ -82,6 +84,7 @@ def tune_kernel(
         _run(kernel, runner, search.trials, search.seed)
     else:
         runner.measure_all([kernel.own_choice])
+    runner.journal.finish(search.trials)
     own = runner.journal.get(kernel.own_choice)
     if own is None or own.cost is None:
         return None

@@ -60,11 +60,14 @@ def test_search_finds_survives_and_goes_on(tmp_path: Path) -> None:
     tunable_rule(kernels()[NAME], M7.to_tvm())[1](kernels()[NAME], M7.to_tvm(), asked)  # type: ignore[index]
     lines = [json.loads(line) for line in next(tmp_path.glob("*.jsonl")).read_text().splitlines()]
     assert any(line.get("failure") == "invented fault" for line in lines), "no candidate failed"
-    assert first.measured == len(lines) - 1 <= TRIALS + 1
-    assert all(asked.space.contains(json.loads(line["knobs"])) for line in lines[1:])
+    assert first.measured == len(lines) - 2 <= TRIALS + 1 and lines[-1] == {"finished": TRIALS}
+    assert all(asked.space.contains(json.loads(line["knobs"])) for line in lines[1:-1])
     again = Invented()
     assert tuned(tmp_path, again) == record
     assert again.measured == 0
+    more = Invented()
+    tuned(tmp_path, more, trials=TRIALS + 8)
+    assert 0 < more.measured <= 8, "more trials than before: it goes on behind the last one"
     # the knobs give the cost that the record says
     rule = dict(TUNABLE)[record.rule]
     low = lower({"k": kernels()[NAME]}, (lambda f, t: rule(f, t, Knobs(record.knobs)),))["k"]
@@ -118,7 +121,7 @@ def test_a_small_space_is_measured_whole(tmp_path: Path) -> None:
     measure = Invented(failing=False)
     record = tune_kernel(func, M7.to_tvm(), measure, tmp_path, Search(count, 1, "stores"))
     assert record is not None and measure.measured == count > 16
-    journal = [json.loads(line) for line in next(tmp_path.glob("*.jsonl")).read_text().splitlines()[1:]]
+    journal = [json.loads(line) for line in next(tmp_path.glob("*.jsonl")).read_text().splitlines()[1:-1]]
     assert len(journal) == count and record.cost == min(line["cost"] for line in journal)
 
 

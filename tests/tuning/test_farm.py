@@ -53,7 +53,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(
     """A search over both workers, one of which is killed in the middle, ends with the records of one without accident."""
     pytest.importorskip("xgboost")
     func, core = kernels()["pointwise_primes"], BOARD.target.to_tvm()
-    search = Search(18, 0, "instructions")
+    search = Search(10, 0, "instructions")
     alone = tune_kernel(func, core, BoardMeasure(func, BOARD), tmp_path / "alone", search)
     victim = process_of(workers.servers[0])
     killer = threading.Timer(0.3, lambda: os.kill(victim.pid, signal.SIGKILL))
