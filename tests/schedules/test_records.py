@@ -88,7 +88,7 @@ def test_a_value_that_is_no_candidate_is_not_taken() -> None:
 def test_what_a_rule_asks_for_holds_its_own_choice() -> None:
     asked = AskedKnobs()
     assert asked.choose("rows", (1, 2, 4), 3) == 3
-    assert asked.asked == {"rows": ((1, 2, 3, 4), 3)}
+    assert asked.space.knobs == {"rows": ((1, 2, 3, 4), 3)} and asked.space.own_choice() == {"rows": 3}
 
 
 @pytest.mark.parametrize(
