@@ -192,7 +192,7 @@ def _check_agreement(
     print_table(f"{network}: {STEPS} steps of Adam against PyTorch in float64", heads, rows)
     report.rows += [{"section": "agreement", "network": network, **asdict(a)} for a in found]
     report.at_least(f"{network}: predictions as PyTorch's", 99.5, fmean(p[0] for p in percent), "%")
-    worst = max((a.weights for a in found if a.weights is not None), default=0.0)
+    worst = max(a.weights for a in found)
     report.at_most(f"{network}: weights after {STEPS} steps against PyTorch's", 1e-3, worst, "relative")
 
 

@@ -7,7 +7,7 @@ trained, so what PyTorch's own float32 makes of the same adaptation stands besid
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -24,6 +24,7 @@ from tvm_tinytrain.fewshot.methods import LibraryFiles, Method
 from tvm_tinytrain.fewshot.protonet import prototypical_logits
 from tvm_tinytrain.fewshot.reference import adapt_reference
 from tvm_tinytrain.micro.in_process import InProcess
+from tvm_tinytrain.micro.trained_rows import read_rows
 from tvm_tinytrain.plan import UpdatePlan
 
 LOSS = Prototypical(through_prototypes=False)
@@ -35,15 +36,15 @@ Images = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Agreement:
-    """One method on one task. ``predictions``: queries that both classify alike, as a share; ``weights``: ‖Δ‖₂ / ‖w‖₂ over the
-    trained layers, None for a library that chooses its own; ``torch_predictions``: the same share for PyTorch's float32."""
+    """One method on one task. ``predictions``: queries that both classify alike, as a share; ``weights``: ‖Δ‖₂ / ‖w‖₂ over what
+    is trained of all layers; ``torch_predictions``: the same share for PyTorch's float32."""
 
     method: str
     domain: str
     queries: int
     predictions: float
     torch_predictions: float
-    weights: float | None
+    weights: float
 
 
 def measure_agreement(
@@ -69,7 +70,9 @@ def measure_agreement(
             make(), plan, images, labels, queries, torch.float64, result.plan is not None
         )
         _, single = _reference(make(), plan, images, labels, queries, torch.float32, result.plan is not None)
-        weights = None if result.plan is not None else _weight_error(library, exact_model, plan)
+        adaptive = result.plan is not None
+        rows = read_rows(library, method.library.metadata) if adaptive else {}
+        weights = _weight_error(library, rows, exact_model, plan)
     return Agreement(
         method.name,
         dataset.name,
@@ -132,17 +135,20 @@ def _trained(model: nn.Module, plan: UpdatePlan) -> tuple[list[nn.Parameter], li
     return parameters, masks
 
 
-def _weight_error(library: InProcess, model: nn.Module, plan: UpdatePlan) -> float:
-    """‖Δ‖₂ / ‖w‖₂ of the trained weights, all layers together."""
+def _weight_error(
+    library: InProcess, chosen: Mapping[str, npt.NDArray[np.float32]], model: nn.Module, plan: UpdatePlan
+) -> float:
+    """‖Δ‖₂ / ‖w‖₂ of the trained weights, all layers together. chosen: the rows of a library that chooses them itself."""
     named, names = _named_weights(model)
     missed = total = 0.0
     for update in plan.layers:
         if not update.weight:
             continue
         name, exact = names[update.layer].replace(".", "_"), named[names[update.layer]].detach().numpy()
-        if f"{name}_rows" in library.tensors:
-            name, exact = f"{name}_rows", exact[list(update.outputs)]
-        found = library.read(name)
+        rows = f"{name}_rows"
+        if rows in chosen or rows in library.tensors:
+            name, exact = rows, exact[list(update.outputs)]
+        found = chosen[name] if name in chosen else library.read(name)
         missed += float(np.sum((found.reshape(exact.shape) - exact) ** 2))
         total += float(np.sum(exact**2))
     return (missed / total) ** 0.5
