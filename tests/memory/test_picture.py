@@ -26,18 +26,26 @@ PROBLEM = MemoryProblem(
 def test_text() -> None:
     assert text_plan(PROBLEM, plan_memory(PROBLEM), width=29).splitlines() == [
         "memory plan: 4 buffers, peak 80 bytes, lower bound 80 bytes (1.0000), capacity 96 bytes",
-        "# parameter  * gradient  + activation",
-        " 0 ####++++++++        | 48",
-        ">1 ####++++++++++++++++| 80",
-        " 2 ####++++++++        | 48",
-        " 3 ####****            | 32",
+        "* parameter  = gradient  # activation",
+        " 0 ****########        | 48",
+        ">1 ****################| 80",
+        " 2 ****########        | 48",
+        " 3 ****====            | 32",
     ]
 
 
 def test_text_marks_a_lower_bound_that_was_missed() -> None:
     plan = MemoryPlan((("w", 0), ("x", 16), ("y", 64), ("dy", 16)), 96, 80)
     rows = text_plan(PROBLEM, plan, width=33).splitlines()[2:]
-    assert rows[0] == " 0 ####++++++++        !   | 48"
+    assert rows[0] == " 0 ****########        !   | 48"
+
+
+def test_a_kind_looks_the_same_in_every_picture() -> None:
+    alone = MemoryProblem((Buffer("dy", 16, 0, 1, kind="gradient"),))
+    assert text_plan(alone, plan_memory(alone)).splitlines()[1] == "= gradient"
+    many = MemoryProblem(tuple(Buffer(f"b{i}", 8, 0, 1, kind=f"kind {i}") for i in range(12)))
+    marks = [part[0] for part in text_plan(many, plan_memory(many)).splitlines()[1].split("  ")]
+    assert set(marks) == set("#*+=o:~%x.")
 
 
 def test_long_programs_are_thinned_and_keep_the_peak() -> None:

@@ -12,17 +12,31 @@ from tvm_tinytrain.plan import Buffer, MemoryPlan, MemoryProblem
 _MARKS = "#*+=o:~%x."
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 _COLOURS = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#CC79A7",
     "#56B4E9",
+    "#009E73",
+    "#E69F00",
     "#D55E00",
-    "#F0E442",
     "#999999",
+    "#CC79A7",
+    "#0072B2",
     "#332288",
     "#AA4499",
+    "#F0E442",
 )
+# A kind looks the same in every picture: these take marks and colours in this order, others what is left.
+_ORDER = (
+    "activation", "weight", "optimizer state", "gradient", "workspace", "plan", "input", "fisher", "label", "output",
+)  # fmt: skip
+
+
+def _look(kinds: Sequence[str], looks: Sequence[str]) -> dict[str, str]:
+    """{kind: mark or colour}."""
+    look = {kind: looks[i] for i, kind in enumerate(_ORDER) if kind in kinds}
+    others = [kind for kind in kinds if kind not in look]
+    free = [x for x in looks if x not in look.values()]
+    return look | {
+        kind: free[i % len(free)] if free else looks[i % len(looks)] for i, kind in enumerate(others)
+    }
 
 
 def bytes_by_kind(buffers: Sequence[Buffer], step: int) -> dict[str, int]:
@@ -56,7 +70,7 @@ def text_plan(problem: MemoryProblem, plan: MemoryPlan, width: int = 100) -> str
         return "memory plan: no buffers"
     rows = [(step, bytes_by_kind(problem.buffers, step)) for step in _steps(problem)[:-1]]
     kinds = _kinds([live for _, live in rows])
-    mark = {kind: _MARKS[index % len(_MARKS)] for index, kind in enumerate(kinds)}
+    mark = _look(kinds, _MARKS)
     fullest = lower_bound_peak(problem).step
     group = -(-len(rows) // 40)
     rows = [
@@ -108,7 +122,7 @@ def plot_plan(problem: MemoryProblem, plan: MemoryPlan, path: str | Path) -> Non
     steps = _steps(problem) or [0, 1]
     sums = [bytes_by_kind(problem.buffers, step) for step in steps]
     kinds = _kinds(sums[:-1])
-    colour = {kind: _COLOURS[index % len(_COLOURS)] for index, kind in enumerate(kinds)}
+    colour = _look(kinds, _COLOURS)
     figure = Figure(figsize=(11, 8), layout="constrained")
     layout, live = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     for buffer in problem.buffers:
