@@ -8,13 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 import tvm
-from tvm import relax
 
+from tests.native import virtual_machine
 from tvm_tinytrain.passes.state import get_values
-
-FAST_BUILD = tvm.target.Target(
-    {"kind": "llvm", "opt-level": 0}
-)  # builds six times as fast; these runs are short
 
 
 def run(mod: tvm.IRModule, *inputs: np.ndarray | torch.Tensor) -> Any:
@@ -38,8 +34,7 @@ class Batch:
                 functions[symbol] = mod["main"].with_attr("global_symbol", symbol)
             except Exception as error:
                 self.modules[name] = error
-        built = relax.build(relax.transform.LegalizeOps()(tvm.IRModule(functions)), FAST_BUILD)
-        self.vm = relax.VirtualMachine(built, tvm.cpu())
+        self.vm = virtual_machine(tvm.IRModule(functions))
 
     def module(self, name: str) -> tvm.IRModule:
         """The imported module of a case."""

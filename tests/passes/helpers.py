@@ -13,6 +13,7 @@ import torch
 import tvm
 from tvm import relax, tirx
 
+from tests.native import virtual_machine
 from tvm_tinytrain.config import CrossEntropy, Loss
 from tvm_tinytrain.frontend import import_model
 from tvm_tinytrain.passes.append_loss import AppendLoss
@@ -20,9 +21,6 @@ from tvm_tinytrain.passes.derive_backward import DeriveBackward
 from tvm_tinytrain.passes.fold_batch_norm import FoldBatchNorm
 from tvm_tinytrain.passes.lower_layers import LowerLayers
 from tvm_tinytrain.passes.state import get_values, with_values
-
-TARGET = tvm.target.Target({"kind": "llvm", "opt-level": 0})
-"""This machine, compiled quickly: the tensors of tests are small."""
 
 
 class Kernels:
@@ -76,7 +74,7 @@ class Machine:
     def __init__(self, mod: tvm.IRModule) -> None:
         self.mod = mod
         self.tensors = {k: tvm.runtime.tensor(v) for k, v in get_values(mod).items()}
-        self._vm = relax.VirtualMachine(relax.build(relax.transform.LegalizeOps()(mod), TARGET), tvm.cpu())
+        self._vm = virtual_machine(mod)
 
     def run(self, entry: str, *inputs: Any) -> list[np.ndarray]:
         """Runs ``entry`` on ``inputs``, followed by the parameters; returns its results."""

@@ -9,7 +9,7 @@ import numpy as np
 import tvm
 from tvm import tirx
 
-from tests.passes.helpers import TARGET
+from tests.native import FAST, linked
 from tvm_tinytrain.passes.kernels import losses, rows
 from tvm_tinytrain.passes.kernels.bias_grad import advance, apply_update, bias_grad
 from tvm_tinytrain.passes.kernels.builder import ROLES_ATTR
@@ -104,10 +104,10 @@ def arguments(kernel: tirx.PrimFunc, seed: int = 0) -> list[np.ndarray]:
 
 
 @cache
-def _as_written() -> tvm.runtime.Executable:
+def _as_written() -> tvm.runtime.Module:
     """All cases compiled at once, which takes a twentieth of one compilation for each."""
     mod = {name: kernel.with_attr("global_symbol", name) for name, kernel in kernels().items()}
-    return tvm.compile(tvm.IRModule(mod), TARGET)
+    return linked(tvm.compile(tvm.IRModule(mod), FAST))
 
 
 def reference(name: str, given: list[np.ndarray]) -> list[np.ndarray]:

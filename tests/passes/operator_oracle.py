@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
-import tempfile
 from collections.abc import Collection
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from tvm import relax
 
 from benchmarks.operator_cases import PROBE_INPUT, OperatorCase, probe
+from tests.native import virtual_machine
 from tvm_tinytrain.config import MSE, BinaryCrossEntropy, CrossEntropy, Loss
 from tvm_tinytrain.frontend import import_model
 from tvm_tinytrain.passes.append_loss import AppendLoss
@@ -48,20 +47,11 @@ def derive(mod: tvm.IRModule, wanted: Collection[str]) -> tvm.IRModule:
 
 
 def run(mod: tvm.IRModule, x: np.ndarray, label: np.ndarray) -> tuple[float, Arrays]:
-    """Loss and gradients by parameter name, on the Relax VM.
-
-    Compiled without optimisation into a library: TVM's just-in-time linker takes ten times as long for as many small kernels.
-    """
+    """Loss and gradients by parameter name, on the Relax VM."""
     step = mod["step"]
-    target = tvm.target.Target({"kind": "llvm", "opt-level": 0})
-    executable = relax.build(relax.transform.LegalizeOps()(mod), target)
     values = get_values(mod)
     args = [tvm.runtime.tensor(a) for a in (x, label, *(values[p.name] for p in step.params[2:]))]
-    with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder) / "step.so")
-        executable.export_library(path)
-        machine = relax.VirtualMachine(tvm.runtime.load_module(path), tvm.cpu())
-        loss, *grads = machine["step"](*args)
+    loss, *grads = virtual_machine(mod)["step"](*args)
     names = json.loads(str(step.attrs[GRADIENTS]))
     return float(loss.numpy()[0]), {n: g.numpy() for n, g in zip(names, grads, strict=True)}
 

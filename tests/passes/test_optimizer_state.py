@@ -10,7 +10,7 @@ import tvm
 
 import tvm_tinytrain as tt
 from tests.building.adaptive_net import install, program, samples
-from tests.passes.helpers import TARGET
+from tests.native import FAST
 from tvm_tinytrain.config import Adam
 from tvm_tinytrain.errors import PlanError
 from tvm_tinytrain.micro.in_process import InProcess
@@ -36,7 +36,7 @@ def to_nearest(x: np.ndarray) -> np.ndarray:
 def test_many_small_steps_are_kept_on_average() -> None:
     sink = AdamUpdate(state="bfloat16")
     kernel = apply_update((SIZE,), sink).with_attr("global_symbol", "main")
-    run = tvm.compile(tvm.IRModule({"main": kernel}), TARGET)["main"]
+    run = tvm.compile(tvm.IRModule({"main": kernel}), FAST)["main"]
     rng = np.random.default_rng(0)
     scale = np.exp(rng.normal(size=SIZE)).astype(np.float32)
     weight, words = np.zeros(SIZE, np.float32), np.zeros(SIZE, np.int32)
@@ -72,7 +72,7 @@ def test_blocks_of_8_bits_follow_the_moments(shape: tuple[int, ...], lists: bool
     chosen = [2, 0] if lists else list(range(shape[0]))
     sink = AdamUpdate(state="int8")
     kernel = apply_block_update(shape, sink, channels=2 if lists else None).with_attr("global_symbol", "main")
-    run = tvm.compile(tvm.IRModule({"main": kernel}), TARGET)["main"]
+    run = tvm.compile(tvm.IRModule({"main": kernel}), FAST)["main"]
     rng = np.random.default_rng(1)
     rows = (len(chosen), *shape[1:])
     size = int(np.prod(shape[1:]))
