@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -152,7 +153,12 @@ class BoardMeasure:
         folder: Path | None = None,
     ) -> None:
         self.board, self.port, self.folder = board, port, folder
-        self.problem = Problem.of(func, board, seed, call_s)
+        self._func, self._seed, self._call_s = func, seed, call_s
+
+    @cached_property
+    def problem(self) -> Problem:
+        """Made when the first candidate is measured: a search that goes on from its journal may measure none."""
+        return Problem.of(self._func, self.board, self._seed, self._call_s)
 
     def __call__(self, kernels: Mapping[str, tirx.PrimFunc]) -> dict[str, Outcome]:
         """Outcomes by name."""

@@ -99,6 +99,7 @@ class FarmMeasure(BoardMeasure):
         names = list(kernels)
         shares = [{n: kernels[n] for n in names[start::count]} for start in range(count)]
         found: dict[str, Outcome] = {}
+        assert self.problem.names  # made here, once, and not by all threads
         with ThreadPoolExecutor(count) as threads:
             for outcomes in threads.map(super().__call__, shares):
                 found |= outcomes
