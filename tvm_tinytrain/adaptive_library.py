@@ -143,7 +143,15 @@ def make_adaptive(
     described = tuple((i, by_id[i].channels, by_id[i].weights, by_id[i].macs) for i in candidates)
     sources = {name: source for name, (_, source) in rows.items()}
     library = AdaptiveLibrary(
-        planned, sources, described, links, row_macs, full_macs, update.cache_format, bool(norms)
+        planned,
+        sources,
+        described,
+        links,
+        row_macs,
+        full_macs,
+        update.cache_format,
+        update.cache_bytes,
+        bool(norms),
     )
     largest = planned.activation_bytes[0] + sum(
         planned.channel_bytes(i) * c for i, (_, c, _, _) in enumerate(described)

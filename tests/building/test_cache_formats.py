@@ -8,7 +8,7 @@ import pytest
 import tvm_tinytrain as tt
 from tests.building.adaptive_net import build, install, samples
 from tests.compiled import loaded
-from tvm_tinytrain.errors import PlanError
+from tvm_tinytrain.errors import PlanError, TransportError
 from tvm_tinytrain.micro.in_process import InProcess
 
 pytestmark = pytest.mark.host_compiler
@@ -101,3 +101,46 @@ def test_another_format_is_refused() -> None:
         tt.TaskAdaptive(cache_format="bfloat16")
     with pytest.raises(PlanError, match="cached_samples"):
         tt.TaskAdaptive(cached_samples=-1)
+
+
+POOL = 20000
+
+
+def test_a_pool_of_its_own_keeps_the_same_and_leaves_the_arena_alone() -> None:
+    """Training from the pool is training without a cache, and nothing behind the arena's rows is written."""
+    adaptive = {"candidates": 4, "cached_samples": 0}
+    pooled = build(update=tt.TaskAdaptive(**adaptive, cache_bytes=POOL), budget=tt.Budget(memory=16384))
+    block, pools = pooled.metadata["adaptive"], pooled.metadata["training"]["pools"]
+    assert block["cache"]["pool_bytes"] == POOL
+    assert pools["cache"] == {"bytes": POOL, "section": "TT_CACHE_SECTION"}
+    tight = build(update=tt.TaskAdaptive(**adaptive), budget=tt.Budget(memory=16384))
+    assert "cache" not in tight.metadata["training"]["pools"]
+    words = block["plan_words"]
+    with loaded(pooled) as library, loaded(tight) as plain:
+        for each in (library, plain):
+            install(each, pooled, LATER)
+        plan = library.read("plan")
+        size = block["cache"]["slot_bytes"][plan[words["depth"]]][plan[words["cache_point"]]]
+        slots = POOL // size
+        assert plan[words["cache_slots"]] == slots >= 2
+        behind = library.arena[plan[words["end"]] :].copy()
+        for iteration in range(3):
+            for slot, (x, label) in enumerate(samples(2)):
+                library.write("slot", np.array([slot], np.int32))
+                for each in (library, plain):
+                    each.write("x", x)
+                    each.write("label", np.array([label], np.int32))
+                library.call("accumulate_cached" if iteration else "accumulate_store")
+                plain.call("accumulate")
+                np.testing.assert_array_equal(library.read("loss"), plain.read("loss"))
+            for each in (library, plain):
+                each.call("apply")
+        np.testing.assert_array_equal(library.arena[plan[words["end"]] :], behind)
+        library.write("slot", np.array([slots], np.int32))
+        with pytest.raises(TransportError):
+            library.call("predict_cached")
+
+
+def test_a_pool_is_a_number_of_bytes() -> None:
+    with pytest.raises(PlanError, match="cache_bytes"):
+        tt.TaskAdaptive(cache_bytes=-1)

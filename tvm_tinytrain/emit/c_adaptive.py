@@ -38,7 +38,8 @@ class AdaptiveLibrary:
 
     ``sources`` says for each row tensor what it begins as: "zero", "channels", or the name of the flash tensor it is copied from.
     ``layers`` are (id, channels, weights, forward MACs) of each candidate; ``links`` are (guard mask, MACs) of the calls that a
-    budget counts. ``has_norms``: the squared norms of all candidates' rows stand in flash, for the criterion "l2".
+    budget counts. ``cache_bytes``: of the cache's own pool, 0 without one. ``has_norms``: the squared norms of all candidates'
+    rows stand in flash, for the criterion "l2".
     """
 
     plan: AdaptivePlan
@@ -48,6 +49,7 @@ class AdaptiveLibrary:
     row_macs: tuple[int, ...]
     full_macs: int
     cache_format: str = "float32"
+    cache_bytes: int = 0
     has_norms: bool = False
 
     @property
@@ -106,7 +108,8 @@ class AdaptiveLibrary:
             "full_macs": self.full_macs,
             "rows": [{"name": r.name, "candidate": r.candidate, "row_bytes": r.row_bytes,
                  "kind": row_kind(self.sources[r.name])} for r in self.plan.rows],
-            "cache": {"slot_bytes": self.slot_bytes(program), "format": self.cache_format},
+            "cache": {"slot_bytes": self.slot_bytes(program), "format": self.cache_format,
+                      "pool_bytes": self.cache_bytes},
             "plan_words": self.plan_words(),
         }  # fmt: skip
 
@@ -366,8 +369,10 @@ def _tables(adaptive: AdaptiveLibrary, program: Program, prefix: str, arena: Are
             f"static const tt_row_tensor row_tensors[{len(rows)}] = {{",
             *rows,
             "};",
+            *_cache_pool(adaptive.cache_bytes),
             f"static const tt_rows_table rows_table = {{{count}, {len(rows)}, {prefix.upper()}_ARENA_BYTES, "
-            f"candidate_channels, activation_bytes, row_tensors, slot_bytes, {CACHE_FORMATS.index(adaptive.cache_format)}}};",
+            f"candidate_channels, activation_bytes, row_tensors, slot_bytes, {CACHE_FORMATS.index(adaptive.cache_format)}, "
+            f"{'cache_pool' if adaptive.cache_bytes else 'NULL'}, {adaptive.cache_bytes}}};",
             "/* layer, channels, weights, forward MACs, bytes and MACs of one trained channel */",
             f"static const tt_candidate candidates[{count}] = {{",
             *candidates,
@@ -380,6 +385,19 @@ def _tables(adaptive: AdaptiveLibrary, program: Program, prefix: str, arena: Are
             "",
         ]
     )
+
+
+def _cache_pool(size: int) -> list[str]:
+    """The pool of the cache, nothing without one."""
+    if not size:
+        return []
+    return [
+        "/* Where the cache of the frozen prefix lies: define TT_CACHE_SECTION as an attribute to place it. */",
+        "#ifndef TT_CACHE_SECTION",
+        "#define TT_CACHE_SECTION",
+        "#endif",
+        f"static unsigned char cache_pool[{size}] TT_CACHE_SECTION;",
+    ]
 
 
 def runtime_files() -> dict[str, bytes]:

@@ -98,6 +98,7 @@ def _training(
     library: Library, plan: UpdatePlan, layers: dict[int, Layer], by_kind: dict[str, int]
 ) -> dict[str, Any]:
     """What a firmware team asks of a training library: which rows of which tensors change, and what that takes by pool."""
+    pool = library.adaptive.cache_bytes if library.adaptive is not None else 0
     return {
         "selection": "at run time" if library.adaptive is not None else "fixed",
         "plan_digest": plan.digest,
@@ -112,6 +113,7 @@ def _training(
         "pools": {
             "flash": {"constant_bytes": by_kind.get("const", 0) + by_kind.get("list", 0)},
             "sram": {"arena_bytes": library.arena.arena_bytes},
+            **({"cache": {"bytes": pool, "section": "TT_CACHE_SECTION"}} if pool else {}),
         },
     }  # fmt: skip
 

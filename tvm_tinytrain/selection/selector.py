@@ -30,7 +30,9 @@ class TaskAdaptive:
     them, instead. seed: of the criterion "random" and of resampling.
     resample_every: iterations after which the channels are drawn anew (`resample`); 0 keeps them.
     cached_samples: a library's cache of the frozen prefix keeps more of each sample where it then has room for
-    so many. cache_format: how it keeps them: "float32", "float16" or "int8".
+    so many. cache_format: how it keeps them: "float32", "float16" or "int8". cache_bytes: of a pool of its own for the
+    cache, in the section that a firmware names by TT_CACHE_SECTION (external RAM, say) and beside the memory budget;
+    0 takes what the arena has to spare.
     """
 
     criterion: str = "tinytrain"
@@ -41,6 +43,7 @@ class TaskAdaptive:
     resample_every: int = 0
     cached_samples: int = 25
     cache_format: str = "float32"
+    cache_bytes: int = 0
     blocks: int | None = None
     greedy: Greedy = field(init=False, repr=False, compare=False)
 
@@ -61,6 +64,9 @@ class TaskAdaptive:
         if not 0 <= self.cached_samples < 1 << 32:
             hint = "0 keeps the least of each sample"
             raise PlanError("selection", "cached_samples", self.cached_samples, "0 to 2^32 - 1", hint)
+        if not 0 <= self.cache_bytes < 1 << 32:
+            hint = "0 takes what the arena has to spare"
+            raise PlanError("selection", "cache_bytes", self.cache_bytes, "0 to 2^32 - 1", hint)
         criterion = "tinytrain" if self.criterion == "exact" else self.criterion
         greedy = Greedy(criterion, self.channel_ratio, self.overflow)
         object.__setattr__(self, "greedy", greedy)

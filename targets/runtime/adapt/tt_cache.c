@@ -1,5 +1,5 @@
 /* The cache of the frozen prefix: what lies before the earliest trained layer never changes, so its
- * result per sample is kept behind the trained rows. */
+ * result per sample is kept: behind the trained rows, or in a pool of its own. */
 #include "tt_rows.h"
 
 #include <string.h>
@@ -9,7 +9,8 @@
 void tt_cache_choose(const tt_rows_table *table, uint32_t *plan, uint32_t samples) {
   const uint32_t depth = plan[TT_PLAN_DEPTH];
   const uint32_t end = plan[TT_PLAN_END(table)];
-  const uint32_t room = end < table->arena_bytes ? table->arena_bytes - end : 0;
+  const uint32_t spare = end < table->arena_bytes ? table->arena_bytes - end : 0;
+  const uint32_t room = table->cache != NULL ? table->cache_bytes : spare;
   plan[TT_PLAN_POINT(table)] = TT_CACHE_INPUT;
   plan[TT_PLAN_SLOTS(table)] = 0;
   if (depth == table->num_candidates)
@@ -141,7 +142,9 @@ int tt_cache_move(const tt_rows_table *table, const uint32_t *plan, const tt_cac
     bytes += tt_cache_kept_bytes(table, &items[i]);
   if (slot >= plan[TT_PLAN_SLOTS(table)])
     return TT_ERR_RANGE;
-  unsigned char *place = arena + plan[TT_PLAN_END(table)] + (size_t)slot * bytes;
+  unsigned char *const cache =
+      table->cache != NULL ? table->cache : arena + plan[TT_PLAN_END(table)];
+  unsigned char *place = cache + (size_t)slot * bytes;
   for (uint32_t i = 0; i < count; ++i) {
     move(table, &items[i], arena + items[i].offset, place, load);
     place += tt_cache_kept_bytes(table, &items[i]);

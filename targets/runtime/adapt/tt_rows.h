@@ -7,7 +7,7 @@
  *   words 1, 2   bit mask of the selected candidates, low word first
  *   then         trained channels of each candidate
  *   then         offset in the arena of each row tensor, in bytes
- *   then         where the rows end; the bytes behind are a cache of the frozen prefix
+ *   then         where the rows end; behind lies the frozen prefix's cache, if it has no pool
  *   then         what the cache keeps (tt_cache_point), and for how many samples it has room
  */
 #ifndef TT_ROWS_H
@@ -38,6 +38,8 @@ typedef struct {
   const tt_row_tensor *tensors;
   const uint32_t *slot_bytes; /* [num_candidates][2] of the cache, by depth and point */
   uint32_t cache_format;      /* tt_cache_format */
+  unsigned char *cache;       /* a pool of its own, or NULL: the arena behind the rows */
+  uint32_t cache_bytes;       /* of that pool */
 } tt_rows_table;
 
 #define TT_PLAN_DEPTH 0
