@@ -16,6 +16,7 @@ from tvm_tinytrain.passes.kernels.bias_grad import advance, apply_update
 from tvm_tinytrain.passes.kernels.block_update import MOMENTS, apply_block_update, words_of
 from tvm_tinytrain.passes.kernels.builder import kernel_spec
 from tvm_tinytrain.passes.kernels.parameter_grads import is_parameter_grad, remake
+from tvm_tinytrain.passes.kernels.row_update import row_update
 from tvm_tinytrain.passes.kernels.sinks import HYPER_SIZE, Accumulate, AdamUpdate, SGDUpdate, Sink
 from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, callee, rebuild, shape_of, use_counts
 from tvm_tinytrain.passes.state import get_roles, get_values, with_roles, with_values
@@ -38,14 +39,22 @@ class FuseUpdate:
     """``g = weight_grad(x, dy); return loss, g``  →  ``w' = weight_grad_update(x, dy, w, state…, hyper) in place; return loss, w'``.
 
     With ``accumulate`` the function becomes ``accumulate`` (gradients are added to tensors ``g_<param>``) and a second one, ``apply``,
-    updates the weights from them and clears them. A gradient that is a sum of several kernels is applied by a kernel of its own.
+    updates the weights from them and clears them. A gradient that is a sum of several kernels is applied by a kernel of its own; so is
+    one whose update reads all of a block first (moments in 8 bits), unless ``by_rows``: then trained rows are made and updated one
+    by one in a single kernel.
     """
 
     def __init__(
-        self, optimizer: Optimizer, *, accumulate: bool = False, lr_scales: dict[str, float] | None = None
+        self,
+        optimizer: Optimizer,
+        *,
+        accumulate: bool = False,
+        by_rows: bool = False,
+        lr_scales: dict[str, float] | None = None,
     ) -> None:
         self.optimizer = optimizer
         self.accumulate = accumulate
+        self.by_rows = by_rows
         self.lr_scales = lr_scales or {}
 
     def transform_module(self, mod: tvm.IRModule, ctx: tvm.transform.PassContext) -> tvm.IRModule:
@@ -107,6 +116,8 @@ class FuseUpdate:
                 sink: Sink = Accumulate() if self.accumulate else own
                 fusable = fusable and not _needs_whole_blocks(sink)
                 kernel = _with_sink(mod, b.value, sink, target.rows) if fusable else None
+                if self.by_rows and target.rows and uses[b.var] == 1 and _needs_whole_blocks(sink):
+                    kernel = _by_rows(mod, b.value, sink)
                 if kernel is None:
                     r.keep(b)
                     outputs.append(self._apply(r, target, r.look(b.var), sink, now))
@@ -211,6 +222,14 @@ def _with_sink(mod: tvm.IRModule, value: relax.Expr, sink: Sink, rows: bool) -> 
         return None
     spec = kernel_spec(mod[gv])
     return remake(mod[gv], sink, channels=spec["channels"], inputs=spec.get("inputs"), compact_weight=rows)
+
+
+def _by_rows(mod: tvm.IRModule, value: relax.Expr, sink: Sink) -> Any:
+    """The gradient kernel that updates row by row, or None where there is none of its kind."""
+    gv = callee(value)
+    if gv is None or not is_parameter_grad(mod[gv]) or not isinstance(sink, AdamUpdate):
+        return None
+    return row_update(mod[gv], sink)
 
 
 def _call(

@@ -51,9 +51,9 @@ def _has_rows(func: tirx.PrimFunc) -> bool:
 
 def _plain(func: tirx.PrimFunc) -> tirx.PrimFunc:
     """A weight gradient whose rows are an axis of their own; other kernels have that form already."""
-    if kernel_kind(func) != "conv2d_weight_grad":
-        return func
     spec = kernel_spec(func)
+    if kernel_kind(func) != "conv2d_weight_grad" or spec.get("by_rows"):
+        return func
     return conv2d_weight_grad(
         Conv2DSpec.from_dict(spec),
         sink_from_spec(spec),

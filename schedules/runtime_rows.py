@@ -29,6 +29,8 @@ def runtime_rows(func: tirx.PrimFunc, target: tvm.target.Target) -> Schedule | N
     kind = str(kind_of(func))
     schedule = Schedule(func)
     names = block_names(schedule)
+    if "gradient" in names:
+        return _row_by_row(schedule, kind)
     last = next(name for name in ("epilogue", "sink", "crop") if name in names)
     consumer = schedule.get_sblock(last)
     if last == "crop" or kind == "apply_update":
@@ -46,6 +48,18 @@ def runtime_rows(func: tirx.PrimFunc, target: tvm.target.Target) -> Schedule | N
         schedule.unroll(loop)
     # last, because compute_at makes the loops anew without their annotations
     _mark(schedule, _row_sum(schedule, main, len(outer)) if row_is_summed else outer[0])
+    return schedule
+
+
+def _row_by_row(schedule: Schedule, kind: str) -> Schedule:
+    """A kernel whose outermost loop is the rows (`passes.kernels.row_update`): the sums of a tile of one row at a time."""
+    consumer, main = schedule.get_sblock("gather"), schedule.get_sblock(kind)
+    sizes = extents(schedule, schedule.get_loops(consumer))
+    outer, inner = tile(schedule, consumer, _factors(kind, [1, *sizes], False)[1:])
+    sum_in_registers(schedule, main, outer[-1], tile_loops=len(sizes))
+    for loop in inner:
+        schedule.unroll(loop)
+    _mark(schedule, schedule.get_loops(schedule.get_sblock("gradient"))[0])
     return schedule
 
 

@@ -67,16 +67,6 @@ def choose_candidates(update: TaskAdaptive, layers: tuple[Layer, ...]) -> tuple[
     return tuple(layer.id for layer in layers[begins[-update.blocks] :])
 
 
-def check_optimizer(config: TrainConfig) -> None:
-    """Raises PlanError for an optimizer that cannot update a channel while its gradient is being made."""
-    state = getattr(config.optimizer, "state", "float32")
-    if state == "int8" and not config.accumulate:
-        hint = "build with accumulate=True: a block's scale needs all of its gradients"
-        raise PlanError(
-            "task-adaptive", "optimizer state without accumulate", state, "float32, bfloat16", hint
-        )
-
-
 def row_tensors(
     layers: tuple[Layer, ...], plan: UpdatePlan, config: TrainConfig
 ) -> dict[str, tuple[int, str]]:

@@ -14,7 +14,7 @@ import tvm
 from tvm import tirx
 
 from tvm_tinytrain._version import __version__
-from tvm_tinytrain.adaptive_library import check_optimizer, choose_candidates, make_adaptive, merge_arena
+from tvm_tinytrain.adaptive_library import choose_candidates, make_adaptive, merge_arena
 from tvm_tinytrain.config import (
     SGD,
     Budget,
@@ -269,7 +269,6 @@ def _compile(
 
         return _Compiled(*compile_module(imported, config, target.to_tvm(), instruments, resolve, rules))
     update = config.update
-    check_optimizer(config)
 
     def choose(layers: tuple[Layer, ...]) -> tuple[int, ...]:
         return choose_candidates(update, layers)

@@ -206,7 +206,7 @@ def compile_adaptive(
             DeriveBackward(trained),
             PruneBackward(plan, always_lists=True),
             SplitWeights(),
-            FuseUpdate(config.optimizer, accumulate=config.accumulate),
+            FuseUpdate(config.optimizer, accumulate=config.accumulate, by_rows=True),
             *([OrderGradients()] if config.memory.order else []),
         ],
     )

@@ -9,13 +9,15 @@ with the lowest bits of the gradient, because it changes by less than a code per
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from tvm_tinytrain.passes.kernels.builder import Arg, f32, intermediate, make_kernel
+from tvm_tinytrain.passes.kernels.builder import Arg, axes, f32, intermediate, loops, make_kernel
 from tvm_tinytrain.passes.kernels.sinks import HYPER_SIZE, AdamUpdate, dither_of
 
 MOMENTS = 2
@@ -37,7 +39,7 @@ def apply_block_update(
     place), hyper.
     """
     compact = (channels or shape[0], inputs or shape[1], *shape[2:])
-    rows, size = compact[0], math.prod(compact[1:])
+    rows = compact[0]
     args = [Arg("g", compact, role="inout")]
     args += [Arg("channels", (channels,), "int32")] if channels is not None else []
     args += [Arg("inputs", (inputs,), "int32")] if inputs is not None else []
@@ -50,75 +52,112 @@ def apply_block_update(
     ]
 
     def body(*bufs: Any) -> None:
-        g, (weight, words, scales, hyper) = bufs[0], bufs[own:]
         lists = list(bufs[1:own])
         outs = lists.pop(0) if channels is not None else None
         ins = lists.pop(0) if inputs is not None else None
-        peaks = [intermediate(n, (rows,)) for n in ("peak_m", "peak_v")]
-
-        def place(row: Any, element: Any) -> tuple[list[Any], list[Any]]:
-            """Indices of an element of a block in the gradient and in the weight."""
-            at, rest = [], element
-            for extent in reversed(compact[1:]):
-                at.append(rest % extent)
-                rest = rest // extent
-            at = [row, *reversed(at)]
-            where = list(at)
-            where[0] = row if outs is None else outs[row]
-            where[1] = at[1] if ins is None else ins[at[1]]
-            return at, where
-
-        def moments(row: Any, element: Any, shift: Any) -> tuple[Any, Any, Any]:
-            """The gradient, with weight decay, and both moments as they become."""
-            at, where = place(row, element)
-            grad = g[tuple(at)]
-            if sink.weight_decay and not sink.decoupled:
-                grad = grad + f32(sink.weight_decay) * weight[tuple(where)]
-            m, v = _decode(words[row, element // 2], shift, [scales[row, i] for i in range(MOMENTS)])
-            m = f32(sink.beta1) * m + f32(1.0 - sink.beta1) * grad
-            return grad, m, f32(sink.beta2) * v + f32(1.0 - sink.beta2) * grad * grad
-
-        def update(row: Any, word: Any, halves: int) -> None:
-            """The elements of one word: codes first, then the steps from what they say."""
-            codes = []
-            for half in range(halves):
-                grad, m, v = moments(row, 2 * word + half, 16 * half)
-                codes.append(_encode(grad, m, v, [p[row] for p in peaks]) << tirx.const(16 * half, "uint32"))
-            packed = codes[0] if halves == 1 else codes[0] | codes[1]
-            T.buffer_store(words, packed.astype("int32"), [row, word])
-            for half in range(halves):
-                at, where = place(row, 2 * word + half)
-                m, v = _decode(words[row, word], 16 * half, [p[row] for p in peaks])
-                now, rate = weight[tuple(where)], _rate(hyper, sink)
-                if sink.weight_decay and sink.decoupled:
-                    now = now * (f32(1.0) - rate * f32(sink.weight_decay))
-                corrected = tirx.sqrt(v / hyper[2]) + f32(sink.eps)
-                T.buffer_store(weight, now - rate * (m / hyper[1] / corrected), where)
-                T.buffer_store(g, f32(0.0), at)
-
-        for which, name in enumerate(("largest_m", "largest_v")):
-            with T.grid(rows, size) as (r, e), T.sblock(name):
-                vr, ve = T.axis.remap("SR", [r, e])
-                with T.init():
-                    T.buffer_store(peaks[which], f32(_TINY), [vr])
-                value = tirx.abs(moments(vr, ve, ve % 2 * 16)[1 + which])
-                T.buffer_store(peaks[which], tirx.max(peaks[which][vr], value), [vr])
-        if size > 1:
-            with T.grid(rows, size // 2) as (r, w), T.sblock("sink"):
-                vr, vw = T.axis.remap("SS", [r, w])
-                update(vr, vw, 2)
-        if size % 2:
-            with T.serial(rows) as r, T.sblock("sink" if size == 1 else "odd"):
-                vr = T.axis.remap("S", [r])
-                update(vr, size // 2, 1)
-        with T.grid(rows, MOMENTS) as (r, i), T.sblock("scales"):
-            vr, vi = T.axis.remap("SS", [r, i])
-            T.buffer_store(scales, tirx.Select(vi == 0, peaks[0][vr], peaks[1][vr]), [vr, vi])
+        update_blocks(bufs[0], bufs[own:], block_peaks(rows), compact, sink, outs=outs, ins=ins)
 
     return make_kernel(
         "apply_update", {"shape": list(shape)}, args, body, sink=sink.kind, update=asdict(sink), channels=channels,
         inputs=inputs, macs=0,
     )  # fmt: skip
+
+
+def block_peaks(rows: int) -> list[Any]:
+    """Buffers for the largest magnitudes of each block's moments."""
+    return [intermediate(name, (rows,)) for name in ("peak_m", "peak_v")]
+
+
+def update_blocks(
+    g: Any,
+    state: Sequence[Any],
+    peaks: Sequence[Any],
+    compact: tuple[int, ...],
+    sink: AdamUpdate,
+    *,
+    outs: Any = None,
+    ins: Any = None,
+    only: Any = None,
+) -> None:
+    """Emits the update from the gradient ``g[compact]``; ``state`` are weight, words, scales, hyper, ``outs`` and ``ins`` the lists.
+
+    With ``only``, the variable of a loop over rows, the block of that row, whose gradient is not cleared.
+    """
+    weight, words, scales, hyper = state
+    rows, size = compact[0], math.prod(compact[1:])
+
+    def place(row: Any, element: Any) -> tuple[list[Any], list[Any]]:
+        """Indices of an element of a block in the gradient and in the weight."""
+        at, rest = [], element
+        for extent in reversed(compact[1:]):
+            at.append(rest % extent)
+            rest = rest // extent
+        at = [row, *reversed(at)]
+        where = list(at)
+        where[0] = row if outs is None else outs[row]
+        where[1] = at[1] if ins is None else ins[at[1]]
+        return at, where
+
+    def moments(row: Any, element: Any, shift: Any) -> tuple[Any, Any, Any]:
+        """The gradient, with weight decay, and both moments as they become."""
+        at, where = place(row, element)
+        grad = g[tuple(at)]
+        if sink.weight_decay and not sink.decoupled:
+            grad = grad + f32(sink.weight_decay) * weight[tuple(where)]
+        m, v = _decode(words[row, element // 2], shift, [scales[row, i] for i in range(MOMENTS)])
+        m = f32(sink.beta1) * m + f32(1.0 - sink.beta1) * grad
+        return grad, m, f32(sink.beta2) * v + f32(1.0 - sink.beta2) * grad * grad
+
+    def update(row: Any, word: Any, halves: int) -> None:
+        """The elements of one word: codes first, then the steps from what they say."""
+        codes = []
+        for half in range(halves):
+            grad, m, v = moments(row, 2 * word + half, 16 * half)
+            codes.append(_encode(grad, m, v, [p[row] for p in peaks]) << tirx.const(16 * half, "uint32"))
+        packed = codes[0] if halves == 1 else codes[0] | codes[1]
+        T.buffer_store(words, packed.astype("int32"), [row, word])
+        for half in range(halves):
+            at, where = place(row, 2 * word + half)
+            m, v = _decode(words[row, word], 16 * half, [p[row] for p in peaks])
+            now, rate = weight[tuple(where)], _rate(hyper, sink)
+            if sink.weight_decay and sink.decoupled:
+                now = now * (f32(1.0) - rate * f32(sink.weight_decay))
+            corrected = tirx.sqrt(v / hyper[2]) + f32(sink.eps)
+            T.buffer_store(weight, now - rate * (m / hyper[1] / corrected), where)
+            if only is None:
+                T.buffer_store(g, f32(0.0), at)
+
+    for which, name in enumerate(("largest_m", "largest_v")):
+        with _nest(only, rows, size) as found, T.sblock(name):
+            vr, ve = axes("SR", found)
+            with T.init():
+                T.buffer_store(peaks[which], f32(_TINY), [vr])
+            value = tirx.abs(moments(vr, ve, ve % 2 * 16)[1 + which])
+            T.buffer_store(peaks[which], tirx.max(peaks[which][vr], value), [vr])
+    if size > 1:
+        with _nest(only, rows, size // 2) as found, T.sblock("sink"):
+            vr, vw = axes("SS", found)
+            update(vr, vw, 2)
+    if size % 2:
+        with _nest(only, rows) as found, T.sblock("sink" if size == 1 else "odd"):
+            (vr,) = axes("S", found)
+            update(vr, size // 2, 1)
+    with _nest(only, rows, MOMENTS) as found, T.sblock("scales"):
+        vr, vi = axes("SS", found)
+        T.buffer_store(scales, tirx.Select(vi == 0, peaks[0][vr], peaks[1][vr]), [vr, vi])
+
+
+@contextmanager
+def _nest(only: Any, rows: int, *extents: int) -> Iterator[list[Any]]:
+    """Loops over all rows and ``extents``; over the extents of row ``only``, where it is given."""
+    if only is None:
+        with loops(" ".join("rabc"[: 1 + len(extents)]), rows, *extents) as found:
+            yield found
+    elif extents:
+        with loops(" ".join("abc"[: len(extents)]), *extents) as found:
+            yield [only, *found]
+    else:
+        yield [only]
 
 
 def _rate(hyper: Any, sink: AdamUpdate) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -118,6 +119,34 @@ def _input_channel(spec: Conv2DSpec, outs: Any, ins: Any, row: Any, column: Any)
     return out if spec.depthwise else tirx.floordiv(out, spec.group_outputs) * spec.group_inputs + inner
 
 
+def weight_grad_sums(
+    spec: Conv2DSpec,
+    acc: Any,
+    x: Any,
+    dy: Any,
+    found: Sequence[Any],
+    outs: Any = None,
+    ins: Any = None,
+    row: Any = None,
+) -> None:
+    """Emits block ``conv2d_weight_grad``, the gradient's sums, in loops ``found`` over row, column, taps and pixels.
+
+    ``acc`` has the axes row, column and taps. With ``row``, a variable outside of the block, neither it nor ``found`` has rows.
+    """
+    rows, columns = axes_of(spec)
+    with T.sblock("conv2d_weight_grad"):
+        *at, i, j = axes("SSSSRR" if row is None else "SSSRR", found)
+        r, c, kh, kw = at if row is None else [row, *at]
+        with T.init():
+            T.buffer_store(acc, f32(0.0), at)
+        channel = _input_channel(spec, outs, ins, r, c)
+        out = r if outs is None else outs[r]
+        value = dy[0, out, i, j] * x[0, channel, rows.input(i, kh), columns.input(j, kw)]
+        with only_if(rows.reads_inside(i, kh)):
+            value = or_zero(columns.reads_inside(j, kw), value)
+            T.buffer_store(acc, acc[tuple(at)] + value, at)
+
+
 def conv2d_weight_grad(
     spec: Conv2DSpec,
     sink: Sink | None = None,
@@ -171,19 +200,9 @@ def conv2d_weight_grad(
                 spec, compact, x, dy, row, column, lambda r, c, g: hand_over([r, c, 0, 0], g)
             )
             return
-        rows, columns = axes_of(spec)
         acc = intermediate("acc", compact)
-        ranges = (*compact, spec.out_height, spec.out_width)
-        with loops("r c kh kw i j", *ranges) as found, T.sblock("conv2d_weight_grad"):
-            r, c, kh, kw, i, j = axes("SSSSRR", found)
-            at = [r, c, kh, kw]
-            with T.init():
-                T.buffer_store(acc, f32(0.0), at)
-            channel = _input_channel(spec, outs, ins, r, c)
-            value = dy[0, row(r), i, j] * x[0, channel, rows.input(i, kh), columns.input(j, kw)]
-            with only_if(rows.reads_inside(i, kh)):
-                value = or_zero(columns.reads_inside(j, kw), value)
-                T.buffer_store(acc, acc[tuple(at)] + value, at)
+        with loops("r c kh kw i j", *compact, spec.out_height, spec.out_width) as found:
+            weight_grad_sums(spec, acc, x, dy, found, outs, ins)
         with loops("r c kh kw", *compact) as found, T.sblock("sink"):
             at = axes("SSSS", found)
             hand_over(at, acc[tuple(at)])
