@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tvm_tinytrain.errors import ImportModelError
+from tvm_tinytrain.errors import ArchiveError, ImportModelError
 
 _ADAPT = """example:
   tinytrain adapt network.tar --board mps2-an500 --support mine/ --query others/ -o task.tt
@@ -33,6 +33,14 @@ def board_options(p: argparse.ArgumentParser) -> None:
         "--board", default="mps2-an500", help="default: mps2-an500, emulated; see tinytrain boards"
     )
     p.add_argument("--port", help="where a real board is: /dev/ttyACM0, [user@]host, or host:1234")
+
+
+def check_output(*paths: Path | None) -> None:
+    """Raise ArchiveError where the folder that a file is to be written to is missing: before the work, not after it."""
+    for path in paths:
+        if path is not None and not path.absolute().parent.is_dir():
+            hint = "make the folder, or choose another"
+            raise ArchiveError("output", str(path), "no such folder", "a path in an existing folder", hint)
 
 
 def _add_adapt(commands: Any) -> None:
@@ -100,6 +108,7 @@ def _adapt(a: argparse.Namespace) -> int:
     from tvm_tinytrain.micro import Session
     from tvm_tinytrain.reporting import SessionRecord
 
+    check_output(a.output, a.record)
     module = load(a.archive)
     shape = _input_shape(module.metadata)
     images, labels, names = read_samples(a.support, shape)

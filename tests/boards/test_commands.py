@@ -211,6 +211,8 @@ def test_boards_say_what_is_missing(
         (["bench", "{}/none.tar"], "none.tar: found no such file; allowed a model library archive"),
         (["evaluate", "--network", "mcunet", "--data", "{}/none"], "none: found no such folder"),
         (["compile", "{}/net.pt2", "--lr", "-1", "-o", "{}/x.tar"], "SGD lr: found -1.0"),
+        (["compile", "{}/net.pt2", "-o", "{}/none/x.tar"], "x.tar: found no such folder"),
+        (["adapt", "{}/plain.tar", "--support", "{}/support", "-o", "{}/none/c.tt"], "found no such folder"),
         (
             ["bench", "{}/plain.tar", "--board", "host", "--entries", "fly"],
             "entry: found 'fly'; allowed predict, step",
