@@ -162,8 +162,10 @@ def _run(name: str, datasets: list[Dataset], options: argparse.Namespace, report
         seconds = time.perf_counter() - start
         print(f"{name}: task {done} of {jobs}, {seconds:.0f} s", file=sys.stderr, flush=True)
 
+    torch.set_num_threads(options.processes)  # the reference takes most of the time, and no worker runs yet
     with report.attempt(f"{name}: agreement with PyTorch"):
         _check_agreement(report, name, methods, files, datasets, load)
+    torch.set_num_threads(1)
     results = evaluate(contest, load, path=state, processes=options.processes, progress=progress)
     rows = results.rows()
     report.rows += [asdict(row) for row in rows]
