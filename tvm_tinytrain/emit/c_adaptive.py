@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm_tinytrain.config import CACHE_FORMATS
-from tvm_tinytrain.emit.c_cache import Points, cache_macros, cache_tables, kept_bytes
+from tvm_tinytrain.emit.c_cache import Points, cache_macros, cache_pool, cache_tables, kept_bytes
 from tvm_tinytrain.emit.c_kernel import CKernel
 from tvm_tinytrain.emit.c_selection import (
     OPTION_WORDS,
@@ -369,7 +369,7 @@ def _tables(adaptive: AdaptiveLibrary, program: Program, prefix: str, arena: Are
             f"static const tt_row_tensor row_tensors[{len(rows)}] = {{",
             *rows,
             "};",
-            *_cache_pool(adaptive.cache_bytes),
+            *cache_pool(adaptive.cache_bytes),
             f"static const tt_rows_table rows_table = {{{count}, {len(rows)}, {prefix.upper()}_ARENA_BYTES, "
             f"candidate_channels, activation_bytes, row_tensors, slot_bytes, {CACHE_FORMATS.index(adaptive.cache_format)}, "
             f"{'cache_pool' if adaptive.cache_bytes else 'NULL'}, {adaptive.cache_bytes}}};",
@@ -385,19 +385,6 @@ def _tables(adaptive: AdaptiveLibrary, program: Program, prefix: str, arena: Are
             "",
         ]
     )
-
-
-def _cache_pool(size: int) -> list[str]:
-    """The pool of the cache, nothing without one."""
-    if not size:
-        return []
-    return [
-        "/* Where the cache of the frozen prefix lies: define TT_CACHE_SECTION as an attribute to place it. */",
-        "#ifndef TT_CACHE_SECTION",
-        "#define TT_CACHE_SECTION",
-        "#endif",
-        f"static unsigned char cache_pool[{size}] TT_CACHE_SECTION;",
-    ]
 
 
 def runtime_files() -> dict[str, bytes]:

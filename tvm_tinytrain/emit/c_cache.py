@@ -30,6 +30,19 @@ def cache_macros(slot: int, entry: Entry) -> tuple[str, str]:
     return text, "#undef CACHE_ARGUMENTS"
 
 
+def cache_pool(size: int) -> list[str]:
+    """The pool of the cache, nothing without one."""
+    if not size:
+        return []
+    return [
+        "/* Where the cache of the frozen prefix lies: define TT_CACHE_SECTION as an attribute to place it. */",
+        "#ifndef TT_CACHE_SECTION",
+        "#define TT_CACHE_SECTION",
+        "#endif",
+        f"static unsigned char cache_pool[{size}] TT_CACHE_SECTION;",
+    ]
+
+
 def cache_tables(depths: Sequence[ArenaPlan], program: Program, entry: Entry, points: Points) -> str:
     """For each depth and point where the entry may be cut, and the places and sizes of what is alive there."""
     items, starts = [], [0]
