@@ -132,10 +132,9 @@ class _Learner(LibraryCalls):
         self, samples: Samples, labels: Labels, plan: UpdatePlan | None
     ) -> tuple[FisherMap | None, UpdatePlan]:
         """Fisher potentials of all samples, then selection; or the plan that was given."""
-        self.library.call("release")
-        self.restart_optimizer()
-        if plan is not None:
-            return None, self.install(plan)
+        given = self.begin(plan)
+        if given is not None:
+            return None, given
         self.library.call("fisher_begin")
         for sample, label in zip(samples, labels, strict=True):
             self.run("fisher", sample, int(label))

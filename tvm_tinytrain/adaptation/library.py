@@ -90,6 +90,12 @@ class LibraryCalls:
         hyper[1:3] = 0.0
         self.library.write(HYPER, hyper)
 
+    def begin(self, plan: UpdatePlan | None) -> UpdatePlan | None:
+        """Go back to the network's own weights and a fresh optimizer; install ``plan`` if there is one, and return it."""
+        self.library.call("release")
+        self.restart_optimizer()
+        return None if plan is None else self.install(plan)
+
     def select(self) -> UpdatePlan:
         """Let the library select and install; BudgetError where no channel fits its budgets: nothing is installed then."""
         self.library.call("select")

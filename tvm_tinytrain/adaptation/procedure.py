@@ -199,10 +199,9 @@ def _choose(
     All samples, whatever an iteration takes: with 12 of 25, few samples of large loss decided, and "exact" lost a
     point of accuracy (5-way 5-shot, MCUNet, 20 tasks on five domains).
     """
-    caller.library.call("release")
-    caller.restart_optimizer()
-    if plan is not None:
-        return None, caller.install(plan)
+    given = caller.begin(plan)
+    if given is not None:
+        return None, given
     queries, classes = draw(whole=True)
     support = caller.embed(task.samples)
     gradients = loss_and_gradients(support, task.classes, caller.embed(queries), classes, task.loss)
