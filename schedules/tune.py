@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -143,7 +142,7 @@ def _run(kernel: _Kernel, runner: Any, trials: int, seed: int) -> None:
         seed % 2**32
     )  # the cost model's guesses before it has seen anything come from numpy's generator
     try:
-        with _without_intrinsics(), tempfile.TemporaryDirectory(prefix="tinytrain-") as folder:
+        with _without_intrinsics():
             context = ms.TuneContext(
                 mod=tvm.IRModule({"main": kernel.func.with_attr("global_symbol", "main")}),
                 target=kernel.target,
@@ -163,7 +162,7 @@ def _run(kernel: _Kernel, runner: Any, trials: int, seed: int) -> None:
             ms.tune.tune_tasks(
                 tasks=[context],
                 task_weights=[1.0],
-                work_dir=folder,
+                work_dir="",  # read for a database on disk only
                 max_trials_global=trials,
                 num_trials_per_iter=min(BATCH, trials),
                 builder=_Builder(),
@@ -175,7 +174,6 @@ def _run(kernel: _Kernel, runner: Any, trials: int, seed: int) -> None:
                 measure_callbacks=[
                     ms.measure_callback.AddToDatabase(),
                     ms.measure_callback.UpdateCostModel(),
-                    ms.measure_callback.RemoveBuildArtifact(),
                 ],
             )
     finally:
@@ -184,16 +182,11 @@ def _run(kernel: _Kernel, runner: Any, trials: int, seed: int) -> None:
 
 @derived_object
 class _Builder(PyBuilder):
-    """Hands the knobs of a candidate on; the artifact's folder is its own, because MetaSchedule deletes it."""
+    """Hands the knobs of a candidate on, as JSON in the place of an artifact's path: nothing is on disk to be left there."""
 
     def build(self, build_inputs: Any) -> Any:
         """One result for each candidate."""
-        results = []
-        for item in build_inputs:
-            path = Path(tempfile.mkdtemp(prefix="tinytrain-")) / "knobs"
-            path.write_text(json.dumps(sampled_knobs(item.mod)), encoding="utf-8")
-            results.append(BuilderResult(str(path), None))
-        return results
+        return [BuilderResult(json.dumps(sampled_knobs(item.mod)), None) for item in build_inputs]
 
 
 @derived_object
@@ -226,9 +219,7 @@ class _Runner(PyRunner):
 
     def run(self, runner_inputs: Any) -> Any:
         """One result for each candidate, in order."""
-        batch = [
-            json.loads(Path(str(item.artifact_path)).read_text(encoding="utf-8")) for item in runner_inputs
-        ]
+        batch = [json.loads(str(item.artifact_path)) for item in runner_inputs]
         self.measure_all([self.kernel.own_choice, *batch] if self.decided == 0 else batch)
         outcomes = [self.journal.get(knobs) for knobs in batch]
         return [_Measured(outcome or Outcome(None, "not measured")) for outcome in outcomes]

@@ -48,12 +48,14 @@ class Problem:
     call_s: float = CALL_S
 
     @staticmethod
-    def of(func: tirx.PrimFunc, board: Board, seed: int, call_s: float = CALL_S) -> Problem:
-        """Random arguments, and what the kernel as written makes of them on this machine."""
+    def of(
+        func: tirx.PrimFunc, board: Board, seed: int, call_s: float = CALL_S, folder: Path | None = None
+    ) -> Problem:
+        """Random arguments, and what the kernel as written makes of them on this machine; it is compiled in ``folder``."""
         library = emit_kernel_set(_LIBRARY, {"k": lower_kernel(func, board.target.to_tvm())}, minmax=False)
         arguments = library.arguments["k"]
         values = random_arguments(library, func, seed)
-        with InProcess(library) as host:
+        with InProcess(library, build_dir=folder) as host:
             for arg, value in zip(arguments, values, strict=True):
                 host.write(arg.tensor, value)
             host.call("k")
@@ -158,7 +160,7 @@ class BoardMeasure:
     @cached_property
     def problem(self) -> Problem:
         """Made when the first candidate is measured: a search that goes on from its journal may measure none."""
-        return Problem.of(self._func, self.board, self._seed, self._call_s)
+        return Problem.of(self._func, self.board, self._seed, self._call_s, self.folder)
 
     def __call__(self, kernels: Mapping[str, tirx.PrimFunc]) -> dict[str, Outcome]:
         """Outcomes by name."""

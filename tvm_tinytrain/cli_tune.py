@@ -70,6 +70,9 @@ def add_tune(commands: Any) -> None:
     w.add_argument("--board", default="mps2-an500", help="the board beside it (default: mps2-an500)")
     w.add_argument("--port", help="where a real board is: a serial device or an address")
     w.add_argument("--count", type=int, default=1, help="workers, for emulated boards (default: 1)")
+    w.add_argument(
+        "--work", type=Path, default=Path("build/tune-worker"), help="images (default: build/tune-worker)"
+    )
     w.set_defaults(run=_worker)
 
 
@@ -141,7 +144,7 @@ def _worker(a: argparse.Namespace) -> int:
 
     tracker = Tracker.parse(a.tracker)
     tracker.workers(a.board)  # an error now if there is no tracker
-    with Workers(a.board, tracker, a.count, port=a.port):
+    with Workers(a.board, tracker, a.count, port=a.port, work_dir=a.work):
         print(f"{a.count} worker(s) for {a.board} at {a.tracker}; end with Ctrl-C", flush=True)
         threading.Event().wait()
     return 0

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,6 +28,7 @@ from tvm_tinytrain.board_measure import BoardMeasure, Problem
 from tvm_tinytrain.emit.kernel_set import KernelSet
 from tvm_tinytrain.errors import BoardError, TinyTrainError, TransportError
 from tvm_tinytrain.schedules.journal import Outcome
+from tvm_tinytrain.schedules.scratch import scratch_folder
 from tvm_tinytrain.targets.boards import Board, get_board
 
 FUNCTION = "tinytrain.measure"
@@ -125,11 +127,20 @@ class FarmMeasure(BoardMeasure):
 class Workers:
     """``count`` workers for a board on this machine; those that die are replaced. A context manager.
 
-    ``port`` is the board's, see `Session`.
+    ``port`` is the board's, see `Session`; ``work_dir``: where they build images.
     """
 
-    def __init__(self, board: str | Board, tracker: Tracker, count: int, *, port: str | None = None) -> None:
+    def __init__(
+        self,
+        board: str | Board,
+        tracker: Tracker,
+        count: int,
+        *,
+        port: str | None = None,
+        work_dir: str | Path = "build/tune-worker",
+    ) -> None:
         self.board, self.tracker, self.port = get_board(board), tracker, port
+        self.work_dir = Path(work_dir).absolute()
         self.servers: list[Any] = [self._start() for _ in range(count)]
         self.replaced = 0
         self._stop = threading.Event()
@@ -144,7 +155,7 @@ class Workers:
             tracker_addr=(self.tracker.host, self.tracker.port),
             key=self.board.name,
             silent=True,
-            server_init_callback=partial(_register, self.board.name, self.port),
+            server_init_callback=partial(_register, self.board.name, self.port, self.work_dir),
         )
 
     def _watch(self) -> None:
@@ -176,18 +187,19 @@ def process_of(server: Any) -> Any:
     return server.proc._proc
 
 
-def _register(board: str, port: str | None) -> None:
+def _register(board: str, port: str | None, work_dir: Path) -> None:
     """Runs in a worker: offers the function that clients call."""
     import tvm_ffi
 
-    tvm_ffi.register_global_func(FUNCTION, partial(_serve, board, port), override=True)
+    tvm_ffi.register_global_func(FUNCTION, partial(_serve, board, port, work_dir), override=True)
 
 
-def _serve(board: str, port: str | None, request: Any) -> str:
+def _serve(board: str, port: str | None, work_dir: Path, request: Any) -> str:
     """Answers one request."""
     problem, library, names = unpack_request(bytes(request))
     try:
-        outcomes = problem.measure(library, names, get_board(board), port)
+        with scratch_folder(work_dir) as folder:
+            outcomes = problem.measure(library, names, get_board(board), port, folder)
     except TinyTrainError as error:
         return json.dumps(
             {"error": [error.stage, error.thing, str(error.found), str(error.allowed), error.hint]}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from tvm import tirx
 from tvm_tinytrain.board_measure import BoardMeasure
 from tvm_tinytrain.errors import TinyTrainError, TransportError
 from tvm_tinytrain.schedules.records import Record
+from tvm_tinytrain.schedules.scratch import scratch_folder
 from tvm_tinytrain.schedules.tune import Search, tune_kernel
 from tvm_tinytrain.targets.boards import Board
 from tvm_tinytrain.targets.target import Target
@@ -119,10 +119,10 @@ class _Worker:
 def _serve(pipe: Connection, job: Job) -> None:
     """Runs in the process."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with tempfile.TemporaryDirectory(prefix="tinytrain-") as images:
+    with scratch_folder(job.folder) as images:
         while (text := pipe.recv()) is not None:
             try:
-                pipe.send(job.run(tvm.ir.load_json(text), Path(images), pipe.send))
+                pipe.send(job.run(tvm.ir.load_json(text), images, pipe.send))
             except TinyTrainError as error:
                 pipe.send(_plain(error))
 

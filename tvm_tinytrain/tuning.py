@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from tvm_tinytrain.build import TrainModule, build
 from tvm_tinytrain.errors import PlanError
 from tvm_tinytrain.passes.kernels.builder import kernel_kind, kernel_spec
 from tvm_tinytrain.schedules.records import Record, save_records, tunable_rule, workload_key
+from tvm_tinytrain.schedules.scratch import scratch_folder
 from tvm_tinytrain.schedules.tune import Measure, Search, tune_kernel
 from tvm_tinytrain.targets.boards import Board, get_board
 from tvm_tinytrain.targets.target import parse_target
@@ -135,12 +135,12 @@ def _one_by_one(
     measure: Callable[[tirx.PrimFunc], Measure] | None,
     decided: Callable[[int, int], None],
 ) -> Iterator[tuple[int, Record | None]]:
-    with tempfile.TemporaryDirectory(prefix="tinytrain-") as images:
+    with scratch_folder(job.folder) as images:
         for index, func in enumerate(kernels):
             decided(index, 0)
             report = partial(decided, index)
             if measure is None:
-                yield index, job.run(func, Path(images), report)
+                yield index, job.run(func, images, report)
                 continue
             search = Search(job.trials, job.seed, job.unit, report)
             yield index, tune_kernel(func, job.target.to_tvm(), measure(func), job.folder, search)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tvm.rpc.tracker import Tracker as TvmTracker
 
+from tests.patience import LATE_S, wait_until
 from tests.schedules.kernel_cases import kernels
 from tests.tuning.test_board_measure import doubled, honest, unsafe, wrong
 from tvm_tinytrain.board_measure import BoardMeasure
@@ -32,11 +32,9 @@ def tracker() -> Iterator[Tracker]:
 
 
 @pytest.fixture(scope="module")
-def workers(tracker: Tracker) -> Iterator[Workers]:
-    with Workers(BOARD, tracker, 2) as made:
-        end = time.monotonic() + 60
-        while tracker.workers(BOARD.name) < 2 and time.monotonic() < end:
-            time.sleep(0.1)
+def workers(tracker: Tracker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
+    with Workers(BOARD, tracker, 2, work_dir=tmp_path_factory.mktemp("workers")) as made:
+        wait_until(lambda: tracker.workers(BOARD.name) == 2)
         yield made
 
 
@@ -44,7 +42,9 @@ def test_a_batch_is_measured_as_on_one_board(tracker: Tracker, workers: Workers)
     candidates = {"a": unsafe(honest), "b": unsafe(wrong), "c": unsafe(honest)}
     assert tracker.workers(BOARD.name) == 2
     func = doubled(honest)
-    assert FarmMeasure(func, BOARD, tracker)(candidates) == BoardMeasure(func, BOARD)(candidates)
+    assert FarmMeasure(func, BOARD, tracker, none_free_s=LATE_S)(candidates) == BoardMeasure(func, BOARD)(
+        candidates
+    )
 
 
 def test_a_killed_worker_is_replaced_and_nothing_is_lost(
@@ -58,11 +58,11 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(
     victim = process_of(workers.servers[0])
     killer = threading.Timer(0.3, lambda: os.kill(victim.pid, signal.SIGKILL))
     killer.start()
-    farm = tune_kernel(func, core, FarmMeasure(func, BOARD, tracker), tmp_path / "farm", search)
+    farm = tune_kernel(
+        func, core, FarmMeasure(func, BOARD, tracker, none_free_s=LATE_S), tmp_path / "farm", search
+    )
     killer.join()
-    end = time.monotonic() + 60
-    while workers.replaced == 0 and time.monotonic() < end:
-        time.sleep(0.1)
+    wait_until(lambda: workers.replaced)
     assert victim.poll() is not None and workers.replaced == 1
     assert farm == alone
     lines = [sorted(next((tmp_path / n).glob("*.jsonl")).read_text().splitlines()) for n in ("alone", "farm")]

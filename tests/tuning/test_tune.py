@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 import tvm_tinytrain as tt
+from tests.patience import wait_until
 from tvm_tinytrain.cli import main
 from tvm_tinytrain.errors import ArchiveError, BoardError, PlanError
 from tvm_tinytrain.schedules.records import load_records
@@ -63,17 +64,23 @@ def test_killed_half_way_it_goes_on_and_ends_the_same(
         return sorted(t for p in (tmp_path / name).rglob("*.jsonl") for t in p.read_text().splitlines())
 
     start = "import sys; from tvm_tinytrain.cli import main; sys.exit(main())"
-    killed = subprocess.Popen([sys.executable, "-c", start, *command("cut", 2)], stderr=subprocess.DEVNULL)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    killed = subprocess.Popen(
+        [sys.executable, "-c", start, *command("cut", 2)],
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "TMPDIR": str(temporary)},
+    )
     try:
-        deadline = time.monotonic() + 120
-        while len(lines("cut")) < 4 and killed.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_until(lambda: len(lines("cut")) >= 4 or killed.poll() is not None)
     finally:
         killed.send_signal(signal.SIGKILL)
         killed.wait()
     before = lines("cut")
     assert len(before) >= 4
+    assert list((tmp_path / "cut").rglob("scratch-*")) and not list(temporary.glob("tinytrain-*"))
     assert main(command("whole", 1)) == 0 and main(command("cut", 1)) == 0
+    assert not list(tmp_path.rglob("scratch-*")), "what the killed search left is cleared by the next one"
     assert len(before) < len(lines("cut")), "it was at its end before it was killed"
     assert set(before) <= set(lines("cut")) and lines("cut") == lines("whole")
     cut, whole = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("cut", "whole"))

@@ -48,7 +48,9 @@ class InProcess:
         self._tensors = {t["name"]: t for t in module.metadata["tensors"]}
         self.entries: tuple[str, ...] = tuple(module.metadata["entries"])
         self.tensors: Mapping[str, TensorInfo] = {n: _info(t) for n, t in self._tensors.items()}
-        self._folder = tempfile.TemporaryDirectory(prefix="tinytrain-")
+        if build_dir is not None:
+            Path(build_dir).mkdir(parents=True, exist_ok=True)
+        self._folder = tempfile.TemporaryDirectory(prefix="tinytrain-", dir=build_dir)
         library = _compile(module, Path(self._folder.name), cflags, build_dir)
         self._library = ctypes.CDLL(str(library))
         size = int(module.metadata["memory"]["arena_bytes"])
@@ -177,7 +179,6 @@ def _compile(module: Any, folder: Path, cflags: Sequence[str] | None, keep: str 
         kept = Path(keep) / f"{module.name}-{digest.hexdigest()[:16]}.so"
         if kept.exists():
             return kept
-        kept.parent.mkdir(parents=True, exist_ok=True)
         out = kept.with_name(f"{kept.name}.{os.getpid()}")
     for name, content in module.files.items():
         (folder / name).write_bytes(content)
