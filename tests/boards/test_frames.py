@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.boards.fuzzing import CAPACITY, compare_parsers, compile_decoder, compile_server_fuzzer
 from tvm_tinytrain.micro.frames import (
+    REPLY,
     REQUEST,
     Frame,
     FrameParser,
@@ -70,6 +71,18 @@ def test_the_cuts_of_a_stream_do_not_matter(payloads: list[bytes], cuts: list[in
         position += cut
     assert received == frames
     assert (parser.text + parser.unfinished_text.encode()).startswith(b"console text\n")
+
+
+def test_a_fault_is_seen_when_its_line_is_whole_and_never_in_a_frame() -> None:
+    parser = FrameParser(CAPACITY)
+    parser.push(b"\0booting\n\ntt-fault: HardFault in st")
+    assert parser.fault is None
+    parser.push(b"ep pc=0x00000100\n")
+    assert parser.fault == "tt-fault: HardFault in step pc=0x00000100"
+    parser.push(b"\0")  # it was started again
+    assert parser.fault is None
+    parser.push(encode_frame(Frame(REPLY, 0, 3, b"\ntt-fault: text\n" * 3))[:-2])
+    assert parser.fault is None
 
 
 def test_an_endless_piece_takes_no_memory() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.patience import LATE_S, wait_until
 from tvm_tinytrain.errors import BoardError, TransportError
 from tvm_tinytrain.micro import Session, generate_project
 from tvm_tinytrain.micro.process import start_process
@@ -38,16 +38,15 @@ def test_a_server_that_listens(built: Any, remote: GeneratedProject) -> None:
     server = start_process([str(remote.program_path), "--listen=0"], stdin=nothing)
     os.close(nothing)
     try:
-        deadline = time.monotonic() + 60
-        while not (found := re.search(r"listening on port (\d+)", "\n".join(server.console()))):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        found = wait_until(
+            lambda: re.search(r"listening on port (\d+)", "\n".join(server.console())), server.console
+        )
         with Session(remote, port=f"127.0.0.1:{found[1]}") as session:
             assert [session.step(X, Y) for _ in range(5)] == expected
             array = np.arange(3000, dtype=np.uint32).astype(np.uint8).reshape(3, 10, 100)
             session.write("bytes", array)
             np.testing.assert_array_equal(session.read("bytes"), array)
-        assert server.wait(60.0)
+        assert server.wait(LATE_S)
     finally:
         server.close()
     with pytest.raises(TransportError, match="a listening server"):

@@ -7,6 +7,7 @@ All numbers are little-endian.
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ UNKNOWN_ID = 0xFFFF
 _HEADER = struct.Struct("<BBH")
 _TRAILER = 4
 _FULL_BLOCK = 254
+_FAULT = re.compile(rb"tt-fault: [ -~]*(?=\n)")
 
 
 @dataclass(frozen=True)
@@ -144,3 +146,11 @@ class FrameParser:
         """What came after the last delimiter, when it is readable: a crashing board sends no delimiter."""
         printable = bytes(byte for byte in self._pending if 32 <= byte < 127 or byte == 10)
         return printable.decode("ascii") if len(printable) * 10 >= len(self._pending) * 9 else ""
+
+    @property
+    def fault(self) -> str | None:
+        """The line of a board's fault handler where it is the last thing that came: after it nothing more will."""
+        if self._pending[1:2] == bytes([REPLY]):
+            return None  # the beginning of a frame, whose payload may be any text
+        found = _FAULT.search(self._pending)
+        return None if found is None else found[0].decode("ascii")

@@ -125,6 +125,11 @@ class Link:
                     repeat_at = min(repeat_at, time.monotonic()) if naks < _MOST_NAKS else repeat_at
                 else:
                     self._stale += 1
+            # SYNC may find the last words of a program that was started again since
+            if self._parser.fault is not None and command is not Command.SYNC:
+                found = f"its program crashed{last_words(self.console())}"
+                hint = "read its last words above, reset the board and connect again"
+                raise TransportError("transport", self._thing, found, "a running board", hint)
             if time.monotonic() >= repeat_at:
                 self._transport.write(encoded, max(0.1, deadline - time.monotonic()))
                 self._repeated += 1
