@@ -14,7 +14,7 @@ import pytest
 import tvm_tinytrain as tt
 from tests.building.adaptive_net import CLASSES, SHAPE, network
 from tests.compiled import loaded
-from tvm_tinytrain.adaptation import adapt
+from tvm_tinytrain.adaptation import DeviceDraws, DiffAugment, adapt
 from tvm_tinytrain.adaptation.protonet import class_prototypes, loss_and_gradients
 from tvm_tinytrain.errors import ArchiveError, PlanError, ShapeError, TransportError
 from tvm_tinytrain.micro import Session, Standalone, generate_project, read_result
@@ -105,12 +105,14 @@ def test_a_session_without_a_host_is_the_one_with_a_host(tmp_path: Path, train: 
 
 
 @pytest.mark.emulator
-def test_a_protonet_without_a_host(tmp_path: Path) -> None:
-    """The prototypes' loss: as `adapt` from the host does it where the support set is its own pseudo-queries."""
-    given, module = task(embedding=CLASSES), build(tt.Prototypical())
+@pytest.mark.parametrize("augment", [None, DiffAugment()], ids=["as it is", "augmented"])
+def test_a_protonet_without_a_host(tmp_path: Path, augment: DiffAugment | None) -> None:
+    """The prototypes' loss: as `adapt` from the host does it, with the support set as its own pseudo-queries or the device's."""
+    given, module = task(embedding=CLASSES, augment=augment, seed=9), build(tt.Prototypical())
     said, rows, plan, _ = run(module, given, tmp_path)
     assert said.status == 0
     assert said.entries.count("predict_store") == said.cached == SUPPORT
+    draws = DeviceDraws(given.seed)
     with loaded(module) as host:
         support = images(given)
         result = adapt(
@@ -119,7 +121,7 @@ def test_a_protonet_without_a_host(tmp_path: Path) -> None:
             given.labels,
             iterations=ITERATIONS,
             lr=given.rate,
-            queries=lambda s, _: s,
+            queries=lambda s, _: augment(s, draws) if augment else s,
         )
         words = module.metadata["adaptive"]["plan_words"]
         np.testing.assert_array_equal(host.read("plan")[: words["end"]], plan[: words["end"]])

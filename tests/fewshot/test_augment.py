@@ -8,7 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from tvm_tinytrain.adaptation import DiffAugment
+from tvm_tinytrain.adaptation import DeviceDraws, DiffAugment
 from tvm_tinytrain.errors import PlanError, ShapeError
 from tvm_tinytrain.targets.runtime_files import runtime_folder
 
@@ -148,3 +148,4 @@ def test_the_devices_draws(in_c: ctypes.CDLL) -> None:
         expected.append((((mixed >> turn) | (mixed << (-turn & 31))) & 0xFFFFFFFF) >> 8)
         number = (number * 6364136223846793005 + 1442695040888963407) % (1 << 64)
     np.testing.assert_array_equal(draws[0], np.array(expected) / np.float32(1 << 24))
+    np.testing.assert_array_equal(draws, DeviceDraws(42).random((500, 8)))

@@ -1,9 +1,9 @@
 """Few-shot adaptation of a running library: prototypes, their exact gradients, augmentation, the procedure."""
 
-from tvm_tinytrain.adaptation.augment import DiffAugment
+from tvm_tinytrain.adaptation.augment import DeviceDraws, DiffAugment, QuerySource
 from tvm_tinytrain.adaptation.labelled import LearnResult, learn
 from tvm_tinytrain.adaptation.library import AdaptableLibrary
-from tvm_tinytrain.adaptation.procedure import AdaptResult, Progress, QuerySource, adapt
+from tvm_tinytrain.adaptation.procedure import AdaptResult, Progress, adapt
 from tvm_tinytrain.adaptation.protonet import (
     PrototypeClassifier,
     PrototypeGradients,
@@ -15,6 +15,7 @@ from tvm_tinytrain.adaptation.protonet import (
 __all__ = [
     "AdaptResult",
     "AdaptableLibrary",
+    "DeviceDraws",
     "DiffAugment",
     "LearnResult",
     "Progress",

@@ -7,7 +7,9 @@ every image is decided on its own, as a device that sees one sample at a time do
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,47 @@ import numpy.typing as npt
 from tvm_tinytrain.errors import PlanError, ShapeError
 
 Images = npt.NDArray[np.float32]
+Samples = npt.NDArray[np.float32]
+QuerySource = Callable[[Samples, np.random.Generator], Samples]
+"""From support samples [n, …] to as many pseudo-queries of the same classes; `DiffAugment()` is one."""
+_MASK = (1 << 64) - 1
+
+
+class Draws(Protocol):
+    """Where draws come from: a `numpy.random.Generator`, or `DeviceDraws`."""
+
+    def random(self, shape: tuple[int, ...], /) -> npt.NDArray[np.float64]:
+        """Numbers in [0, 1)."""
+
+
+@dataclass
+class DeviceDraws:
+    """The numbers that ``tt_augment_draw`` makes of a seed (0 … 2⁶⁴-1), one after the other: PCG32 (O'Neill, 2014), 24 bits each.
+
+    ``queries=lambda samples, _: DiffAugment()(samples, draws)`` has the host's `adapt` and `learn` see the images of a device's own
+    session with that seed.
+    """
+
+    seed: int
+    _state: int = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed <= _MASK:
+            raise PlanError(
+                "augment", "seed", self.seed, "0 … 2^64 - 1", "it is the state of a 64-bit generator"
+            )
+        self._state = self.seed
+
+    def random(self, shape: tuple[int, ...], /) -> npt.NDArray[np.float64]:
+        """The next numbers in [0, 1), in C order."""
+        return np.array([self._next() for _ in range(int(np.prod(shape)))]).reshape(shape)
+
+    def _next(self) -> float:
+        old = self._state
+        self._state = (old * 6364136223846793005 + 1442695040888963407) & _MASK
+        mixed, turn = (((old >> 18) ^ old) >> 27) & 0xFFFFFFFF, old >> 59
+        bits = ((mixed >> turn) | (mixed << (-turn & 31))) & 0xFFFFFFFF
+        return (bits >> 8) / (1 << 24)
 
 
 @dataclass(frozen=True)
@@ -40,7 +83,7 @@ class DiffAugment:
             if not 0.0 <= value <= 1.0:
                 raise PlanError("augment", name, value, "0 … 1", "the defaults are P>M>F's")
 
-    def __call__(self, images: Images, rng: np.random.Generator) -> Images:
+    def __call__(self, images: Images, rng: Draws) -> Images:
         """Change images float32[n, channels, height, width]; returns a new array. Draws 8 numbers per image."""
         if images.ndim != 4:
             hint = "pass images, or your own source of pseudo-queries"

@@ -10,16 +10,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
+from tvm_tinytrain.adaptation.augment import QuerySource, Samples
 from tvm_tinytrain.adaptation.library import HYPER, SEED, AdaptableLibrary, LibraryCalls
 from tvm_tinytrain.errors import PlanError, ShapeError
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.selection import FisherMap
 
-Samples = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.integer]
 
 
@@ -43,7 +44,9 @@ def learn(
     *,
     iterations: int = 40,
     lr: float = 1e-3,
+    queries: QuerySource | None = None,
     plan: UpdatePlan | None = None,
+    seed: int = 0,
     progress: Callable[[int, float], object] | None = None,
 ) -> LearnResult:
     """Train a library on labelled samples, classes by turns.
@@ -59,8 +62,12 @@ def learn(
         integers[n]: outputs of the network.
     iterations, lr
         Passes over the samples, and the optimizer's rate. Where either is 0 nothing is trained or selected.
+    queries
+        Changes the samples before the Fisher pass and before each iteration, e.g. ``DiffAugment()``; default: as they are.
     plan
         Install this plan into a task-adaptive library instead of letting it select.
+    seed
+        Of what `queries` draws.
     progress
         Called after each iteration with its number, from 1, and its loss.
 
@@ -88,14 +95,26 @@ def learn(
         return LearnResult(())
     order = _by_turns(targets)
     samples, targets = samples[order], targets[order]
-    fisher, used = learner.choose(samples, targets, plan) if learner.is_adaptive else (None, None)
+    draw = partial(_draw, queries, samples, np.random.default_rng(seed))
+    fisher, used = learner.choose(draw, targets, plan) if learner.is_adaptive else (None, None)
     learner.set_learning_rate(lr)
     losses: list[float] = []
     for iteration in range(iterations):
-        losses.append(learner.iterate(samples, targets))
+        losses.append(learner.iterate(draw(), targets))
         if progress is not None:
             progress(iteration + 1, losses[-1])
     return LearnResult(tuple(losses), fisher, used, time.perf_counter() - start)
+
+
+def _draw(source: QuerySource | None, samples: Samples, rng: np.random.Generator) -> Samples:
+    """The samples as they are trained on: changed by `source` if there is one."""
+    if source is None:
+        return samples
+    made = np.asarray(source(samples, rng), dtype=np.float32)
+    if made.shape != samples.shape:
+        hint = "return one pseudo-query for each sample given"
+        raise ShapeError("learn", "pseudo-queries", made.shape, samples.shape, hint)
+    return made
 
 
 def _by_turns(labels: Labels) -> npt.NDArray[np.intp]:
@@ -129,14 +148,14 @@ class _Learner(LibraryCalls):
         self.library.call(entry)
 
     def choose(
-        self, samples: Samples, labels: Labels, plan: UpdatePlan | None
+        self, draw: Callable[[], Samples], labels: Labels, plan: UpdatePlan | None
     ) -> tuple[FisherMap | None, UpdatePlan]:
-        """Fisher potentials of all samples, then selection; or the plan that was given."""
+        """Fisher potentials of all samples as they are drawn, then selection; or the plan that was given."""
         given = self.begin(plan)
         if given is not None:
             return None, given
         self.library.call("fisher_begin")
-        for sample, label in zip(samples, labels, strict=True):
+        for sample, label in zip(draw(), labels, strict=True):
             self.run("fisher", sample, int(label))
         return self.potentials(), self.select()
 

@@ -16,17 +16,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from tvm_tinytrain.adaptation.augment import DiffAugment
+from tvm_tinytrain.adaptation.augment import DiffAugment, QuerySource, Samples
 from tvm_tinytrain.adaptation.library import AdaptableLibrary, Caller
 from tvm_tinytrain.adaptation.protonet import PrototypeClassifier, class_prototypes, loss_and_gradients
 from tvm_tinytrain.config import Prototypical
 from tvm_tinytrain.errors import PlanError, ShapeError
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.selection import FisherMap
-
-Samples = npt.NDArray[np.float32]
-QuerySource = Callable[[Samples, np.random.Generator], Samples]
-"""From support samples [n, …] to as many pseudo-queries of the same classes; `DiffAugment()` is one."""
 
 
 @dataclass(frozen=True)

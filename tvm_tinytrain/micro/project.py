@@ -97,7 +97,7 @@ def generate_project(
     for path in (root / DATA_FILE, root / _STANDALONE):
         path.unlink(missing_ok=True)
     if standalone is not None:
-        _check_standalone(library)
+        _check_standalone(library, standalone)
         _write(root / DATA_FILE, standalone_source(library.name, standalone).encode())
         _write(root / _STANDALONE, (runtime_folder() / STANDALONE_SOURCE).read_bytes())
     described = {"board": chosen.name, "library": library.name, "arena_bytes": arena_bytes}
@@ -105,11 +105,16 @@ def generate_project(
     return GeneratedProject(root, chosen, library.name)
 
 
-def _check_standalone(library: Library) -> None:
+def _check_standalone(library: Library, task: Standalone) -> None:
     if "tt_session.h" not in library.files:
         hint = "build it with update=TaskAdaptive(...)"
         raise ArchiveError("project", library.name, "a fixed plan", "a task-adaptive library", hint)
-    tensors = {t["name"] for t in library.metadata.get("tensors", ())}
+    tensors = {t["name"]: t for t in library.metadata.get("tensors", ())}
+    given = next((t for t in tensors.values() if t["role"] == "input"), {"dtype": "nothing", "shape": []})
+    if task.augment is not None and (given["dtype"], len(given["shape"])) != ("float32", 4):
+        found, hint = f"{given['dtype']}{given['shape']}", "leave out augment, or build it for images"
+        allowed = "float32[1, channels, height, width]"
+        raise ArchiveError("project", f"{library.name}, input to augment", found, allowed, hint)
     if "seed" in tensors and "accumulate" not in library.metadata.get("entries", ()):
         hint = "build it with accumulate=True"
         raise ArchiveError(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tvm_tinytrain.adaptation import DeviceDraws, DiffAugment
 from tvm_tinytrain.config import Prototypical
 from tvm_tinytrain.errors import ShapeError, TransportError
 
@@ -23,6 +24,8 @@ class Standalone:
     samples: uint8[n, ...], the support set and then the queries; an input of float32 gets ``scale * value + offset``. labels: of the
     support set, integers 0 to classes - 1, each class at least once. iterations, rate: of the training; rate 0 takes the library's own.
     loss: of a library that was built with ``loss=Prototypical()``. embedding: values of that library's output, else 0.
+    augment: makes pseudo-queries of the support samples, anew in each iteration, from the draws of `seed` (`DeviceDraws`); None: they
+    are their own. It takes one more float32 sample of RAM, and no cache holds what is augmented (``tt_session.h``).
     """
 
     samples: NDArray[np.uint8]
@@ -33,8 +36,11 @@ class Standalone:
     rate: float = 0.0
     loss: Prototypical = field(default_factory=Prototypical)
     embedding: int = 0
+    augment: DiffAugment | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
+        DeviceDraws(self.seed)  # a seed that no device has is refused
         classes = np.unique(self.labels)
         sound = 0 < len(self.labels) <= len(self.samples) and np.array_equal(classes, np.arange(len(classes)))
         if self.samples.dtype != np.uint8 or not sound or self.iterations < 0:
@@ -56,11 +62,11 @@ class Standalone:
     def scratch_bytes(self) -> int:
         """What ``tt_session_scratch_bytes`` answers."""
         classes, width = self.classes, self.embedding
+        image = 4 * int(np.prod(self.samples.shape[1:])) if self.augment is not None else 0
         if not width:
-            return 0
-        return (
-            8 * classes * width + 8 * (classes * width + 2 * width + classes) + 8 * len(self.labels) * width
-        )
+            return image
+        prototypes = 8 * classes * width + 8 * (classes * width + 2 * width + classes)
+        return prototypes + 8 * len(self.labels) * width + image
 
 
 def standalone_source(library: str, task: Standalone) -> str:
@@ -71,13 +77,16 @@ def standalone_source(library: str, task: Standalone) -> str:
     numbers = [flat.shape[1], len(task.labels), task.queries, task.classes, task.iterations]
     floats = [_float(v) for v in (task.scale, task.offset, task.rate)]
     scratch = max(8, task.scratch_bytes)
+    augment = ", ".join(_float(v) for v in astuple(task.augment)) if task.augment is not None else ""
     return (
         f'#include "tt_standalone.h"\n#include "tt_{library}.h"\n\n'
         f"static const uint8_t samples[{flat.size}] = {{\n{_rows(flat.reshape(-1).tolist(), 32)}}};\n"
         f"static const int32_t labels[{len(task.labels)}] = {{\n{_rows(task.labels.tolist(), 32)}}};\n"
-        f"static double scratch[{(scratch + 7) // 8}];\n\n"
-        f"const tt_standalone_task tt_standalone = {{samples, labels, {', '.join(map(str, numbers))}, {', '.join(floats)},\n"
-        f"    {prototypes}, scratch, sizeof scratch, tt_{library}_save_size, tt_{library}_save_to}};\n"
+        f"static double scratch[{(scratch + 7) // 8}];\n"
+        + (f"static const tt_augment_options augment = {{{augment}}};\n\n" if augment else "\n")
+        + f"const tt_standalone_task tt_standalone = {{samples, labels, {', '.join(map(str, numbers))}, {', '.join(floats)},\n"
+        f"    {prototypes}, scratch, sizeof scratch, {'&augment' if augment else 'NULL'}, {task.seed}u, tt_{library}_save_size,\n"
+        f"    tt_{library}_save_to}};\n"
     )
 
 

@@ -1,6 +1,7 @@
 /* Pseudo-queries of the support set, as P>M>F makes them (Hu et al., CVPR 2022, "DiffAugment"):
  * flip, brightness, saturation, contrast, translation. tvm_tinytrain.adaptation.DiffAugment does
- * the same with the same draws; sums run in double, in ascending order. */
+ * the same with the same draws. The mean over the image is summed by rows in float, and over rows
+ * in double. */
 #ifndef TT_AUGMENT_H
 #define TT_AUGMENT_H
 

@@ -125,10 +125,11 @@ size_t tt_protonet_scratch_bytes(uint32_t classes, uint32_t width) {
   return ((size_t)classes * width + 2 * (size_t)width + classes) * sizeof(double);
 }
 
-/* Adds what each class's prototype passes on to its samples. */
-static void add_through_prototypes(const tt_protonet_set *set, const double *prototypes, int cosine,
-                                   double *to_prototypes, float *seeds) {
+void tt_protonet_support_seeds(const tt_protonet_set *set, const tt_protonet_options *options,
+                               const double *prototypes, void *scratch, float *seeds) {
   const uint32_t width = set->width;
+  const int cosine = options->distance == TT_PROTONET_COSINE;
+  double *const to_prototypes = (double *)scratch;
   for (uint32_t c = 0; c < set->classes; c++) {
     double *const own = to_prototypes + (size_t)c * width;
     uint32_t count = 0;
@@ -149,8 +150,8 @@ static void add_through_prototypes(const tt_protonet_set *set, const double *pro
   }
 }
 
-double tt_protonet_seeds(const tt_protonet_set *set, const tt_protonet_options *options,
-                         const double *prototypes, void *scratch, float *seeds) {
+double tt_protonet_query_seeds(const tt_protonet_set *set, const tt_protonet_options *options,
+                               const double *prototypes, void *scratch, float *seeds) {
   const uint32_t width = set->width;
   const int cosine = options->distance == TT_PROTONET_COSINE;
   double *const to_prototypes = (double *)scratch;
@@ -178,10 +179,16 @@ double tt_protonet_seeds(const tt_protonet_set *set, const tt_protonet_options *
       seeds[(size_t)i * width + k] = (float)to_query[k];
     }
   }
-  if (options->through_prototypes) {
-    add_through_prototypes(set, prototypes, cosine, to_prototypes, seeds);
-  }
   return loss / (double)set->samples;
+}
+
+double tt_protonet_seeds(const tt_protonet_set *set, const tt_protonet_options *options,
+                         const double *prototypes, void *scratch, float *seeds) {
+  const double loss = tt_protonet_query_seeds(set, options, prototypes, scratch, seeds);
+  if (options->through_prototypes) {
+    tt_protonet_support_seeds(set, options, prototypes, scratch, seeds);
+  }
+  return loss;
 }
 
 int32_t tt_protonet_nearest(const float *embedding, const double *prototypes, uint32_t classes,

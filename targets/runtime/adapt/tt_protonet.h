@@ -43,6 +43,16 @@ int tt_protonet_prototypes(const tt_protonet_set *set, double *prototypes);
 double tt_protonet_seeds(const tt_protonet_set *set, const tt_protonet_options *options,
                          const double *prototypes, void *scratch, float *seeds);
 
+/* The same for queries that are not the support set: without what flows through the prototypes,
+ * which stays in `scratch`. `seeds` may be the place of the embeddings. */
+double tt_protonet_query_seeds(const tt_protonet_set *queries, const tt_protonet_options *options,
+                               const double *prototypes, void *scratch, float *seeds);
+
+/* Adds to seeds[samples][width] of the support set what flows through the prototypes; `scratch` is
+ * as tt_protonet_query_seeds left it, and is spent. Embeddings are not read. */
+void tt_protonet_support_seeds(const tt_protonet_set *support, const tt_protonet_options *options,
+                               const double *prototypes, void *scratch, float *seeds);
+
 /* The class of the largest logit; the first one of equals. */
 int32_t tt_protonet_nearest(const float *embedding, const double *prototypes, uint32_t classes,
                             uint32_t width, const tt_protonet_options *options);

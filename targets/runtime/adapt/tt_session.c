@@ -3,181 +3,67 @@
 #include <string.h>
 
 #include "tt_rows.h"
+#include "tt_session_calls.h"
 
-/* The library's entries and tensors that a session needs, found once. */
-typedef struct {
-  const tt_session_task *task;
-  unsigned char *arena;
-  const tt_entry *release, *fisher_begin, *fisher, *select, *predict;
-  const tt_entry *predict_store, *predict_cached;
-  const tt_entry *train, *train_store, *train_cached; /* accumulate, or step for each sample */
-  const tt_entry *apply;                              /* NULL: every sample is a step */
-  const tt_tensor *input, *label, *seed, *output, *loss, *hyper, *slot, *plan, *options;
-  uint32_t width; /* of the output */
-  uint32_t cached;
-  float *embeddings; /* [samples][width] */
-  float *seeds;
-  double *prototypes; /* [classes][width] */
-  void *scratch;      /* of tt_protonet_seeds */
-} session;
+static int is_augmented(const tt_session *s) { return s->task->augment != NULL; }
 
-static const tt_entry *entry_of(const tt_library *library, const char *name) {
-  for (uint32_t i = 0; i < library->num_entries; i++) {
-    if (strcmp(library->entries[i].name, name) == 0) {
-      return &library->entries[i];
-    }
-  }
-  return NULL;
-}
-
-static const tt_tensor *tensor_of(const tt_library *library, const char *name) {
-  for (uint32_t i = 0; i < library->num_tensors; i++) {
-    if (strcmp(library->tensors[i].name, name) == 0) {
-      return &library->tensors[i];
-    }
-  }
-  return NULL;
-}
-
-static const tt_tensor *input_of(const tt_library *library) {
-  for (uint32_t i = 0; i < library->num_tensors; i++) {
-    if (library->tensors[i].role == TT_ROLE_INPUT) {
-      return &library->tensors[i];
-    }
-  }
-  return NULL;
-}
-
-static int find(session *s, const tt_library *library, void *arena, const tt_session_task *task) {
-  memset(s, 0, sizeof *s);
-  s->task = task;
-  s->arena = (unsigned char *)arena;
-  s->release = entry_of(library, "release");
-  s->fisher_begin = entry_of(library, "fisher_begin");
-  s->fisher = entry_of(library, "fisher");
-  s->select = entry_of(library, "select");
-  s->apply = entry_of(library, "apply");
-  s->predict = entry_of(library, "predict");
-  s->predict_store = entry_of(library, "predict_store");
-  s->predict_cached = entry_of(library, "predict_cached");
-  s->train = entry_of(library, s->apply != NULL ? "accumulate" : "step");
-  s->train_store = entry_of(library, s->apply != NULL ? "accumulate_store" : "step_store");
-  s->train_cached = entry_of(library, s->apply != NULL ? "accumulate_cached" : "step_cached");
-  if (s->release == NULL || s->fisher_begin == NULL || s->fisher == NULL || s->select == NULL ||
-      s->predict == NULL || s->predict_store == NULL || s->predict_cached == NULL ||
-      s->train == NULL || s->train_store == NULL || s->train_cached == NULL) {
-    return TT_ERR_NO_ENTRY;
-  }
-  s->input = input_of(library);
-  s->label = tensor_of(library, "label");
-  s->seed = tensor_of(library, "seed");
-  s->output = tensor_of(library, "output");
-  s->loss = tensor_of(library, "loss");
-  s->hyper = tensor_of(library, "hyper");
-  s->slot = tensor_of(library, "slot");
-  s->plan = tensor_of(library, "plan");
-  s->options = tensor_of(library, "options");
-  if (s->input == NULL || (s->seed == NULL && s->label == NULL) || s->output == NULL ||
-      s->hyper == NULL || s->slot == NULL || s->plan == NULL || s->options == NULL) {
-    return TT_ERR_NO_TENSOR;
-  }
-  if (s->seed != NULL && s->apply == NULL) { /* the prototypes are of all samples' embeddings */
-    return TT_ERR_NO_ENTRY;
-  }
-  s->width = s->output->bytes / (uint32_t)sizeof(float);
-  return TT_OK;
-}
-
-size_t tt_session_scratch_bytes(const tt_library *library, uint32_t samples, uint32_t classes) {
-  const tt_tensor *const output = tensor_of(library, "output");
-  if (tensor_of(library, "seed") == NULL || output == NULL) {
-    return 0;
-  }
-  const uint32_t width = output->bytes / (uint32_t)sizeof(float);
-  return (size_t)classes * width * sizeof(double) + tt_protonet_scratch_bytes(classes, width) +
-         2 * (size_t)samples * width * sizeof(float);
-}
-
-/* Doubles first, so that all are aligned. */
-static int lay_out(session *s, const tt_library *library) {
-  const tt_session_task *const task = s->task;
-  if (s->seed == NULL) {
-    return TT_OK;
-  }
-  if (task->scratch_bytes < tt_session_scratch_bytes(library, task->samples, task->classes)) {
-    return TT_ERR_ARENA_SMALL;
-  }
-  unsigned char *at = (unsigned char *)task->scratch;
-  s->prototypes = (double *)(void *)at;
-  at += (size_t)task->classes * s->width * sizeof(double);
-  s->scratch = at;
-  at += tt_protonet_scratch_bytes(task->classes, s->width);
-  s->embeddings = (float *)(void *)at;
-  s->seeds = s->embeddings + (size_t)task->samples * s->width;
-  return TT_OK;
-}
-
-static int run(const session *s, const tt_entry *entry) {
-  const tt_session_task *const task = s->task;
-  return task->runner != NULL ? task->runner(task->context, entry, s->arena) : entry->run(s->arena);
-}
-
-static void put(const session *s, const tt_tensor *tensor, const void *value, size_t bytes) {
-  memcpy(s->arena + tensor->offset, value, bytes);
-}
-
-static int put_sample(const session *s, uint32_t index) {
-  return s->task->source(s->task->context, index, s->arena + s->input->offset, s->input->bytes);
-}
-
-static uint32_t plan_word(const session *s, uint32_t index) {
-  uint32_t word;
-  memcpy(&word, s->arena + s->plan->offset + 4 * (size_t)index, sizeof word);
-  return word;
-}
-
-/* What the backward pass of a sample begins with: its label, or the gradient of its embedding. */
-static void put_target(const session *s, uint32_t index) {
-  if (s->seed == NULL) {
-    put(s, s->label, &s->task->labels[index], sizeof(int32_t));
-  } else {
-    put(s, s->seed, s->seeds + (size_t)index * s->width, s->width * sizeof(float));
-  }
-}
-
-/* Runs an entry that reads the sample, or its cached twin that does not. */
-static int run_sample(const session *s, uint32_t index, const tt_entry *entry, int reads_input) {
-  const int status = reads_input ? put_sample(s, index) : TT_OK;
-  put(s, s->slot, &index, sizeof index);
-  return status == TT_OK ? run(s, entry) : status;
+static void keep_embedding(const tt_session *s, uint32_t index, float *embeddings) {
+  memcpy(embeddings + (size_t)index * s->width, s->arena + s->output->offset,
+         s->width * sizeof(float));
 }
 
 /* Embeddings of all samples. `store`: the frozen prefix is computed and kept; else it is taken from
  * the cache. */
-static int embed(const session *s, int store) {
+static int embed(const tt_session *s, int store) {
   for (uint32_t i = 0; i < s->task->samples; i++) {
     const int kept = i < s->cached;
     const tt_entry *const entry = !kept ? s->predict : store ? s->predict_store : s->predict_cached;
-    const int status = run_sample(s, i, entry, !kept || store);
+    const int status = tt_session_run_sample(s, i, entry, !kept || store);
     if (status != TT_OK) {
       return status;
     }
-    memcpy(s->embeddings + (size_t)i * s->width, s->arena + s->output->offset,
-           s->width * sizeof(float));
+    keep_embedding(s, i, s->embeddings);
   }
   return TT_OK;
 }
 
-static tt_protonet_set set_of(const session *s) {
-  const tt_protonet_set set = {s->embeddings, s->task->labels, s->task->samples, s->task->classes,
+/* Embeddings of the present pseudo-queries, where their seeds will be. */
+static int embed_queries(tt_session *s) {
+  s->next = s->batch;
+  for (uint32_t i = 0; i < s->task->samples; i++) {
+    const int status = tt_session_run_query(s, i, s->predict);
+    if (status != TT_OK) {
+      return status;
+    }
+    keep_embedding(s, i, s->seeds);
+  }
+  return TT_OK;
+}
+
+static tt_protonet_set set_of(const tt_session *s, const float *embeddings) {
+  const tt_protonet_set set = {embeddings, s->task->labels, s->task->samples, s->task->classes,
                                s->width};
   return set;
 }
 
+/* Seeds of augmented queries, in place of their embeddings; and of the samples, in place of theirs,
+ * by what flows through the prototypes. */
+static double augmented_seeds(const tt_session *s, const tt_protonet_options *options) {
+  const tt_protonet_set samples = set_of(s, s->embeddings);
+  const tt_protonet_set queries = set_of(s, s->seeds);
+  const double loss =
+      tt_protonet_query_seeds(&queries, options, s->prototypes, s->scratch, s->seeds);
+  if (options->through_prototypes) {
+    memset(s->embeddings, 0, (size_t)s->task->samples * s->width * sizeof(float));
+    tt_protonet_support_seeds(&samples, options, s->prototypes, s->scratch, s->embeddings);
+  }
+  return loss;
+}
+
 /* Prototypes of the present embeddings, and the seeds; with `only_queries` those of the queries
  * alone, each for the sum of all losses. */
-static int seeds(const session *s, int only_queries, float *loss) {
-  const tt_protonet_set set = set_of(s);
+static int seeds(tt_session *s, int only_queries, float *loss) {
+  const tt_protonet_set set = set_of(s, s->embeddings);
   tt_protonet_options options = s->task->prototypes;
   if (only_queries) {
     options.through_prototypes = 0;
@@ -186,36 +72,55 @@ static int seeds(const session *s, int only_queries, float *loss) {
   if (status != TT_OK) {
     return status;
   }
-  *loss = (float)tt_protonet_seeds(&set, &options, s->prototypes, s->scratch, s->seeds);
+  *loss = (float)(is_augmented(s)
+                      ? augmented_seeds(s, &options)
+                      : tt_protonet_seeds(&set, &options, s->prototypes, s->scratch, s->seeds));
   for (size_t k = 0; only_queries && k < (size_t)s->task->samples * s->width; k++) {
     s->seeds[k] *= (float)s->task->samples;
   }
   return TT_OK;
 }
 
-static int measure(session *s) {
+/* What a loss that couples the samples asks for first. */
+static int couple(tt_session *s, int store, int only_queries, float *loss) {
+  if (s->seed == NULL) {
+    return TT_OK;
+  }
+  int status = embed(s, store);
+  status = status == TT_OK && is_augmented(s) ? embed_queries(s) : status;
+  return status == TT_OK ? seeds(s, only_queries, loss) : status;
+}
+
+/* The Fisher pass over one query for each sample. */
+static int measure(tt_session *s) {
   float loss;
-  int status = TT_OK;
-  if (s->seed != NULL) {
-    status = embed(s, 0);
-    status = status == TT_OK ? seeds(s, 1, &loss) : status;
-  }
-  status = status == TT_OK ? run(s, s->fisher_begin) : status;
+  int status = couple(s, 0, 1, &loss);
+  status = status == TT_OK ? tt_session_run(s, s->fisher_begin) : status;
+  s->next = s->batch;
   for (uint32_t i = 0; i < s->task->samples && status == TT_OK; i++) {
-    put_target(s, i);
-    status = run_sample(s, i, s->fisher, 1);
+    tt_session_put_target(s, i, s->seeds);
+    status = is_augmented(s) ? tt_session_run_query(s, i, s->fisher)
+                             : tt_session_run_sample(s, i, s->fisher, 1);
   }
+  s->batch = s->next;
   return status;
 }
 
-/* One pass over the samples; `store` as in `embed`, for a loss that does not couple them. */
-static int train_samples(const session *s, int store, float *loss) {
+/* Trains on one query. What is augmented is another image each time: no cache knows it. */
+static int train_query(tt_session *s, uint32_t index, int store) {
+  const int kept = index < s->cached;
+  const tt_entry *const entry = !kept ? s->train : store ? s->train_store : s->train_cached;
+  tt_session_put_target(s, index, s->seeds);
+  return is_augmented(s) ? tt_session_run_query(s, index, s->train)
+                         : tt_session_run_sample(s, index, entry, !kept || store);
+}
+
+/* One pass over the queries; `store` as in `embed`, for a loss that does not couple them. */
+static int train_queries(tt_session *s, int store, float *loss) {
   double sum = 0.0;
+  s->next = s->batch;
   for (uint32_t i = 0; i < s->task->samples; i++) {
-    const int kept = i < s->cached;
-    const tt_entry *const entry = !kept ? s->train : store ? s->train_store : s->train_cached;
-    put_target(s, i);
-    const int status = run_sample(s, i, entry, !kept || store);
+    const int status = train_query(s, i, store);
     if (status != TT_OK) {
       return status;
     }
@@ -225,64 +130,86 @@ static int train_samples(const session *s, int store, float *loss) {
       sum += value;
     }
   }
+  s->batch = s->next;
   if (s->seed == NULL) {
     *loss = (float)(sum / s->task->samples);
   }
   return TT_OK;
 }
 
-static int train(session *s, tt_session_result *result) {
+/* What flows through the prototypes into the samples, where these are not the queries. */
+static int train_support(const tt_session *s) {
+  int status = TT_OK;
+  if (!is_augmented(s) || s->seed == NULL || !s->task->prototypes.through_prototypes) {
+    return TT_OK;
+  }
+  for (uint32_t i = 0; i < s->task->samples && status == TT_OK; i++) {
+    const int kept = i < s->cached;
+    tt_session_put_target(s, i, s->embeddings);
+    status = tt_session_run_sample(s, i, kept ? s->train_cached : s->train, !kept);
+  }
+  return status;
+}
+
+static int train(tt_session *s, tt_session_result *result) {
   int status = TT_OK;
   for (uint32_t iteration = 0; iteration < s->task->iterations && status == TT_OK; iteration++) {
+    const int first = iteration == 0;
     float loss = 0.0f;
-    if (s->seed != NULL) {
-      status = embed(s, iteration == 0);
-      status = status == TT_OK ? seeds(s, 0, &loss) : status;
-    }
-    status = status == TT_OK ? train_samples(s, s->seed == NULL && iteration == 0, &loss) : status;
-    status = status == TT_OK && s->apply != NULL ? run(s, s->apply) : status;
+    status = couple(s, first, 0, &loss);
+    status = status == TT_OK ? train_queries(s, s->seed == NULL && first, &loss) : status;
+    status = status == TT_OK ? train_support(s) : status;
+    status = status == TT_OK && s->apply != NULL ? tt_session_run(s, s->apply) : status;
     result->last_loss = loss;
-    result->first_loss = iteration == 0 ? loss : result->first_loss;
+    result->first_loss = first ? loss : result->first_loss;
   }
   return status;
 }
 
 /* Prototypes of the trained network. */
-static int conclude(const session *s) {
+static int conclude(const tt_session *s) {
   if (s->seed == NULL) {
     return TT_OK;
   }
   const int status = embed(s, s->task->iterations == 0);
-  const tt_protonet_set set = set_of(s);
+  const tt_protonet_set set = set_of(s, s->embeddings);
   return status == TT_OK ? tt_protonet_prototypes(&set, s->prototypes) : status;
 }
 
-static void begin(const session *s) {
+static void begin(const tt_session *s) {
   float hyper[3];
   const uint32_t samples = s->task->samples;
   memcpy(hyper, s->arena + s->hyper->offset, sizeof hyper);
   hyper[0] = s->task->rate > 0.0f ? s->task->rate : hyper[0];
   hyper[1] = 0.0f; /* Adam's bias corrections, as before its first step */
   hyper[2] = 0.0f;
-  put(s, s->hyper, hyper, sizeof hyper);
+  tt_session_put(s, s->hyper, hyper, sizeof hyper);
   memcpy(s->arena + s->options->offset + s->options->bytes - sizeof samples, &samples,
          sizeof samples);
 }
 
-static uint32_t count_layers(const session *s) {
+static uint32_t count_layers(const tt_session *s) {
   uint32_t layers = 0;
   for (uint32_t i = 0; i < 64; i++) {
-    layers += plan_word(s, TT_PLAN_SELECTED + (i >> 5)) >> (i & 31) & 1;
+    layers += tt_session_plan_word(s, TT_PLAN_SELECTED + (i >> 5)) >> (i & 31) & 1;
   }
   return layers;
 }
 
+/* Samples that the cache has room for; none where nothing but augmented samples is computed. */
+static uint32_t count_cached(const tt_session *s) {
+  const uint32_t slots = tt_session_plan_word(s, s->plan->bytes / 4 - 1);
+  if (is_augmented(s) && s->seed == NULL) {
+    return 0;
+  }
+  return slots < s->task->samples ? slots : s->task->samples;
+}
+
 int tt_session_adapt(const tt_library *library, void *arena, const tt_session_task *task,
                      tt_session_result *result) {
-  session s;
+  tt_session s;
   memset(result, 0, sizeof *result);
-  int status = find(&s, library, arena, task);
-  status = status == TT_OK ? lay_out(&s, library) : status;
+  int status = tt_session_open(&s, library, arena, task);
   if (status != TT_OK) {
     return status;
   }
@@ -290,16 +217,15 @@ int tt_session_adapt(const tt_library *library, void *arena, const tt_session_ta
     return TT_ERR_BAD_VALUE;
   }
   begin(&s);
-  status = run(&s, s.release);
+  status = tt_session_run(&s, s.release);
   status = status == TT_OK ? measure(&s) : status;
-  status = status == TT_OK ? run(&s, s.select) : status;
+  status = status == TT_OK ? tt_session_run(&s, s.select) : status;
   if (status != TT_OK) {
     return status;
   }
   result->layers = count_layers(&s);
   if (result->layers != 0) {
-    const uint32_t slots = plan_word(&s, s.plan->bytes / 4 - 1);
-    s.cached = slots < task->samples ? slots : task->samples;
+    s.cached = count_cached(&s);
     result->cached = s.cached;
     status = train(&s, result);
   }
@@ -308,11 +234,10 @@ int tt_session_adapt(const tt_library *library, void *arena, const tt_session_ta
 
 int tt_session_classify(const tt_library *library, void *arena, const tt_session_task *task,
                         uint32_t index, int32_t *label) {
-  session s;
-  int status = find(&s, library, arena, task);
-  status = status == TT_OK ? lay_out(&s, library) : status;
-  status = status == TT_OK ? put_sample(&s, index) : status;
-  status = status == TT_OK ? run(&s, s.predict) : status;
+  tt_session s;
+  int status = tt_session_open(&s, library, arena, task);
+  status = status == TT_OK ? tt_session_put_sample(&s, index) : status;
+  status = status == TT_OK ? tt_session_run(&s, s.predict) : status;
   if (status != TT_OK) {
     return status;
   }

@@ -29,7 +29,8 @@ typedef enum {
   TT_ERR_BUDGET = -11,     /* not even the frozen network keeps the memory budget */
   TT_ERR_TORN = -12,       /* a checkpoint is cut short or damaged */
   TT_ERR_VERSION = -13,    /* a checkpoint of another format, or no checkpoint */
-  TT_ERR_FOREIGN = -14     /* a checkpoint of another library */
+  TT_ERR_FOREIGN = -14,    /* a checkpoint of another library */
+  TT_ERR_NO_IMAGE = -15    /* the input is no float32[1][channels][height][width] */
 } tt_status;
 
 typedef enum {

@@ -143,7 +143,9 @@ void tt_standalone_run(const tt_library *library, uint8_t *arena) {
                                 tt_standalone.rate,
                                 tt_standalone.prototypes,
                                 tt_standalone.scratch,
-                                tt_standalone.scratch_bytes};
+                                tt_standalone.scratch_bytes,
+                                tt_standalone.augment,
+                                tt_standalone.seed};
   tt_session_result result;
   served = library;
   const int status = tt_session_adapt(library, arena, &task, &result);
