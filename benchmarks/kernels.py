@@ -25,7 +25,8 @@ from tvm_tinytrain.micro.session import Session
 from tvm_tinytrain.passes.kernels.builder import kernel_spec
 from tvm_tinytrain.passes.lower_kernels import LowerKernels
 from tvm_tinytrain.schedules import OWN_CHOICE, RULES, Rule, ScheduleKernels
-from tvm_tinytrain.schedules.tiles import best_tile, vector_lanes
+from tvm_tinytrain.schedules.tiles import best_tile
+from tvm_tinytrain.schedules.vectors import packed_lanes
 from tvm_tinytrain.targets.boards import get_board
 from tvm_tinytrain.targets.target import Target
 
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{variant}: {min(start + BATCH, len(found))} of {len(found)} kernels", file=sys.stderr)
     report.rows += rows.values()
     _check(report, list(rows.values()), list(variants))
-    _print(list(rows.values()), list(variants), scalar=vector_lanes(board.target.to_tvm()) == 1)
+    _print(list(rows.values()), list(variants), scalar=packed_lanes(board.target.to_tvm()) == 1)
     return report.finish()
 
 

@@ -1,4 +1,4 @@
-"""The building blocks of a network, found in its graph: what TinyTL puts a branch beside, and candidates are counted by."""
+"""The building blocks of a network, found in its graph: what TinyTL puts a branch beside."""
 
 from __future__ import annotations
 

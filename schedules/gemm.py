@@ -10,8 +10,14 @@ from tvm_tinytrain.schedules.blocks import block_names, extents, kind_of, sum_in
 from tvm_tinytrain.schedules.dots import KINDS as DOT_PRODUCTS
 from tvm_tinytrain.schedules.dots import dot_products
 from tvm_tinytrain.schedules.knobs import DEFAULTS, Knobs, up_to
-from tvm_tinytrain.schedules.tiles import best_tile, most_sums, vector_lanes
-from tvm_tinytrain.schedules.vectors import best_vector_tile, lanes_of, registers_of, unroll_vectors
+from tvm_tinytrain.schedules.tiles import best_tile, most_sums
+from tvm_tinytrain.schedules.vectors import (
+    best_vector_tile,
+    lanes_of,
+    packed_lanes,
+    registers_of,
+    unroll_vectors,
+)
 
 _KINDS = frozenset(
     (
@@ -49,7 +55,7 @@ def gemm(func: tirx.PrimFunc, target: tvm.target.Target, knobs: Knobs = DEFAULTS
     if kind in DOT_PRODUCTS and len(sizes) == len(steps) + 1 == 2 and parts > 1 and steps[-1] % parts == 0:
         return _dot_products(schedule, sizes, parts, registers_of(target), knobs)
     lanes = lanes_of(target, sizes[-1]) if kind in _CONTIGUOUS else 1
-    default = best_tile(sizes[-2], sizes[-1], steps[-1], lanes=vector_lanes(target))
+    default = best_tile(sizes[-2], sizes[-1], steps[-1], lanes=packed_lanes(target))
     if lanes > 1:
         default = best_vector_tile(sizes[-2], sizes[-1], lanes, registers_of(target))
     rows = knobs.choose("rows", up_to(sizes[-2], _SIZES), default[0])

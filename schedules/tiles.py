@@ -6,21 +6,7 @@ from functools import cache
 
 import tvm
 
-from tvm_tinytrain.targets.cores import CORES
-from tvm_tinytrain.targets.target import host_core_name
-
 REGISTERS = 32
-_LANES = {"x86-64": 8, "x86-64-baseline": 4, "cortex-a7": 1}  # Armv7: see vectors.lanes_of
-
-
-def vector_lanes(target: tvm.target.Target) -> int:
-    """How many float32 a vector register of the core holds: neighbouring results of a tile share one. 1 where there are none.
-
-    The compiler packs the statements of a tile into vectors by itself; the order of every sum stays as it is written.
-    """
-    name = str(target.attrs["mcpu"]) if "mcpu" in target.attrs else host_core_name()
-    core = CORES.get(name)
-    return _LANES.get(name, 4 if core is not None and "neon" in core.features else 1)
 
 
 def most_sums(target: tvm.target.Target, lanes: int) -> int:

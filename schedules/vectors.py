@@ -9,6 +9,9 @@ from tvm.s_tir import Schedule, ScheduleError
 from tvm.s_tir.schedule import LoopRV
 
 from tvm_tinytrain.targets.cores import AARCH64, CORES
+from tvm_tinytrain.targets.target import host_core_name
+
+_PACKED = {"x86-64": 8, "x86-64-baseline": 4, "cortex-a7": 1}  # Armv7: see lanes_of
 
 
 def registers_of(target: tvm.target.Target) -> int:
@@ -24,7 +27,7 @@ def shuffles(target: tvm.target.Target) -> bool:
 
 
 def lanes_of(target: tvm.target.Target, extent: int) -> int:
-    """Floats of a vector that an axis of ``extent`` elements is made of: 8, 4, or 1 for a core without vectors of floats.
+    """Floats of an explicit vector that an axis of ``extent`` elements is made of: 8, 4, or 1 for a core without vectors of floats.
 
     On 32-bit Arm, NEON flushes small numbers to zero: it is not used there.
     """
@@ -35,6 +38,16 @@ def lanes_of(target: tvm.target.Target, extent: int) -> int:
     sizes = [8, 4] if "avx2" in core.features else [4] if four else []
     fitting = [n for n in sizes if n <= extent]
     return next((n for n in fitting if extent % n == 0), fitting[0] if fitting else 1)
+
+
+def packed_lanes(target: tvm.target.Target) -> int:
+    """How many float32 the C compiler packs into a register by itself: neighbouring results of a tile share one. 1 for none.
+
+    It decides the size of a tile that has no explicit vectors; the order of every sum stays as it is written.
+    """
+    name = str(target.attrs["mcpu"]) if "mcpu" in target.attrs else host_core_name()
+    core = CORES.get(name)
+    return _PACKED.get(name, 4 if core is not None and "neon" in core.features else 1)
 
 
 def unroll_vectors(schedule: Schedule, loops: list[LoopRV], lanes: int) -> None:

@@ -19,8 +19,8 @@ from tvm_tinytrain.schedules.blocks import (
     tile,
 )
 from tvm_tinytrain.schedules.knobs import DEFAULTS, Knobs, up_to
-from tvm_tinytrain.schedules.tiles import most_sums, vector_lanes
-from tvm_tinytrain.schedules.vectors import lanes_of, registers_of, shuffles, unroll_vectors
+from tvm_tinytrain.schedules.tiles import most_sums
+from tvm_tinytrain.schedules.vectors import lanes_of, packed_lanes, registers_of, shuffles, unroll_vectors
 
 _KINDS = ("conv2d", "conv2d_input_grad", "conv2d_rows", "conv2d_input_grad_rows")
 _CHANNELS = (1, 2, 3, 4, 5, 6, 8)
@@ -63,7 +63,7 @@ def windows(func: tirx.PrimFunc, target: tvm.target.Target, knobs: Knobs = DEFAU
     depthwise = spec["groups"] == spec["in_channels"] == spec["out_channels"] > 1
     window = extents(schedule, schedule.get_loops(main))[-2:]
     lanes = lanes_of(target, sizes[2]) if _neighbours(spec, kind, target) else 1
-    default = _default(sizes, window, max(spec["kernel"]), depthwise, "pad" in names, vector_lanes(target))
+    default = _default(sizes, window, max(spec["kernel"]), depthwise, "pad" in names, packed_lanes(target))
     if (
         (kind, default) == ("conv2d_input_grad", WindowTile(1, 4, 4, True))
         and "pad" in names

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tvm import relax
+from collections.abc import Callable
+
+from tvm import relax, tirx
 
 from tvm_tinytrain.passes.gradients.registry import Adjoint, GradientContext, gradient
 from tvm_tinytrain.passes.kernels import losses
@@ -24,45 +26,47 @@ def through_clamp(ctx: GradientContext, spec: dict[str, object]) -> relax.Expr:
     return ctx.r.kernel(clip_grad(shape, low, high), [ctx.out, ctx.dy], shape)  # type: ignore[arg-type]
 
 
+def layer_adjoints(
+    ctx: GradientContext,
+    dy: relax.Expr,
+    input_grad: Callable[[], tirx.PrimFunc],
+    weight_grad: Callable[[], tirx.PrimFunc],
+    rows: tuple[int, int, int],
+) -> list[Adjoint]:
+    """[dx, dw, db] of a kernel with arguments x, w and, where it has one, b, as far as they are needed.
+
+    dx comes first: it reads the weight that an update fused behind dw will change. ``rows``: ``dy`` as [rows, channels, pixels].
+    """
+    x, weight = ctx.args[0], ctx.args[1]
+    found: list[Adjoint] = [None] * len(ctx.args)
+    if ctx.needs[0]:
+        found[0] = ctx.r.kernel(input_grad(), [dy, weight], shape_of(x))
+    if ctx.needs[1]:
+        found[1] = ctx.r.kernel(weight_grad(), [x, dy], shape_of(weight))
+    if len(found) == 3 and ctx.needs[2]:
+        flat = ctx.emit(relax.op.reshape(dy, rows))
+        found[2] = ctx.r.kernel(bias_grad(*rows), [flat], (rows[1],))
+    return found
+
+
 @gradient("kernel.conv2d")
 def conv2d_gradient(ctx: GradientContext) -> list[Adjoint]:
-    """dx first (it reads the weight that an update fused behind dw will change), then dw, then db."""
+    """Two convolutions, and sums over pixels."""
     described = kernel_spec(ctx.kernel)
     spec = Conv2DSpec.from_dict(described)
+    rows = (1, spec.out_channels, spec.out_height * spec.out_width)
     dy = through_clamp(ctx, described)
-    x, weight = ctx.args[0], ctx.args[1]
-    dx = ctx.r.kernel(conv2d_input_grad(spec), [dy, weight], shape_of(x)) if ctx.needs[0] else None
-    dw = ctx.r.kernel(conv2d_weight_grad(spec), [x, dy], spec.weight_shape) if ctx.needs[1] else None
-    if len(ctx.args) == 2:
-        return [dx, dw]
-    return [
-        dx,
-        dw,
-        _bias(ctx, dy, spec.out_channels, spec.out_height * spec.out_width) if ctx.needs[2] else None,
-    ]
+    return layer_adjoints(ctx, dy, lambda: conv2d_input_grad(spec), lambda: conv2d_weight_grad(spec), rows)
 
 
 @gradient("kernel.linear")
 def linear_gradient(ctx: GradientContext) -> list[Adjoint]:
-    """As `conv2d_gradient`."""
+    """Two products, and sums over rows."""
     described = kernel_spec(ctx.kernel)
     spec = LinearSpec.from_dict(described)
+    rows = (spec.rows, spec.out_features, 1)
     dy = through_clamp(ctx, described)
-    x, weight = ctx.args[0], ctx.args[1]
-    dx = ctx.r.kernel(linear_input_grad(spec), [dy, weight], shape_of(x)) if ctx.needs[0] else None
-    dw = ctx.r.kernel(linear_weight_grad(spec), [x, dy], spec.weight_shape) if ctx.needs[1] else None
-    if len(ctx.args) == 2:
-        return [dx, dw]
-    db = None
-    if ctx.needs[2]:
-        flat = ctx.emit(relax.op.reshape(dy, (spec.rows, spec.out_features, 1)))
-        db = ctx.r.kernel(bias_grad(spec.rows, spec.out_features, 1), [flat], (spec.out_features,))
-    return [dx, dw, db]
-
-
-def _bias(ctx: GradientContext, dy: relax.Expr, channels: int, pixels: int) -> relax.Var:
-    flat = ctx.emit(relax.op.reshape(dy, (1, channels, pixels)))
-    return ctx.r.kernel(bias_grad(1, channels, pixels), [flat], (channels,))
+    return layer_adjoints(ctx, dy, lambda: linear_input_grad(spec), lambda: linear_weight_grad(spec), rows)
 
 
 @gradient("kernel.softmax_cross_entropy")

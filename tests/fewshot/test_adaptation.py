@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_refused(full: InProcess) -> None:
     assert "one integer label for each sample" in str(caught.value)
     with pytest.raises(PlanError) as refused:
         full.adapt(support, labels, lr=-1.0)
-    assert "0 means no adaptation" in str(refused.value)
+    assert "0 means no training" in str(refused.value)
     with pytest.raises(ShapeError) as caught:
         full.adapt(support, labels, queries=lambda samples, rng: samples[1:])
     assert "pseudo-queries" in str(caught.value)

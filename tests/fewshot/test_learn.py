@@ -58,8 +58,17 @@ def test_what_does_not_train_labels_is_refused() -> None:
     images, labels = task()
     with InProcess(build(update=tt.LastLayer())) as library:
         assert library.learn(images, labels, iterations=0).losses == ()
-        with pytest.raises(PlanError, match=r"iterations -1.*0 or more"):
-            library.learn(images, labels, iterations=-1)
+        for wrong in (
+            {"iterations": -1},
+            {"iterations": 2.5},
+            {"lr": float("nan")},
+            {"lr": float("inf")},
+            {"lr": "1"},
+        ):
+            with pytest.raises(PlanError, match=r"^learn: options: .*0 or more"):
+                library.learn(images, labels, **wrong)
+        with pytest.raises(ShapeError, match="one array of numbers"):
+            library.learn([images[0], images[1][:1]], labels[:2])
         with pytest.raises(ShapeError, match="one integer label for each sample"):
             library.learn(images, labels[1:])
         with pytest.raises(ShapeError, match="float64"):

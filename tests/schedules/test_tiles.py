@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tvm_tinytrain.schedules.tiles import REGISTERS, best_tile, vector_lanes
+from tvm_tinytrain.schedules.tiles import REGISTERS, best_tile
+from tvm_tinytrain.schedules.vectors import packed_lanes
 from tvm_tinytrain.targets.target import parse_target
 
 
@@ -31,7 +32,7 @@ def test_a_tile_of_whole_vectors() -> None:
 
 def test_lanes_of_targets() -> None:
     lanes = {
-        name: vector_lanes(parse_target(f"c -mcpu={name}").to_tvm()) for name in ("cortex-m7", "cortex-a53")
+        name: packed_lanes(parse_target(f"c -mcpu={name}").to_tvm()) for name in ("cortex-m7", "cortex-a53")
     }
     assert lanes == {"cortex-m7": 1, "cortex-a53": 4}
-    assert vector_lanes(parse_target("host").to_tvm()) in (4, 8)
+    assert packed_lanes(parse_target("host").to_tvm()) in (4, 8)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from tvm_tinytrain.adaptation.augment import QuerySource, Samples
 from tvm_tinytrain.adaptation.library import HYPER, SEED, AdaptableLibrary, LibraryCalls
-from tvm_tinytrain.errors import PlanError, ShapeError
+from tvm_tinytrain.errors import PlanError
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.selection import FisherMap
 
@@ -84,13 +84,8 @@ def learn(
     """
     start = time.perf_counter()
     learner = _Learner(library)
-    if iterations < 0 or not lr >= 0.0:
-        found = f"iterations {iterations}, lr {lr}"
-        raise PlanError("learn", "options", found, "0 or more", "0 means no training")
-    samples, targets = learner.samples(images), np.asarray(labels)
-    if targets.shape != (len(samples),) or not len(samples) or not np.issubdtype(targets.dtype, np.integer):
-        found = f"{len(samples)} samples, labels {targets.dtype}{list(targets.shape)}"
-        raise ShapeError("learn", "samples", found, "one integer label for each sample", "check both")
+    learner.check_options(iterations, lr)
+    samples, targets = learner.labelled(images, labels)
     if iterations == 0 or lr == 0.0:
         return LearnResult(())
     order = _by_turns(targets)
@@ -128,6 +123,8 @@ def _by_turns(labels: Labels) -> npt.NDArray[np.intp]:
 class _Learner(LibraryCalls):
     """The calls of a training by labels."""
 
+    stage = "learn"
+
     def __init__(self, library: AdaptableLibrary) -> None:
         self._applies = "apply" in library.entries
         self._train = "accumulate" if self._applies else "step"
@@ -136,7 +133,7 @@ class _Learner(LibraryCalls):
         if found or HYPER not in library.tensors:
             hint = "build it with an update that trains something, and a loss of labels"
             allowed = "step, or accumulate and apply, from labels"
-            raise PlanError("learn", "library", ", ".join(found) or f"no {HYPER}", allowed, hint)
+            raise PlanError(self.stage, "library", ", ".join(found) or f"no {HYPER}", allowed, hint)
         super().__init__(library)
         self._label = next(name for name, t in library.tensors.items() if t.role == "label")
 

@@ -16,7 +16,6 @@ SEED = "seed"
 HYPER = "hyper"
 REQUEST = "request"
 _DELTA = "delta_"
-_STAGE = "adapt"
 
 
 class AdaptableLibrary(Protocol):
@@ -47,7 +46,9 @@ class AdaptableLibrary(Protocol):
 
 
 class LibraryCalls:
-    """The calls that any training is made of."""
+    """The calls that any training is made of. ``stage`` is what its errors are of."""
+
+    stage = "adapt"
 
     def __init__(self, library: AdaptableLibrary) -> None:
         self.library = library
@@ -66,13 +67,38 @@ class LibraryCalls:
         found = {int(name.removeprefix(_DELTA)): self.library.tensors[name].shape[0] for name in names}
         return dict(sorted(found.items()))
 
+    def check_options(self, iterations: int, lr: float) -> None:
+        """PlanError for a number of iterations or a rate that none can be."""
+        whole = isinstance(iterations, (int, np.integer)) and iterations >= 0
+        if not whole or not isinstance(lr, (int, float, np.floating, np.integer)) or not 0.0 <= lr < np.inf:
+            found = f"iterations {iterations}, lr {lr}"
+            raise PlanError(
+                self.stage, "options", found, "a whole number, and a rate: 0 or more", "0 means no training"
+            )
+
     def samples(self, images: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Samples as float32[n, *shape of one sample]; ShapeError where they do not fit the input."""
-        array = np.asarray(images, dtype=np.float32)
+        try:
+            array = np.asarray(images, dtype=np.float32)
+        except (TypeError, ValueError) as error:  # texts, or samples of different shapes
+            hint = "give one array of numbers"
+            raise ShapeError(
+                self.stage, "samples", error, f"[n, {str(self._shape[1:])[1:-1]}]", hint
+            ) from error
         if array.ndim == 0 or array.shape[1:] not in (self._shape, self._shape[1:]):
             hint = "resize the samples to the network's input"
-            raise ShapeError(_STAGE, "samples", array.shape, f"[n, {str(self._shape[1:])[1:-1]}]", hint)
+            raise ShapeError(self.stage, "samples", array.shape, f"[n, {str(self._shape[1:])[1:-1]}]", hint)
         return array.reshape(len(array), *self._shape[1:])
+
+    def labelled(
+        self, images: npt.ArrayLike, labels: npt.ArrayLike
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.integer]]:
+        """Samples, and one integer label for each; ShapeError where there are none, or they do not fit each other or the input."""
+        samples, given = self.samples(images), np.asarray(labels)
+        if given.shape != (len(samples),) or not len(samples) or not np.issubdtype(given.dtype, np.integer):
+            found = f"{len(samples)} samples, labels {given.dtype}{list(given.shape)}"
+            raise ShapeError(self.stage, "samples", found, "one integer label for each sample", "check both")
+        return samples, given
 
     def potentials(self) -> FisherMap:
         """The Fisher potentials of all candidate channels that were measured."""
@@ -101,7 +127,7 @@ class LibraryCalls:
         self.library.call("select")
         if not self.library.read(REQUEST).any():
             hint = "give the library more memory or compute"
-            raise BudgetError(_STAGE, "selection", "no channel fits", "at least one", hint)
+            raise BudgetError(self.stage, "selection", "no channel fits", "at least one", hint)
         return self.installed()
 
     def install(self, plan: UpdatePlan) -> UpdatePlan:
@@ -114,7 +140,9 @@ class LibraryCalls:
         for update in plan.layers:
             if update.layer not in starts or update.outputs[-1] >= self.candidates[update.layer]:
                 found = f"layer {update.layer}, channel {update.outputs[-1]}"
-                raise PlanError(_STAGE, "plan", found, f"channels of {self.candidates}", "choose candidates")
+                raise PlanError(
+                    self.stage, "plan", found, f"channels of {self.candidates}", "choose candidates"
+                )
             bits[starts[update.layer] + np.array(update.outputs)] = 1
         self.library.write(REQUEST, np.packbits(bits, bitorder="little"))
         self.library.call("install")
@@ -144,7 +172,7 @@ class Caller(LibraryCalls):
         if missing:
             hint = "build it with loss=Prototypical(), accumulate=True"
             raise PlanError(
-                _STAGE, "library", f"no {', '.join(missing)}", "entries and tensors of these", hint
+                self.stage, "library", f"no {', '.join(missing)}", "entries and tensors of these", hint
             )
         super().__init__(library)
         self._seed_shape = tuple(library.tensors[SEED].shape)

@@ -20,7 +20,7 @@ from tvm_tinytrain.adaptation.augment import DiffAugment, QuerySource, Samples
 from tvm_tinytrain.adaptation.library import AdaptableLibrary, Caller
 from tvm_tinytrain.adaptation.protonet import PrototypeClassifier, class_prototypes, loss_and_gradients
 from tvm_tinytrain.config import Prototypical
-from tvm_tinytrain.errors import PlanError, ShapeError
+from tvm_tinytrain.errors import ShapeError
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.selection import FisherMap
 
@@ -113,9 +113,7 @@ def adapt(
     """
     caller = Caller(library)
     start = time.perf_counter()
-    if iterations < 0 or not lr >= 0.0:
-        found = f"iterations {iterations}, lr {lr}"
-        raise PlanError("adapt", "options", found, "0 or more", "0 means no adaptation")
+    caller.check_options(iterations, lr)
     task = _Task.make(caller, support_images, support_labels, loss or Prototypical())
     rng = np.random.default_rng(seed)
     draw = _Draw(task, queries or DiffAugment(), queries_per_iteration, rng)
@@ -154,10 +152,7 @@ class _Task:
 
     @staticmethod
     def make(caller: Caller, images: npt.ArrayLike, labels: npt.ArrayLike, loss: Prototypical) -> _Task:
-        samples, given = caller.samples(images), np.asarray(labels)
-        if given.shape != (len(samples),) or not len(samples) or not np.issubdtype(given.dtype, np.integer):
-            found = f"{len(samples)} samples, labels {given.dtype}{list(given.shape)}"
-            raise ShapeError("adapt", "support set", found, "one integer label for each sample", "check both")
+        samples, given = caller.labelled(images, labels)
         names, classes = np.unique(given, return_inverse=True)
         return _Task(samples, classes.astype(np.int64), names.astype(np.int64), loss)
 
