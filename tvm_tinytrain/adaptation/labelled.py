@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from tvm_tinytrain.adaptation.augment import QuerySource, Samples
 from tvm_tinytrain.adaptation.library import HYPER, SEED, AdaptableLibrary, LibraryCalls
-from tvm_tinytrain.errors import PlanError
+from tvm_tinytrain.errors import PlanError, ShapeError
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.selection import FisherMap
 
