@@ -17,7 +17,8 @@ _EVALUATE = """example:
       --methods none,lastlayer,tinytrain,exact --episodes 20 --state build/birds.json
 The network: structure.json beside arrays.npz of an int8 backbone, a .pt2 of torch.export whose output is the
 embedding, or a backbone of this package by name (mcunet, mobilenet-v2, proxyless-nas), with --weights or without.
-Over machines: torchrun --nnodes ... -m tvm_tinytrain evaluate ... (each rank runs its share of the tasks).
+Over machines: torchrun --nnodes 2 --nproc-per-node 1 --rdzv-endpoint HOST:29500 ... -m tvm_tinytrain evaluate ...
+(each rank runs its share of the tasks; rank 0 prints the table).
 """
 _META_TRAIN = """example:
   tinytrain meta-train --network mcunet --weights imagenet.pt --data miniimagenet/train -o build/meta
@@ -67,7 +68,8 @@ def _add_evaluate(commands: Any) -> None:
     p.add_argument("--iterations", type=int, default=40)
     p.add_argument("--memory", default="1MB", help="SRAM budget of the task-adaptive methods (default: 1MB)")
     p.add_argument("--compute", type=float, default=0.15, help="their share of FullTrain's backward MACs")
-    p.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun: they share this machine's cores
+    p.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 1) // ranks_here))
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--state", type=Path, help="keeps finished tasks; the same command goes on from it")
     p.add_argument("--format", choices=("text", "csv", "json"), default="text")

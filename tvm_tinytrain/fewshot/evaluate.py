@@ -1,13 +1,12 @@
 """Many tasks, every method, over processes and machines, in a file that a broken run goes on from.
 
 Workers are processes of this machine. Over machines the same program runs under ``torchrun``, which torch brings
-along (Ray would be one more dependency): rank r takes the tasks r, r + world, …, writes its own file, and rank 0
-merges them.
+along (Ray would be one more dependency): rank r takes the tasks r, r + world, …, keeps them in a file of its own, and
+rank 0 merges them (`ranks`).
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from typing import Any
 from tvm_tinytrain.fewshot.datasets import Dataset
 from tvm_tinytrain.fewshot.episodes import Sampler, sample_episode
 from tvm_tinytrain.fewshot.methods import LibraryFiles, Method
+from tvm_tinytrain.fewshot.ranks import Ranks
 from tvm_tinytrain.fewshot.results import Record, Results
 from tvm_tinytrain.fewshot.tasks import AdaptOptions, RestartableLibrary, run_task
 
@@ -70,21 +70,25 @@ def evaluate(
     """Run what is missing in `path` and return all records.
 
     load: makes a library in the process that uses it. processes: workers; 1 runs here. progress: called with the
-    tasks that are done and their number. Under torchrun each rank runs its share; only rank 0 returns all.
+    tasks that are done and their number. Under torchrun each rank runs its share; only rank 0 returns all. Raises
+    TransportError where a rank is lost; what the others finished stays in files beside `path`.
     """
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    own = path if path is None or world == 1 else path.with_name(f"{path.name}.rank{rank}")
-    results = Results(contest.describe()) if own is None else Results.load(own, contest.describe())
-    done = results.done()
-    jobs = [job for job in contest.jobs() if not _is_done(contest, job, done)][rank::world]
-    for count, records in enumerate(_run(contest, load, jobs, processes), start=1):
-        results.records += records
-        if own is not None:
-            results.save(own)
-        if progress is not None:
-            progress(count, len(jobs))
-    _order(contest, results)
-    return results if world == 1 else _gather(results, path, rank, world)
+    with Ranks.joined() as ranks:
+        results = ranks.load(path, contest.describe())
+        done = results.done()
+        jobs = [job for job in ranks.share(contest.jobs()) if not _is_done(contest, job, done)]
+        for count, records in enumerate(_run(contest, load, jobs, processes), start=1):
+            results.records += records
+            if path is not None:
+                results.save(ranks.own_file(path))
+            if progress is not None:
+                progress(count, len(jobs))
+        ranks.gather(results)
+        _order(contest, results)
+        if path is not None and ranks.rank == 0:
+            results.save(path)
+        ranks.finish(path)
+    return results
 
 
 def _is_done(contest: Contest, job: tuple[int, int, int], done: set[tuple[str, str, str, int, str]]) -> bool:
@@ -164,18 +168,3 @@ def _begin(contest: Contest, load: Loader) -> None:
 def _work(job: tuple[int, int, int]) -> list[Record]:
     assert _worker is not None
     return _worker(job)
-
-
-def _gather(results: Results, path: Path | None, rank: int, world: int) -> Results:
-    """Rank 0 gets every rank's records, and writes them where the run was asked to."""
-    import torch.distributed as dist
-
-    if not dist.is_initialized():
-        dist.init_process_group("gloo")
-    gathered: list[Any] | None = [None] * world if rank == 0 else None
-    dist.gather_object(results.records, gathered)
-    if gathered is not None:
-        results.records = [record for part in gathered for record in part]
-        if path is not None:
-            results.save(path)
-    return results

@@ -1,0 +1,126 @@
+"""An evaluation over ranks, as torchrun starts them: the same records, a rank that is lost, a run that goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.fewshot.small import SIZE, digits, small_backbone
+from tvm_tinytrain.errors import ArchiveError, TransportError
+from tvm_tinytrain.fewshot.datasets import from_arrays
+from tvm_tinytrain.fewshot.episodes import FixedWays
+from tvm_tinytrain.fewshot.evaluate import Contest, evaluate
+from tvm_tinytrain.fewshot.methods import build_methods
+from tvm_tinytrain.fewshot.ranks import Ranks
+from tvm_tinytrain.fewshot.results import Record, Results
+from tvm_tinytrain.fewshot.tasks import AdaptOptions, Outcome
+from tvm_tinytrain.micro.in_process import InProcess
+
+WORLD = 2
+
+
+@pytest.fixture(scope="module")
+def contest() -> Contest:
+    """Six tasks: two samplers on one domain, so that ranks' shares do not lie one behind the other in the table."""
+    images, labels = digits()
+    data = from_arrays(images[::10], labels[::10], name="MNIST-500")
+    methods = build_methods(small_backbone(), (torch.zeros(1, 3, SIZE, SIZE),), ("none", "lastlayer"))
+    samplers = (FixedWays(3, 2, 5), FixedWays(2, 2, 5))
+    return Contest(
+        "small", methods, (data,), samplers, 3, AdaptOptions(iterations=2, rates=(1e-3,), held_out_copies=1)
+    )
+
+
+def _die(done: int, jobs: int) -> None:
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _rank(contest: Contest, load: Any, path: Path, progress: Any, rank: int, port: int, answers: Any) -> None:
+    given = {"RANK": rank, "WORLD_SIZE": WORLD, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in given.items()})
+    try:
+        answers.put((rank, evaluate(contest, load, path=path, progress=progress).records))
+    except TransportError as error:
+        answers.put((rank, str(error)))
+
+
+def run_ranks(
+    contest: Contest, load: Any, path: Path, progress: Any = None
+) -> tuple[dict[int, Any], list[int | None]]:
+    """(what each rank that lived answered, exit codes)."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = get_context("spawn")
+    answers = context.Queue()
+    ranks = [
+        context.Process(target=_rank, args=(contest, load, path, progress, r, port, answers))
+        for r in range(WORLD)
+    ]
+    for process in ranks:
+        process.start()
+    said = dict(answers.get(timeout=300) for _ in range(WORLD if progress is None else WORLD - 1))
+    for process in ranks:
+        process.join()
+    return said, [process.exitcode for process in ranks]
+
+
+def plain(records: list[Record]) -> list[Record]:
+    return [replace(r, outcome=replace(r.outcome, seconds=0.0)) for r in records]
+
+
+@pytest.mark.host_compiler
+def test_a_killed_rank_ends_the_run_and_the_next_one_goes_on(contest: Contest, tmp_path: Path) -> None:
+    path, load = tmp_path / "state.json", partial(InProcess, build_dir=tmp_path)
+    alone = evaluate(contest, load)
+    said, codes = run_ranks(contest, load, path, _die)
+    assert codes == [0, -signal.SIGKILL] and not path.exists()
+    assert "evaluate" in said[0] and "all 2 ranks until the end" in said[0] and "--state" in said[0]
+    kept = {f.name: len(Results.load(f, contest.describe()).records) for f in tmp_path.glob("state.json.*")}
+    assert kept == {"state.json.rank0": 3 * 2, "state.json.rank1": 1 * 2}
+    said, codes = run_ranks(contest, load, path)
+    assert codes == [0, 0] and plain(said[0]) == plain(alone.records)
+    whole = Results.load(path, contest.describe())
+    assert plain(whole.records) == plain(alone.records) and list(tmp_path.glob("state.json.*")) == []
+    ran: list[int] = []
+    assert evaluate(contest, load, path=path, progress=lambda done, _: ran.append(done)).records == said[0]
+    assert not ran
+
+
+def record(episode: int) -> Record:
+    outcome = Outcome("none", 0.5, 0.0, {}, (), {}, 1, 0, 0, 0.0)
+    return Record("small", "MNIST-500", "fixed", episode, 3, 6, outcome)
+
+
+def test_every_job_is_some_ranks_whatever_is_finished(tmp_path: Path) -> None:
+    path, jobs = tmp_path / "state.json", list(range(7))
+    shares = [Ranks(r, 3).share(jobs) for r in range(3)]
+    assert sorted(j for share in shares for j in share) == jobs
+    Results({"seed": 1}, [record(0), record(3)]).save(Ranks(0, 3).own_file(path))
+    Results({"seed": 1}, [record(1)]).save(Ranks(1, 3).own_file(path))
+    (tmp_path / "state.json.rank2.part").write_text("torn")
+    Results({"seed": 1}, [record(0), record(5)]).save(path)
+    for ranks in (Ranks(), Ranks(0, 2), Ranks(1, 3)):  # also where there are others now
+        assert [r.episode for r in ranks.load(path, {"seed": 1}).records] == [0, 5, 3, 1]
+    with pytest.raises(ArchiveError, match="other seed"):
+        Ranks(0, 2).load(path, {"seed": 2})
+
+
+def test_ranks_of_other_options_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gather_object(given: Any, parts: list[Any]) -> None:
+        parts[:] = [given, ({"seed": 4, "network": "small"}, [record(1)])]
+
+    monkeypatch.setattr(torch.distributed, "gather_object", gather_object)
+    results = Results({"seed": 0, "network": "small"}, [record(0)])
+    with pytest.raises(ArchiveError, match=r"rank 1.*other seed.*rank 0's options"):
+        Ranks(0, 2).gather(results)

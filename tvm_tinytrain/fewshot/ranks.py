@@ -1,0 +1,112 @@
+"""The ranks of a run under ``torchrun``: which tasks are whose, and how rank 0 gets all records.
+
+A run alone is rank 0 of 1 and needs nothing of torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tvm_tinytrain.errors import ArchiveError, TransportError
+from tvm_tinytrain.fewshot.results import Results
+
+_PATIENCE = timedelta(days=30)
+"""One rank's tasks may take hours longer than another's. A rank that dies closes its connections, so nobody waits for it."""
+_Job = TypeVar("_Job")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process is `rank` of `world`."""
+
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    @contextmanager
+    def joined(cls) -> Iterator[Ranks]:
+        """The ranks that ``torchrun`` started (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT); they meet before any work.
+
+        Raises TransportError where they do not meet.
+        """
+        found = cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+        if found.world == 1:
+            yield found
+            return
+        import torch.distributed as dist
+
+        own = not dist.is_initialized()
+        if own:
+            with found._talking():
+                dist.init_process_group("gloo", timeout=_PATIENCE)
+        try:
+            yield found
+        finally:
+            if own:
+                dist.destroy_process_group()
+
+    @contextmanager
+    def _talking(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # of torch.distributed
+            hint = "start the same command again: with --state it goes on from what is finished"
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            allowed = f"all {self.world} ranks until the end"
+            raise TransportError("evaluate", f"rank {self.rank}", said, allowed, hint) from error
+
+    def share(self, jobs: Sequence[_Job]) -> Sequence[_Job]:
+        """This rank's part of all jobs; the same whatever is finished, so that no job is nobody's."""
+        return jobs[self.rank :: self.world]
+
+    def own_file(self, path: Path) -> Path:
+        """Where this rank keeps what it has finished."""
+        return path if self.world == 1 else path.with_name(f"{path.name}.rank{self.rank}")
+
+    def load(self, path: Path | None, options: Mapping[str, Any]) -> Results:
+        """What is finished already, by any rank whose file is here, of this run or of one with other ranks."""
+        results = Results(options)
+        if path is not None:
+            for file in (path, *_rank_files(path)):
+                done = results.done()
+                results.records += [r for r in Results.load(file, options).records if r.key not in done]
+        return results
+
+    def gather(self, results: Results) -> None:
+        """Rank 0 gets every rank's records. TransportError where a rank is lost, ArchiveError where one ran something else."""
+        if self.world == 1:
+            return
+        import torch.distributed as dist
+
+        parts: list[Any] | None = [None] * self.world if self.rank == 0 else None
+        with self._talking():
+            dist.gather_object((dict(results.options), results.records), parts)
+        for rank, (options, records) in enumerate(parts or ()):
+            if options != results.options:
+                differing = ", ".join(
+                    sorted(k for k in results.options if options.get(k) != results.options[k])
+                )
+                hint = "give every rank the same command, data and versions"
+                raise ArchiveError("evaluate", f"rank {rank}", f"other {differing}", "rank 0's options", hint)
+            done = results.done()
+            results.records += [r for r in records if r.key not in done]
+
+    def finish(self, path: Path | None) -> None:
+        """All records stand in `path` now: the ranks' own files are removed."""
+        if self.world > 1:
+            import torch.distributed as dist
+
+            with self._talking():
+                dist.barrier()
+        for file in _rank_files(path) if path is not None else ():
+            file.unlink(missing_ok=True)
+
+
+def _rank_files(path: Path) -> list[Path]:
+    return sorted(p for p in path.parent.glob(f"{path.name}.rank*") if p.suffix != ".part")
