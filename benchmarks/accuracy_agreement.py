@@ -17,10 +17,11 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from benchmarks.lite_residual import WithLiteResidual, with_lite_residuals
 from tvm_tinytrain.config import Prototypical
 from tvm_tinytrain.fewshot.datasets import Dataset
 from tvm_tinytrain.fewshot.episodes import FixedWays, sample_episode
-from tvm_tinytrain.fewshot.methods import LibraryFiles, Method
+from tvm_tinytrain.fewshot.methods import ADAPTERS, LibraryFiles, Method
 from tvm_tinytrain.fewshot.protonet import prototypical_logits
 from tvm_tinytrain.fewshot.reference import adapt_reference
 from tvm_tinytrain.micro.in_process import InProcess
@@ -63,16 +64,18 @@ def measure_agreement(
             words = library.read("options")
             words[method.criterion_code[0]] = method.criterion_code[1]
             library.write("options", words)
+        start = _starting(method, library, make, images[:1])
         result = library.adapt(images, labels, iterations=STEPS, lr=RATE, loss=LOSS, seed=0)
         plan = result.plan or UpdatePlan.from_json(json.dumps(method.library.metadata["plan"]))
         own = result.classify(library, queries)
         exact_model, exact = _reference(
-            make(), plan, images, labels, queries, torch.float64, result.plan is not None
+            start(), plan, images, labels, queries, torch.float64, result.plan is not None
         )
-        _, single = _reference(make(), plan, images, labels, queries, torch.float32, result.plan is not None)
+        _, single = _reference(start(), plan, images, labels, queries, torch.float32, result.plan is not None)
         adaptive = result.plan is not None
         rows = read_rows(library, method.library.metadata) if adaptive else {}
-        weights = _weight_error(library, rows, exact_model, plan)
+        tensors = [str(layer["weight"]) for layer in method.library.metadata["layers"]]
+        weights = _weight_error(library, tensors, rows, exact_model, plan)
     return Agreement(
         method.name,
         dataset.name,
@@ -81,6 +84,28 @@ def measure_agreement(
         fmean((single == exact).tolist()),
         weights,
     )
+
+
+def _starting(
+    method: Method, library: InProcess, make: Callable[[], nn.Module], image: Images
+) -> Callable[[], nn.Module]:
+    """Makes the network that a library begins with: `make`'s, or with branches beside its blocks that have the library's weights."""
+    if method.name not in ADAPTERS:
+        return make
+    names = [la[kind] for la in method.library.metadata["layers"] for kind in ("weight", "bias") if la[kind]]
+    values = {name: library.read(name) for name in names if name.startswith("adapter")}
+
+    def wrapped() -> nn.Module:
+        model = with_lite_residuals(make(), torch.from_numpy(image), ADAPTERS[method.name])
+        if model is None:
+            raise ValueError(f"{method.name}: a network without blocks")
+        branches = [m for m in model.modules() if isinstance(m, WithLiteResidual)]
+        own = [p for b in branches for p in (*b.conv.parameters(), *b.out.parameters())]
+        for parameter, value in zip(own, values.values(), strict=True):
+            parameter.data = torch.from_numpy(value).reshape(parameter.shape).clone()
+        return model
+
+    return wrapped
 
 
 def _reference(
@@ -136,15 +161,22 @@ def _trained(model: nn.Module, plan: UpdatePlan) -> tuple[list[nn.Parameter], li
 
 
 def _weight_error(
-    library: InProcess, chosen: Mapping[str, npt.NDArray[np.float32]], model: nn.Module, plan: UpdatePlan
+    library: InProcess,
+    tensors: Sequence[str],
+    chosen: Mapping[str, npt.NDArray[np.float32]],
+    model: nn.Module,
+    plan: UpdatePlan,
 ) -> float:
-    """‖Δ‖₂ / ‖w‖₂ of the trained weights, all layers together. chosen: the rows of a library that chooses them itself."""
+    """‖Δ‖₂ / ‖w‖₂ of the trained weights, all layers together.
+
+    tensors: the library's weights by layer id. chosen: the rows of a library that chooses them itself.
+    """
     named, names = _named_weights(model)
     missed = total = 0.0
     for update in plan.layers:
         if not update.weight:
             continue
-        name, exact = names[update.layer].replace(".", "_"), named[names[update.layer]].detach().numpy()
+        name, exact = tensors[update.layer], named[names[update.layer]].detach().numpy()
         rows = f"{name}_rows"
         if rows in chosen or rows in library.tensors:
             name, exact = rows, exact[list(update.outputs)]
@@ -155,9 +187,6 @@ def _weight_error(
 
 
 def methods_to_compare(methods: Sequence[Method]) -> list[Method]:
-    """Those that train the network's own layers."""
-    return [
-        m
-        for m in methods
-        if m.trains and m.name in ("lastlayer", "sparseupdate", "tinytrain", "exact", "fulltrain")
-    ]
+    """Those that train, and of the criteria the paper's and ours."""
+    compared = ("lastlayer", "sparseupdate", *ADAPTERS, "tinytrain", "exact", "fulltrain")
+    return [m for m in methods if m.trains and m.name in compared]

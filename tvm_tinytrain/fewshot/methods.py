@@ -135,9 +135,9 @@ def build_methods(
         **{name: AdapterDrop(drop) for name, drop in ADAPTERS.items()},
     }
     kinds = {name: "adaptive" if name in CRITERIA else name for name in wanted}
-    kinds.update(
-        {"none": next((k for n, k in kinds.items() if n != "none"), "lastlayer")} if "none" in kinds else {}
-    )
+    if "none" in kinds:  # any library of the network alone; one with branches costs more to predict with
+        alone = (k for name, k in kinds.items() if name != "none" and name not in ADAPTERS)
+        kinds["none"] = next(alone, "lastlayer")
     built: dict[str, LibraryFiles] = {}
     for kind in dict.fromkeys(kinds.values()):
         module = build(
