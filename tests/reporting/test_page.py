@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -71,12 +73,26 @@ def test_an_archive_is_drawn_as_the_module_it_was_made_from(module: tt.TrainModu
     assert len(pictures[0]) == 3 and pictures[0] == pictures[1]  # the layers, the plans of both entries
 
 
+def test_what_the_device_will_choose_is_not_called_frozen(module: tt.TrainModule) -> None:
+    """A task-adaptive module has candidates, and trains nothing before a session."""
+    adaptive = SimpleNamespace(
+        name="net", metadata={**module.metadata, "adaptive": {"candidates": [{"layer": 1}]}}
+    )
+    before, after = Report(adaptive).html(), Report(adaptive, session()).html()
+    assert "layers to choose from, on the device</span><b>1 of 2" in before and "<td>?/3</td>" in before
+    assert "trained layers" not in before and "the device chooses what it trains" in before
+    assert "trained layers</span><b>1 of 2" in after and "<td>1/3</td>" in after
+
+
 def test_the_same_report_gives_the_same_bytes(module: tt.TrainModule) -> None:
     assert Report(module, session(), ROWS).html() == Report(module, session(), ROWS).html()
 
 
 def test_parts_may_be_missing_and_a_notebook_shows_it() -> None:
-    assert "<h2>Accuracy" in Report(accuracy=ROWS).html()
+    page = Report(accuracy=ROWS).html()
+    assert "<h2>Accuracy" in page and "Mean over 20 tasks" in page
+    single = [{**row, "tasks": 1, "interval": None} for row in ROWS]
+    assert "One task for each domain: there is no interval" in Report(accuracy=single).html()
     assert "<h2>Adaptation" in Report(session=SessionRecord((1.0,)))._repr_html_()
 
 
@@ -129,6 +145,27 @@ def test_a_browser_shows_it_without_complaint(module: tt.TrainModule, tmp_path: 
     assert "CONSOLE" not in done.stderr
 
 
+@pytest.mark.needs("chromium")
+def test_nothing_is_wider_than_a_telephone(module: tt.TrainModule, tmp_path: Path) -> None:
+    """Pictures and tables are scrolled on their own there, and pictures stay large enough to be read."""
+    page = Report(module, session(), ROWS).html().replace("<details>", "<details open>")
+    frame, measure = tmp_path / "frame.html", (
+        "const d=f.contentDocument;document.title=[d.documentElement.scrollWidth,"
+        "...[...d.images].map(i=>i.naturalWidth>0?i.width:0)].join()"
+    )  # fmt: skip
+    frame.write_text(
+        f'<iframe id=f width=390 height=900 style="border:0" onload="{measure}" srcdoc="{html.escape(page)}"></iframe>'
+    )
+    browser = next(name for name in TOOLS["chromium"].found_by if _found(name))
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", frame.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    found = re.search(r"<title>([\d,]+)</title>", done.stdout)
+    assert found is not None, done.stderr[-2000:]
+    width, *pictures = map(int, found[1].split(","))
+    assert width <= 390
+    assert len(pictures) == page.count("<img") >= 5 and min(pictures) >= 600
+
+
 def _found(name: str) -> bool:
     import shutil
 
@@ -140,4 +177,9 @@ def test_a_module_shows_itself_in_a_notebook(module: tt.TrainModule, tmp_path: P
     assert text == Report(module).fragment()
     assert text.count("<img") >= 2
     assert "Memory plan of step" in text and "<html" not in text
+    style = re.sub(r"@media[^{]*{(.*)}", r"\1", text[text.index("<style>") + 7 : text.index("</style>")])
+    selectors = [s.strip() for rule in re.findall(r"([^{}]+){", style) for s in rule.split(",")]
+    assert len(selectors) > 15 and all(
+        re.match(r"\.tt\b", s) for s in selectors
+    )  # other cells stay as they are
     assert tt.load(module.export(tmp_path / "net.tar"))._repr_html_() == text

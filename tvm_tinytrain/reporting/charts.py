@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +17,31 @@ from tvm_tinytrain.selection import FisherMap
 
 # Okabe and Ito's palette: distinguishable with any colour vision.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
-_INK, _FAINT = "#222222", "#d8d8d8"
+_INK, _FAINT, _MAYBE = "#222222", "#d8d8d8", "#f0b68c"
 
 
 def accuracy(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """Grouped bars: domains along the axis, one bar per method, 95 % intervals. rows: of one network and sampler."""
     domains = list(dict.fromkeys(r["domain"] for r in rows))
     methods = list(dict.fromkeys(r["method"] for r in rows))
-    figure = _figure(max(7.0, 1.1 + 0.21 * len(methods) * (len(domains) + 1)), 3.4)
-    axes = figure.add_subplot()
     labels = [*domains, "mean"] if len(domains) > 1 else domains
+    longest = max(len(label) for label in labels)
+    figure = _figure(max(7.0, 1.1 + max(0.21 * len(methods), 0.095 * longest + 0.1) * len(labels)), 3.4)
+    axes = figure.add_subplot()
     width = 0.82 / len(methods)
     for i, method in enumerate(methods):
         by_domain = {r["domain"]: r for r in rows if r["method"] == method}
         values = [100 * by_domain[d]["accuracy"] if d in by_domain else np.nan for d in domains]
-        errors = [100 * (by_domain[d]["interval"] or 0.0) if d in by_domain else 0.0 for d in domains]
+        known = [by_domain[d]["interval"] if d in by_domain else None for d in domains]
+        errors = [np.nan if e is None else 100 * e for e in known]  # one task has no interval
         if len(domains) > 1:
             values.append(float(np.nanmean(values)))
-            errors.append(float(np.sqrt(np.sum(np.square(errors))) / len(domains)))
+            errors.append(float(np.sqrt(np.sum(np.square(errors))) / len(domains)))  # of independent domains
         at = np.arange(len(labels)) + (i - (len(methods) - 1) / 2) * width
         colour = COLOURS[-1] if method == "none" else COLOURS[i % (len(COLOURS) - 1)]
         axes.bar(at, values, width * 0.92, yerr=errors, color=colour, label=method, ecolor=_INK, capsize=1.5)
     axes.set_xticks(np.arange(len(labels)), labels)
-    lowest = min(100 * r["accuracy"] for r in rows)
-    axes.set_ylim(max(0.0, 10 * np.floor((lowest - 12) / 10)), 100)
+    axes.set_ylim(0, 100)
     axes.set_ylabel("accuracy, %")
     axes.legend(ncols=min(6, len(methods)), loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False)
     _tidy(axes, "y")
@@ -92,8 +93,13 @@ def fisher_map(fisher: FisherMap, plan: UpdatePlan | None) -> bytes:
     return _png(figure)
 
 
-def layer_costs(layers: Sequence[Mapping[str, Any]], plan: UpdatePlan | None) -> bytes:
-    """Two rows of bars: forward multiply-accumulates, and weights with the trained share, by layer."""
+def layer_costs(
+    layers: Sequence[Mapping[str, Any]], plan: UpdatePlan | None, candidates: Collection[int] = ()
+) -> bytes:
+    """Two rows of bars: forward multiply-accumulates, and weights with the trained share, by layer.
+
+    candidates: layers that may be trained, shown where there is no plan yet.
+    """
     figure = _figure(9.0, 4.2)
     above, below = figure.subplots(2, 1, sharex=True)
     ids = [layer["id"] for layer in layers]
@@ -102,7 +108,13 @@ def layer_costs(layers: Sequence[Mapping[str, Any]], plan: UpdatePlan | None) ->
     weights = [float(np.prod(layer["weight_shape"])) / 1e3 for layer in layers]
     trained = [w * _share(layer, plan) for w, layer in zip(weights, layers, strict=True)]
     below.bar(ids, weights, color=_FAINT, width=0.8, label="frozen")
-    below.bar(ids, trained, color=COLOURS[5], width=0.8, label="trained")
+    if plan is None:
+        chosen_from = [
+            w if layer["id"] in candidates else 0.0 for w, layer in zip(weights, layers, strict=True)
+        ]
+        below.bar(ids, chosen_from, color=_MAYBE, width=0.8, label="may be trained")
+    else:
+        below.bar(ids, trained, color=COLOURS[5], width=0.8, label="trained")
     below.set_ylabel("weights, thousands")
     below.set_xlabel("layer")
     below.legend(frameon=False, loc="upper left")

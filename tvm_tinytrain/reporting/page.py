@@ -18,21 +18,31 @@ from tvm_tinytrain.reporting import charts
 from tvm_tinytrain.reporting.session_record import SessionRecord
 
 _STYLE = """
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 2rem auto; max-width: 62rem;
-       padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; }
-p { margin: .3rem 0 .8rem; } .note { color: #666; }
-figure { margin: .6rem 0 1.2rem; } img { max-width: 100%; height: auto; display: block; }
-.cards { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1rem 0; }
-.card { border: 1px solid #ddd; border-radius: .4rem; padding: .5rem .9rem; min-width: 8.5rem; }
-.card b { display: block; font-size: 1.25rem; } .card span { color: #666; font-size: .85rem; }
-table { border-collapse: collapse; font-size: .85rem; margin: .5rem 0 1rem; }
-th, td { padding: .15rem .7rem; text-align: right; border-bottom: 1px solid #eee; white-space: nowrap; }
-th { color: #666; font-weight: 600; } th:first-child, td:first-child, td.t { text-align: left; }
-details { margin: .4rem 0; } summary { cursor: pointer; color: #0072B2; }
-pre { background: #f6f6f6; padding: .7rem; overflow-x: auto; font-size: .8rem; }
+.tt { color-scheme: light; font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 2rem auto;
+      max-width: 62rem; padding: .5rem 1rem; }
+.tt h1, .tt h2, .tt p, .tt table, .tt pre { color: inherit; }
+.tt tbody tr:nth-child(n) { background: none; }
+.tt h1 { font-size: 1.6rem; margin: 0; overflow-wrap: anywhere; }
+.tt h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; }
+.tt p { margin: .3rem 0 .8rem; }
+.tt .note { color: #666; }
+.tt .wide { margin: .6rem 0 1.2rem; overflow-x: auto; }
+.tt img { max-width: 100%; height: auto; display: block; }
+.tt .cards { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1rem 0; }
+.tt .card { border: 1px solid #ddd; border-radius: .4rem; padding: .5rem .9rem; min-width: 8.5rem; }
+.tt .card b { display: block; font-size: 1.25rem; }
+.tt .card span { color: #666; font-size: .85rem; }
+.tt table { border-collapse: collapse; font-size: .85rem; }
+.tt th, .tt td { padding: .15rem .7rem; text-align: right; border-bottom: 1px solid #eee; white-space: nowrap; }
+.tt th { color: #666; font-weight: 600; }
+.tt th.t, .tt td.t { text-align: left; }
+.tt details { margin: .4rem 0; }
+.tt summary { cursor: pointer; color: #0072B2; }
+.tt pre { background: #f6f6f6; padding: .7rem; overflow-x: auto; font-size: .8rem; }
+@media (max-width: 45rem) { .tt img { max-width: none; width: 44rem; } }
 """
+"""Every rule is of the class ``tt``, so that a report in a notebook leaves the cells around it alone; what a dark notebook says of text
+and rows is said again. On a narrow screen pictures and tables keep a size that can be read, and are scrolled on their own."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +74,9 @@ class Report:
         body = "\n".join(_render(section) for section in self._sections)
         return (
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f'<link rel="icon" href="data:,"><style>{_STYLE}</style></head>\n'
-            f"<body><h1>{title}</h1>{self._cards()}\n{body}\n</body></html>\n"
+            f"<body class=tt><h1>{title}</h1>{self._cards()}\n{body}\n</body></html>\n"
         )
 
     def _repr_html_(self) -> str:
@@ -74,7 +85,7 @@ class Report:
     def fragment(self) -> str:
         """The page's body with its style, for a notebook's cell."""
         body = "\n".join(_render(section) for section in self._sections)
-        return f"<style>{_STYLE.replace('body {', '.tinytrain {')}</style><div class='tinytrain'>{self._cards()}{body}</div>"
+        return f"<style>{_STYLE}</style><div class=tt>{self._cards()}{body}</div>"
 
     def write(self, path: str | Path, *, pictures: bool = False) -> list[Path]:
         """Write the page, and with `pictures` each picture as a PNG beside it; returns the files written."""
@@ -104,16 +115,22 @@ class Report:
             "predict", 0
         )
         # The totals of a task-adaptive library are those of a plan of all channels; what a plan takes is in the plan.
-        most = ", all channels trained" if "adaptive" in meta else ""
+        most = " with all channels trained" if "adaptive" in meta else ""
         cards = {
             "arena (SRAM)": f"{memory['arena_bytes'] / 1024:,.1f} KiB",
             "constants (flash)": f"{memory['flash_constant_bytes'] / 1024:,.1f} KiB",
             f"prediction{most}": f"{meta['macs'].get('predict', 0) / 1e6:,.2f} MMAC",
             f"backward{most}": f"{backward / 1e6:,.2f} MMAC",
-            "trained layers": f"{0 if plan is None else len(plan)} of {len(meta['layers'])}",
         }
+        if plan is None:
+            cards["layers to choose from, on the device"] = (
+                f"{len(_candidates(meta))} of {len(meta['layers'])}"
+            )
+        else:
+            cards["trained layers"] = f"{len(plan)} of {len(meta['layers'])}"
         shown = "".join(f"<div class=card><span>{k}</span><b>{v}</b></div>" for k, v in cards.items())
-        return f"<p class=note>for {html.escape(meta['options']['target'])}</p><div class=cards>{shown}</div>"
+        name = html.escape(f"{self.module.name}, for {meta['options']['target']}")
+        return f"<p class=note>{name}</p><div class=cards>{shown}</div>"
 
     def _plan(self) -> UpdatePlan | None:
         if self.session is not None and self.session.plan is not None:
@@ -144,11 +161,15 @@ class Report:
         meta = self.module.metadata
         plan = self._plan()
         text = "Work of each layer in the forward pass, and how much of its weights is trained."
+        if plan is None:
+            text = (
+                "Work of each layer in the forward pass, and its weights; the device chooses what it trains."
+            )
         yield _Section(
             "layers",
             "Cost by layer",
             text,
-            charts.layer_costs(meta["layers"], plan),
+            charts.layer_costs(meta["layers"], plan, _candidates(meta)),
             _layer_table(meta, plan),
         )
         for entry, stored in meta["memory"]["entries"].items():
@@ -157,6 +178,8 @@ class Report:
                 f"{len(problem.buffers)} buffers over {max(b.upper for b in problem.buffers)} steps; peak "
                 f"{plan_of.peak:,} bytes, no plan can do with less than {plan_of.lower_bound:,}."
             )
+            if "adaptive" in meta:
+                text += " Behind it lie the trained channels' rows, and the cache of the frozen prefix where it has no pool."
             picture = charts.memory_plan(problem, plan_of)
             yield _Section(f"memory-{entry}", f"Memory plan of {entry}", text, picture)
         roles = meta["memory"]["bytes_by_role"]
@@ -178,6 +201,8 @@ def _accuracy_sections(rows: Sequence[Mapping[str, Any]]) -> Iterator[_Section]:
     for number, ((network, sampler), members) in enumerate(groups.items()):
         tasks = sorted({m["tasks"] for m in members})
         text = f"Mean over {'–'.join(map(str, tasks))} tasks for each domain, with 95 % intervals."
+        if tasks == [1]:
+            text = "One task for each domain: there is no interval, and a difference says little."
         heads = ["domain", "method", "accuracy %", "± 95 %", "gain", "memory KiB", "backward MMAC"]
         body = [
             [
@@ -191,6 +216,11 @@ def _accuracy_sections(rows: Sequence[Mapping[str, Any]]) -> Iterator[_Section]:
         yield _Section(name, f"Accuracy: {network}, {sampler}", text, charts.accuracy(members), table)
 
 
+def _candidates(meta: Mapping[str, Any]) -> set[int]:
+    """Layers that a task-adaptive library chooses among; none of another library."""
+    return {candidate["layer"] for candidate in meta.get("adaptive", {}).get("candidates", ())}
+
+
 def _percent(value: float | None, sign: str = "") -> str:
     return "–" if value is None else f"{100 * value:{sign}.1f}"
 
@@ -200,14 +230,19 @@ def _layer_table(meta: Mapping[str, Any], plan: UpdatePlan | None) -> str:
     for layer in meta["layers"]:
         channels = layer["weight_shape"][0]
         trained = len(plan[layer["id"]].outputs) if plan is not None and layer["id"] in plan else 0
+        trains = f"{trained}/{channels}"
+        if plan is None:
+            trains = f"?/{channels}" if layer["id"] in _candidates(meta) else "–"
         shape = "×".join(str(d) for d in layer["weight_shape"])
-        rows.append([str(layer["id"]), layer["weight"], shape, f"{layer['macs']:,}", f"{trained}/{channels}"])
+        rows.append([str(layer["id"]), layer["weight"], shape, f"{layer['macs']:,}", trains])
     heads = ["layer", "weight", "shape", "forward MACs", "trained channels"]
     return f"<details><summary>all layers</summary>{_table(heads, rows, text_columns=2)}</details>"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
-    head = "".join(f"<th>{html.escape(h)}</th>" for h in heads)
+    head = "".join(
+        f"<th{' class=t' if i < text_columns else ''}>{html.escape(h)}</th>" for i, h in enumerate(heads)
+    )
     lines = "".join(
         "<tr>"
         + "".join(
@@ -217,14 +252,12 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], text_columns: in
         + "</tr>"
         for row in rows
     )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
+    return f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>"
 
 
 def _render(section: _Section) -> str:
     picture = ""
     if section.picture is not None:
         data = base64.b64encode(section.picture).decode("ascii")
-        picture = (
-            f'<figure><img alt="{html.escape(section.title)}" src="data:image/png;base64,{data}"></figure>'
-        )
+        picture = f'<div class=wide><img alt="{html.escape(section.title)}" src="data:image/png;base64,{data}"></div>'
     return f"<section><h2>{html.escape(section.title)}</h2><p>{html.escape(section.text)}</p>{picture}{section.table}</section>"
