@@ -64,7 +64,13 @@ def _add_evaluate(commands: Any) -> None:
     p.add_argument("--shots", type=int, default=5)
     p.add_argument("--various", action="store_true", help="Meta-Dataset's various-way-various-shot sampler")
     p.add_argument("--max-support", type=int, default=500, help="support samples of --various (default: 500)")
-    p.add_argument("--rates", default="0,1e-4,1e-3,1e-2", help="learning rates to choose from, by task")
+    p.add_argument("--rates", default="0,1e-4,1e-3,1e-2", help="learning rates to choose from")
+    p.add_argument(
+        "--rate-by",
+        choices=("domain", "task"),
+        default="domain",
+        help="what a rate is chosen for (default: domain)",
+    )
     p.add_argument("--iterations", type=int, default=40)
     p.add_argument("--memory", default="1MB", help="SRAM budget of the task-adaptive methods (default: 1MB)")
     p.add_argument("--compute", type=float, default=0.15, help="their share of FullTrain's backward MACs")
@@ -95,7 +101,7 @@ def _evaluate(a: argparse.Namespace) -> int:
     from tvm_tinytrain.fewshot.tasks import AdaptOptions
     from tvm_tinytrain.micro.in_process import InProcess
 
-    options = AdaptOptions(iterations=a.iterations, rates=_rates(a.rates))
+    options = AdaptOptions(iterations=a.iterations, rates=_rates(a.rates), rate_by=(a.rate_by,))
     sampler: Sampler = VariousWays(max_support=a.max_support) if a.various else FixedWays(a.ways, a.shots)
     datasets = tuple(from_folder(d, a.size, group_separator=a.group_separator) for d in a.data)
     network = load_network(a.network, a.weights)

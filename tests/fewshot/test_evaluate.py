@@ -19,7 +19,7 @@ from tvm_tinytrain.fewshot.episodes import FixedWays
 from tvm_tinytrain.fewshot.evaluate import Contest, evaluate
 from tvm_tinytrain.fewshot.methods import Method, build_methods
 from tvm_tinytrain.fewshot.results import Results, as_csv, as_text, interval
-from tvm_tinytrain.fewshot.tasks import AdaptOptions
+from tvm_tinytrain.fewshot.tasks import RATE_BY, AdaptOptions, best_rate
 from tvm_tinytrain.micro.in_process import InProcess
 
 pytestmark = pytest.mark.host_compiler
@@ -38,7 +38,9 @@ def methods() -> tuple[Method, ...]:
 def contest(methods: tuple[Method, ...]) -> Contest:
     images, labels = digits()
     data = from_arrays(images[::10], labels[::10], name="MNIST-500")
-    options = AdaptOptions(iterations=8, rates=(0.0, 3e-3), tuning_iterations=4, held_out_copies=1)
+    options = AdaptOptions(
+        iterations=8, rates=(0.0, 3e-3), tuning_iterations=4, held_out_copies=1, rate_by=RATE_BY
+    )
     return Contest("small", methods, (data,), (FixedWays(4, 3, 5),), 2, options)
 
 
@@ -51,17 +53,24 @@ def test_every_method_runs_on_the_same_tasks_and_a_run_goes_on(contest: Contest,
     load = partial(InProcess, build_dir=folder)
     path = folder / "results.json"
     first = evaluate(replace(contest, episodes=1), load, path=path)
-    ran: list[tuple[int, int]] = []
-    results = evaluate(contest, load, path=path, progress=lambda done, jobs: ran.append((done, jobs)))
-    assert ran == [(1, 1)] and len(results.records) == 2 * len(NAMES)
-    assert [r for r in results.records if r.episode == 0] == first.records
+    ran: list[int] = []
+    results = evaluate(contest, load, path=path, progress=lambda done, _: ran.append(done))
+    assert ran[:2] == [1, 2] and len(results.records) == 2 * len(RATE_BY) * len(NAMES)
+    tuned = {h.episode: h.losses for h in results.held_out}
+    assert [h for h in results.held_out if h.episode == 0] == first.held_out
+    by_task = [r for r in results.records if r.rate_by == "task"]
+    assert [r for r in by_task if r.episode == 0] == [r for r in first.records if r.rate_by == "task"]
     for record in results.records:
         outcome = record.outcome
         assert record.ways == 4 and record.support == 12 and 0.0 <= outcome.accuracy <= 1.0
-        trains = outcome.method != "none"
-        assert set(outcome.tuning) == ({"0", "0.003"} if trains else set())
-        best = min(outcome.tuning, key=lambda k: outcome.tuning[k], default="0")
-        assert outcome.rate == float(best)
+        if outcome.method == "none":
+            assert "none" not in tuned[0] and outcome.rate == 0.0
+        else:
+            asked = [0, 1] if record.rate_by == "domain" else [record.episode]
+            losses = [tuned[e][outcome.method] for e in asked]
+            assert all(set(found) == {"0", "0.003"} for found in losses)
+            summed = {rate: sum(found[rate] for found in losses) for rate in losses[0]}
+            assert outcome.rate == float(min(summed, key=lambda rate: summed[rate]))
         assert len(outcome.losses) == (8 if outcome.rate else 0)
         assert (outcome.backward_macs > 0) == bool(outcome.rate)
         if outcome.method in ("tinytrain", "exact") and outcome.rate:
@@ -69,6 +78,34 @@ def test_every_method_runs_on_the_same_tasks_and_a_run_goes_on(contest: Contest,
     with pytest.raises(ArchiveError) as caught:
         evaluate(replace(contest, seed=5), load, path=path)
     assert "other seed" in str(caught.value)
+
+
+def test_records_at_a_rate_that_is_no_longer_chosen_are_made_again(contest: Contest, folder: Path) -> None:
+    """A domain's rate may change when tasks are added."""
+    load, path = partial(InProcess, build_dir=folder), folder / "stale.json"
+    whole = evaluate(contest, load)
+    wrong = [
+        replace(r, outcome=replace(r.outcome, rate=0.5, accuracy=-1.0)) if r.outcome.method == "exact" else r
+        for r in whole.records
+    ]
+    Results(contest.describe(), wrong, whole.held_out).save(path)
+    ran: list[tuple[int, int]] = []
+    again = evaluate(contest, load, path=path, progress=lambda *at: ran.append(at))
+    assert ran == [(1, 2), (2, 2)]
+    assert [(r.key, r.outcome.accuracy) for r in again.records] == [
+        (r.key, r.outcome.accuracy) for r in whole.records
+    ]
+
+
+def test_rate_of_least_mean_loss_the_smallest_of_equals() -> None:
+    rates = (0.0, 1e-3, 1e-2)
+    losses = [{"0": 1.0, "0.001": 0.5, "0.01": 0.1}, {"0": 1.0, "0.001": 0.5, "0.01": 2.0}, {}]
+    assert best_rate(rates, losses) == 1e-3
+    assert best_rate(rates, losses[:1]) == 1e-2
+    assert best_rate(rates, [{"0": 1.0, "0.001": 1.0, "0.01": 1.0}]) == 0.0
+    assert best_rate((1e-2, 0.0), [{}, {}]) == 1e-2
+    with pytest.raises(PlanError, match="rate_by"):
+        AdaptOptions(rate_by=("day",))
 
 
 def test_costs_of_a_plan_are_what_the_device_selects_with(methods: tuple[Method, ...]) -> None:
@@ -89,14 +126,16 @@ def test_two_processes_find_the_same(contest: Contest, folder: Path) -> None:
     alone = evaluate(contest, load)
     shared = evaluate(contest, load, processes=2)
     plain = [replace(r, outcome=replace(r.outcome, seconds=0.0)) for r in alone.records]
+    assert sorted(h.episode for h in shared.held_out) == [0, 1]
     assert plain == [replace(r, outcome=replace(r.outcome, seconds=0.0)) for r in shared.records]
     rows = alone.rows()
-    assert [row.method for row in rows] == list(NAMES) and {row.tasks for row in rows} == {2}
+    assert [row.method for row in rows] == 2 * list(NAMES) and {row.tasks for row in rows} == {2}
+    assert [row.rate_by for row in rows] == [by for by in RATE_BY for _ in NAMES]
     none = rows[0]
     assert none.gain == 0.0 and none.interval == interval([r.outcome.accuracy for r in alone.records[:2]])
-    assert "MNIST-500" in as_text(rows) and len(as_text(rows).splitlines()) == 5
+    assert "MNIST-500" in as_text(rows) and len(as_text(rows).splitlines()) == 9
     read = list(csv.DictReader(io.StringIO(as_csv(rows))))
-    assert [row["method"] for row in read] == list(NAMES)
+    assert [row["method"] for row in read] == 2 * list(NAMES)
 
 
 def test_intervals() -> None:

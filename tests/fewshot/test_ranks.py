@@ -36,12 +36,13 @@ def contest() -> Contest:
     methods = build_methods(small_backbone(), (torch.zeros(1, 3, SIZE, SIZE),), ("none", "lastlayer"))
     samplers = (FixedWays(3, 2, 5), FixedWays(2, 2, 5))
     return Contest(
-        "small", methods, (data,), samplers, 3, AdaptOptions(iterations=2, rates=(1e-3,), held_out_copies=1)
-    )
+        "small", methods, (data,), samplers, 3,
+        AdaptOptions(iterations=2, rates=(1e-4, 1e-2), tuning_iterations=1, held_out_copies=1),
+    )  # fmt: skip
 
 
-def _die(done: int, jobs: int) -> None:
-    if os.environ["RANK"] == "1":
+def _die(at: int, done: int, jobs: int) -> None:
+    if os.environ["RANK"] == "1" and done == at:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -80,14 +81,21 @@ def plain(records: list[Record]) -> list[Record]:
 
 
 @pytest.mark.host_compiler
-def test_a_killed_rank_ends_the_run_and_the_next_one_goes_on(contest: Contest, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("at", "held_out", "records"), [(1, (3, 1), (0, 0)), (4, (6, 6), (6, 2))], ids=["choosing", "adapting"]
+)
+def test_a_killed_rank_ends_the_run_and_the_next_one_goes_on(
+    contest: Contest, tmp_path: Path, at: int, held_out: tuple[int, int], records: tuple[int, int]
+) -> None:
+    """Of each rank's six pieces of work the first three choose rates; then every rank knows what all found."""
     path, load = tmp_path / "state.json", partial(InProcess, build_dir=tmp_path)
     alone = evaluate(contest, load)
-    said, codes = run_ranks(contest, load, path, _die)
+    said, codes = run_ranks(contest, load, path, partial(_die, at))
     assert codes == [0, -signal.SIGKILL] and not path.exists()
     assert "evaluate" in said[0] and "all 2 ranks until the end" in said[0] and "--state" in said[0]
-    kept = {f.name: len(Results.load(f, contest.describe()).records) for f in tmp_path.glob("state.json.*")}
-    assert kept == {"state.json.rank0": 3 * 2, "state.json.rank1": 1 * 2}
+    kept = [Results.load(tmp_path / f"state.json.rank{r}", contest.describe()) for r in range(WORLD)]
+    assert tuple(len(k.held_out) for k in kept) == held_out
+    assert tuple(len(k.records) for k in kept) == records
     said, codes = run_ranks(contest, load, path)
     assert codes == [0, 0] and plain(said[0]) == plain(alone.records)
     whole = Results.load(path, contest.describe())
@@ -98,8 +106,8 @@ def test_a_killed_rank_ends_the_run_and_the_next_one_goes_on(contest: Contest, t
 
 
 def record(episode: int) -> Record:
-    outcome = Outcome("none", 0.5, 0.0, {}, (), {}, 1, 0, 0, 0.0)
-    return Record("small", "MNIST-500", "fixed", episode, 3, 6, outcome)
+    outcome = Outcome("none", 0.5, 0.0, (), {}, 1, 0, 0, 0.0)
+    return Record("small", "MNIST-500", "fixed", episode, 3, 6, "domain", outcome)
 
 
 def test_every_job_is_some_ranks_whatever_is_finished(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from tvm_tinytrain.selection import FisherMap
 
 ROWS = [
     {
-        "network": "small", "sampler": "5-way 5-shot", "domain": domain, "method": method, "tasks": 20,
+        "network": "small", "sampler": "5-way 5-shot", "domain": domain, "method": method, "rate_by": "domain", "tasks": 20,
         "accuracy": 0.6 + 0.05 * i, "interval": 0.02, "gain": 0.05 * i, "gain_interval": 0.01, "memory_bytes": 65536.0,
         "peak_bytes": 65536, "backward_macs": 1.5e6, "seconds": 1.0,
     }
@@ -52,7 +52,7 @@ def test_the_page_holds_every_section_and_loads_nothing(module: tt.TrainModule, 
     assert titles[:4] == [
         "Adaptation",
         "Fisher map and selection",
-        "Accuracy: small, 5-way 5-shot",
+        "Accuracy: small, 5-way 5-shot, rate by domain",
         "Cost by layer",
     ]
     assert {"Memory plan of predict", "Memory plan of step", "Bytes by role"} <= set(titles)

@@ -7,23 +7,31 @@ rank 0 merges them (`ranks`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tvm_tinytrain.fewshot.datasets import Dataset
-from tvm_tinytrain.fewshot.episodes import Sampler, sample_episode
+from tvm_tinytrain.fewshot.episodes import Episode, Sampler, sample_episode
 from tvm_tinytrain.fewshot.methods import LibraryFiles, Method
 from tvm_tinytrain.fewshot.ranks import Ranks
-from tvm_tinytrain.fewshot.results import Record, Results
-from tvm_tinytrain.fewshot.tasks import AdaptOptions, RestartableLibrary, run_task
+from tvm_tinytrain.fewshot.results import HeldOut, Record, Results, Task
+from tvm_tinytrain.fewshot.tasks import AdaptOptions, RestartableLibrary, best_rate, held_out_losses, run_task
 
 Loader = Callable[[LibraryFiles], RestartableLibrary]
 """Loads a library into a worker process; must be picklable. `tvm_tinytrain.micro.in_process.InProcess` is one."""
+
+
+Job = tuple[int, int, int]
+"""Data set, sampler, episode."""
+Key = tuple[Task, str, str]
+"""Task, method, what its rate is chosen for."""
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,16 @@ class Contest:
             "seed": self.seed,
         }
 
-    def jobs(self) -> list[tuple[int, int, int]]:
+    @property
+    def tunes(self) -> bool:
+        """Whether there is a rate to choose."""
+        return len(self.options.rates) > 1 and any(m.trains for m in self.methods)
+
+    def task(self, job: Job) -> Task:
+        """The names of a job's task."""
+        return self.network, self.datasets[job[0]].name, self.samplers[job[1]].name, job[2]
+
+    def jobs(self) -> list[Job]:
         """(data set, sampler, episode) of every task; all domains get their first task before any its second."""
         return [
             (d, s, e)
@@ -69,20 +86,37 @@ def evaluate(
 ) -> Results:
     """Run what is missing in `path` and return all records.
 
-    load: makes a library in the process that uses it. processes: workers; 1 runs here. progress: called with the
-    tasks that are done and their number. Under torchrun each rank runs its share; only rank 0 returns all. Raises
-    TransportError where a rank is lost; what the others finished stays in files beside `path`.
+    First what held-out samples say of the rates on every task, then the tasks at the rates chosen. load: makes a library
+    in the process that uses it. processes: workers; 1 runs here. progress: called with what is done and its number, both
+    counted over these two. Under torchrun each rank runs its share; only rank 0 returns all. Raises TransportError where a
+    rank is lost; what the others finished stays in files beside `path`.
     """
-    with Ranks.joined() as ranks:
+    with Ranks.joined() as ranks, _Workers(contest, load, processes) as workers:
         results = ranks.load(path, contest.describe())
-        done = results.done()
-        jobs = [job for job in ranks.share(contest.jobs()) if not _is_done(contest, job, done)]
-        for count, records in enumerate(_run(contest, load, jobs, processes), start=1):
-            results.records += records
+        jobs = ranks.share(contest.jobs())
+        tuned = {h.task for h in results.held_out}
+        to_tune = [job for job in jobs if contest.tunes and contest.task(job) not in tuned]
+        done, total = 0, len(to_tune) + len(_to_run(contest, results, jobs, to_tune))
+
+        def finished(records: list[Record], held_out: list[HeldOut]) -> None:
+            nonlocal done
+            done += 1
+            results.add(records, held_out)
             if path is not None:
                 results.save(ranks.own_file(path))
             if progress is not None:
-                progress(count, len(jobs))
+                progress(done, total)
+
+        for held_out in workers.each(_tune, [(job,) for job in to_tune]):
+            finished([], [held_out])
+        ranks.spread(results)
+        rates = _choose(contest, results)
+        stale = {key for key, rate in results.done().items() if rates.get(key, rate) != rate}
+        results.records[:] = [r for r in results.records if r.key not in stale]
+        to_run = _to_run(contest, results, jobs, ())
+        total = done + len(to_run)
+        for records in workers.each(_adapt, [(job, _rates_of(contest, job, rates)) for job in to_run]):
+            finished(records, [])
         ranks.gather(results)
         _order(contest, results)
         if path is not None and ranks.rank == 0:
@@ -91,10 +125,34 @@ def evaluate(
     return results
 
 
-def _is_done(contest: Contest, job: tuple[int, int, int], done: set[tuple[str, str, str, int, str]]) -> bool:
-    d, s, e = job
-    prefix = (contest.network, contest.datasets[d].name, contest.samplers[s].name, e)
-    return all((*prefix, m.name) in done for m in contest.methods)
+def _to_run(contest: Contest, results: Results, jobs: Sequence[Job], fresh: Sequence[Job]) -> list[Job]:
+    """The jobs that lack a record; those that are tuned anew do."""
+    done = results.done()
+
+    def is_done(job: Job) -> bool:
+        wanted = product(contest.methods, contest.options.rate_by)
+        return all((contest.task(job), m.name, by) in done for m, by in wanted)
+
+    return [job for job in jobs if job in fresh or not is_done(job)]
+
+
+def _choose(contest: Contest, results: Results) -> dict[Key, float]:
+    """The rate of every task, method and choice."""
+    losses = {h.task: h.losses for h in results.held_out}
+    everyone = [contest.task(job) for job in contest.jobs()]
+    chosen: dict[Key, float] = {}
+    for task, method, by in product(everyone, contest.methods, contest.options.rate_by):
+        peers = [t for t in everyone if t[:3] == task[:3]] if by == "domain" else [task]
+        found = [losses[t].get(method.name, {}) for t in peers if t in losses]
+        rate = best_rate(contest.options.rates, found) if method.trains else 0.0
+        chosen[task, method.name, by] = rate
+    return chosen
+
+
+def _rates_of(contest: Contest, job: Job, rates: Mapping[Key, float]) -> dict[str, dict[str, float]]:
+    """{method: {choice: rate}} of one job."""
+    task = contest.task(job)
+    return {m.name: {by: rates[task, m.name, by] for by in contest.options.rate_by} for m in contest.methods}
 
 
 def _order(contest: Contest, results: Results) -> None:
@@ -102,35 +160,19 @@ def _order(contest: Contest, results: Results) -> None:
     domains = {d.name: i for i, d in enumerate(contest.datasets)}
     samplers = {s.name: i for i, s in enumerate(contest.samplers)}
     methods = {m.name: i for i, m in enumerate(contest.methods)}
-    unique = {record.key: record for record in results.records}
 
-    def place(record: Record) -> tuple[int, int, int, int]:
+    choices = {by: i for i, by in enumerate(contest.options.rate_by)}
+
+    def place(record: Record) -> tuple[int, ...]:
         return (
+            choices[record.rate_by],
             samplers[record.sampler],
             domains[record.domain],
             methods[record.outcome.method],
             record.episode,
         )
 
-    results.records[:] = sorted(unique.values(), key=place)
-
-
-def _run(
-    contest: Contest, load: Loader, jobs: Sequence[tuple[int, int, int]], processes: int
-) -> Iterator[list[Record]]:
-    if processes <= 1 or len(jobs) <= 1:
-        with ExitStack() as stack:
-            worker = _Worker(contest, load, stack)
-            for job in jobs:
-                yield worker(job)
-        return
-    context = get_context("spawn")  # a fork would copy the threads' locks of TVM and torch
-    with ProcessPoolExecutor(processes, context, _begin, (contest, load)) as pool:
-        waiting: set[Future[list[Record]]] = {pool.submit(_work, job) for job in jobs}
-        while waiting:
-            ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in ready:
-                yield future.result()
+    results.records.sort(key=place)
 
 
 class _Worker:
@@ -145,16 +187,29 @@ class _Worker:
             if close is not None:
                 stack.callback(close)
 
-    def __call__(self, job: tuple[int, int, int]) -> list[Record]:
+    def episode(self, job: Job) -> Episode:
+        """Draw the job's task."""
         contest = self.contest
-        dataset, sampler, number = contest.datasets[job[0]], contest.samplers[job[1]], job[2]
-        episode = sample_episode(dataset, sampler, contest.seed, number)
-        size = sum(len(rows) for rows in episode.support)
-        outcomes = run_task(episode, contest.methods, self.libraries, contest.options, contest.seed + number)
-        return [
-            Record(contest.network, dataset.name, sampler.name, number, episode.ways, size, o)
-            for o in outcomes
-        ]
+        return sample_episode(contest.datasets[job[0]], contest.samplers[job[1]], contest.seed, job[2])
+
+
+def _tune(worker: _Worker, job: Job) -> HeldOut:
+    c = worker.contest
+    losses = held_out_losses(worker.episode(job), c.methods, worker.libraries, c.options, c.seed + job[2])
+    return HeldOut(*c.task(job), losses)
+
+
+def _adapt(worker: _Worker, job: Job, rates: Mapping[str, Mapping[str, float]]) -> list[Record]:
+    c, episode = worker.contest, worker.episode(job)
+    wanted = {name: by.values() for name, by in rates.items()}
+    outcomes = run_task(episode, c.methods, worker.libraries, c.options, c.seed + job[2], wanted)
+    size = sum(len(rows) for rows in episode.support)
+    found = {(o.method, o.rate): o for o in outcomes}
+    return [
+        Record(*c.task(job), episode.ways, size, by, found[name, rate])
+        for name, chosen in rates.items()
+        for by, rate in chosen.items()
+    ]
 
 
 _worker: _Worker | None = None
@@ -165,6 +220,39 @@ def _begin(contest: Contest, load: Loader) -> None:
     _worker = _Worker(contest, load, ExitStack())
 
 
-def _work(job: tuple[int, int, int]) -> list[Record]:
+def _work(do: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     assert _worker is not None
-    return _worker(job)
+    return do(_worker, *args)
+
+
+class _Workers:
+    """One worker here, or one in each of several processes; begun when there is work."""
+
+    def __init__(self, contest: Contest, load: Loader, processes: int) -> None:
+        self.contest, self.load, self.processes = contest, load, processes
+        self._stack = ExitStack()
+        self._pool: ProcessPoolExecutor | None = None
+        self._here: _Worker | None = None
+
+    def __enter__(self) -> _Workers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def each(self, do: Callable[..., _Answer], items: Sequence[tuple[Any, ...]]) -> Iterator[_Answer]:
+        """``do(worker, *item)`` for every item, as they end."""
+        if self._pool is None and (self.processes <= 1 or len(items) <= 1):
+            for item in items:
+                self._here = self._here or _Worker(self.contest, self.load, self._stack)
+                yield do(self._here, *item)
+            return
+        if self._pool is None:
+            context = get_context("spawn")  # a fork would copy the threads' locks of TVM and torch
+            pool = ProcessPoolExecutor(self.processes, context, _begin, (self.contest, self.load))
+            self._pool = self._stack.enter_context(pool)
+        waiting: set[Future[_Answer]] = {self._pool.submit(_work, do, item) for item in items}
+        while waiting:
+            ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in ready:
+                yield future.result()

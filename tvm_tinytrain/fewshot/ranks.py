@@ -74,9 +74,21 @@ class Ranks:
         results = Results(options)
         if path is not None:
             for file in (path, *_rank_files(path)):
-                done = results.done()
-                results.records += [r for r in Results.load(file, options).records if r.key not in done]
+                found = Results.load(file, options)
+                results.add(found.records, found.held_out)
         return results
+
+    def spread(self, results: Results) -> None:
+        """Every rank gets what all ranks held out, to choose a domain's rate from. TransportError where a rank is lost."""
+        if self.world == 1:
+            return
+        import torch.distributed as dist
+
+        parts: list[Any] = [None] * self.world
+        with self._talking():
+            dist.all_gather_object(parts, results.held_out)
+        for part in parts:
+            results.add((), part)
 
     def gather(self, results: Results) -> None:
         """Rank 0 gets every rank's records. TransportError where a rank is lost, ArchiveError where one ran something else."""
@@ -94,8 +106,7 @@ class Ranks:
                 )
                 hint = "give every rank the same command, data and versions"
                 raise ArchiveError("evaluate", f"rank {rank}", f"other {differing}", "rank 0's options", hint)
-            done = results.done()
-            results.records += [r for r in records if r.key not in done]
+            results.add(records, ())
 
     def finish(self, path: Path | None) -> None:
         """All records stand in `path` now: the ranks' own files are removed."""

@@ -15,12 +15,17 @@ from typing import Any
 from tvm_tinytrain.errors import ArchiveError
 from tvm_tinytrain.fewshot.tasks import Outcome
 
-_FORMAT = 1
+_FORMAT = 2
+Task = tuple[str, str, str, int]
+"""Network, domain, sampler, episode."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One method on one task. ways, support: of the task; episode: its number, the same for all methods."""
+    """One method on one task. ways, support: of the task; episode: its number, the same for all methods.
+
+    rate_by: what its rate was chosen for (`tasks.RATE_BY`).
+    """
 
     network: str
     domain: str
@@ -28,17 +33,39 @@ class Record:
     episode: int
     ways: int
     support: int
+    rate_by: str
     outcome: Outcome
 
     @property
-    def key(self) -> tuple[str, str, str, int, str]:
+    def task(self) -> Task:
+        """Which task it is."""
+        return self.network, self.domain, self.sampler, self.episode
+
+    @property
+    def key(self) -> tuple[Task, str, str]:
         """What makes a record unique."""
-        return self.network, self.domain, self.sampler, self.episode, self.outcome.method
+        return self.task, self.outcome.method, self.rate_by
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a task's held-out support samples say of the rates. losses: {method: {rate: cross-entropy}}."""
+
+    network: str
+    domain: str
+    sampler: str
+    episode: int
+    losses: Mapping[str, Mapping[str, float]]
+
+    @property
+    def task(self) -> Task:
+        """Which task it is."""
+        return self.network, self.domain, self.sampler, self.episode
 
 
 @dataclass(frozen=True)
 class Row:
-    """Mean over the tasks of one network, domain, sampler and method.
+    """Mean over the tasks of one network, domain, sampler, method, and choice of the rate.
 
     interval: half the width of the 95 % interval, 1.96 standard errors (None for one task). gain: mean difference
     to "none" on the same tasks, and its interval. Costs are means; peak_bytes is the largest memory_bytes.
@@ -48,6 +75,7 @@ class Row:
     domain: str
     sampler: str
     method: str
+    rate_by: str
     tasks: int
     accuracy: float
     interval: float | None
@@ -61,19 +89,31 @@ class Row:
 
 @dataclass
 class Results:
-    """All records of a run, and the options that they were made with."""
+    """All records of a run, what was held out, and the options that they were made with."""
 
     options: Mapping[str, Any]
     records: list[Record] = field(default_factory=list)
+    held_out: list[HeldOut] = field(default_factory=list)
 
-    def done(self) -> set[tuple[str, str, str, int, str]]:
-        """Keys of what need not run again."""
-        return {record.key for record in self.records}
+    def done(self) -> dict[tuple[Task, str, str], float]:
+        """{key of what is there: its rate}."""
+        return {record.key: record.outcome.rate for record in self.records}
+
+    def add(self, records: Iterable[Record], held_out: Iterable[HeldOut]) -> None:
+        """Take what is not there yet."""
+        keys, tasks = {r.key for r in self.records}, {h.task for h in self.held_out}
+        self.records += {r.key: r for r in records if r.key not in keys}.values()
+        self.held_out += {h.task: h for h in held_out if h.task not in tasks}.values()
 
     def save(self, path: Path) -> None:
         """Write the file whole or not at all."""
         text = json.dumps(
-            {"format": _FORMAT, "options": self.options, "records": [asdict(r) for r in self.records]}
+            {
+                "format": _FORMAT,
+                "options": self.options,
+                "held_out": [asdict(h) for h in self.held_out],
+                "records": [asdict(r) for r in self.records],
+            }
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")
@@ -91,6 +131,7 @@ class Results:
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             records = [Record(**{**r, "outcome": _outcome(r["outcome"])}) for r in raw["records"]]
+            held_out = [HeldOut(**h) for h in raw["held_out"]]
             found = raw["options"]
         except (ValueError, KeyError, TypeError) as error:
             hint = "remove it, or name another file"
@@ -103,14 +144,14 @@ class Results:
             raise ArchiveError(
                 "evaluate", str(path), f"other {', '.join(differing)}", "the same options", hint
             )
-        return cls(options, records)
+        return cls(options, records, held_out)
 
     def rows(self) -> list[Row]:
-        """Summary by network, sampler, domain and method, in the order of the records."""
-        plain = {r.key[:4]: r.outcome.accuracy for r in self.records if r.outcome.method == "none"}
-        found: dict[tuple[str, str, str, str], list[Record]] = {}
+        """Summary by network, sampler, domain, method and choice of the rate, in the order of the records."""
+        plain = {r.task: r.outcome.accuracy for r in self.records if r.outcome.method == "none"}
+        found: dict[tuple[str, str, str, str, str], list[Record]] = {}
         for record in self.records:
-            key = (record.network, record.sampler, record.domain, record.outcome.method)
+            key = (record.network, record.sampler, record.domain, record.outcome.method, record.rate_by)
             found.setdefault(key, []).append(record)
         return [_row(key, members, plain) for key, members in found.items()]
 
@@ -120,16 +161,16 @@ def _outcome(raw: Mapping[str, Any]) -> Outcome:
 
 
 def _row(
-    key: tuple[str, str, str, str],
+    key: tuple[str, str, str, str, str],
     members: Sequence[Record],
-    plain: Mapping[tuple[str, str, str, int], float],
+    plain: Mapping[Task, float],
 ) -> Row:
-    network, sampler, domain, method = key
+    network, sampler, domain, method, rate_by = key
     outcomes = [m.outcome for m in members]
     accuracy = [o.accuracy for o in outcomes]
-    gains = [m.outcome.accuracy - plain[m.key[:4]] for m in members if m.key[:4] in plain]
+    gains = [m.outcome.accuracy - plain[m.task] for m in members if m.task in plain]
     return Row(
-        network, domain, sampler, method, len(members), fmean(accuracy), interval(accuracy),
+        network, domain, sampler, method, rate_by, len(members), fmean(accuracy), interval(accuracy),
         fmean(gains) if gains else None, interval(gains) if gains else None,
         fmean(o.memory_bytes for o in outcomes), max(o.memory_bytes for o in outcomes),
         fmean(o.backward_macs for o in outcomes), fmean(o.seconds for o in outcomes),
@@ -146,6 +187,7 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "sampler": lambda r: r.sampler,
     "domain": lambda r: r.domain,
     "method": lambda r: r.method,
+    "rate by": lambda r: r.rate_by,
     "tasks": lambda r: str(r.tasks),
     "accuracy %": lambda r: f"{100 * r.accuracy:.1f}",
     "± 95 %": lambda r: "–" if r.interval is None else f"{100 * r.interval:.1f}",
@@ -173,7 +215,7 @@ def as_text(rows: Iterable[Row]) -> str:
 
 
 def as_csv(rows: Iterable[Row]) -> str:
-    """The same with all figures, one row for each network, sampler, domain and method."""
+    """The same with all figures, one row for each row of the table."""
     out = io.StringIO()
     writer: csv.DictWriter[str] | None = None
     for row in rows:

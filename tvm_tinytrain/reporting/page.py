@@ -195,10 +195,10 @@ class Report:
 
 
 def _accuracy_sections(rows: Sequence[Mapping[str, Any]]) -> Iterator[_Section]:
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["network"], row["sampler"]), []).append(row)
-    for number, ((network, sampler), members) in enumerate(groups.items()):
+        groups.setdefault((row["network"], row["sampler"], row["rate_by"]), []).append(row)
+    for number, ((network, sampler, by), members) in enumerate(groups.items()):
         tasks = sorted({m["tasks"] for m in members})
         text = f"Mean over {'–'.join(map(str, tasks))} tasks for each domain, with 95 % intervals."
         if tasks == [1]:
@@ -213,7 +213,9 @@ def _accuracy_sections(rows: Sequence[Mapping[str, Any]]) -> Iterator[_Section]:
         ]  # fmt: skip
         table = f"<details><summary>figures</summary>{_table(heads, body, text_columns=2)}</details>"
         name = f"accuracy-{number}" if len(groups) > 1 else "accuracy"
-        yield _Section(name, f"Accuracy: {network}, {sampler}", text, charts.accuracy(members), table)
+        yield _Section(
+            name, f"Accuracy: {network}, {sampler}, rate by {by}", text, charts.accuracy(members), table
+        )
 
 
 def _candidates(meta: Mapping[str, Any]) -> set[int]:
