@@ -60,6 +60,7 @@ int main(int argc, char **argv) {
   task.prototypes = tt_standalone.prototypes;
   task.augment = tt_standalone.augment;
   task.seed = tt_standalone.seed;
+  task.fisher_through_prototypes = tt_standalone.fisher_through_prototypes;
   task.scratch_bytes = tt_session_scratch_bytes(library, &task);
   task.scratch = malloc(task.scratch_bytes + 1); /* never of size 0 */
   printf("scratch %zu %zu\n", task.scratch_bytes, tt_standalone.scratch_bytes);

@@ -120,7 +120,8 @@ def check(run: Run, given: Standalone, result: Any, host: Any, seen: list[np.nda
     """Images, plan and losses of a session are the host's; what must be refused is, by its own code."""
     same = {"rtol": 1e-5, "atol": 4e-6}
     assert len(seen) == 1 + ITERATIONS
-    np.testing.assert_allclose(run.read_by("fisher"), seen[0], **same)
+    both = [seen[0], images(given)[:SUPPORT]] if given.fisher_through_prototypes else [seen[0]]
+    np.testing.assert_allclose(run.read_by("fisher"), np.concatenate(both), **same)
     trained = run.read_by(train).reshape(ITERATIONS, -1, *SHAPE[1:])
     np.testing.assert_allclose(trained[:, :SUPPORT], np.stack(seen[1:]), **same)
     ((status, layers, _, first, last),) = run.said["result"]
@@ -133,11 +134,13 @@ def check(run: Run, given: Standalone, result: Any, host: Any, seen: list[np.nda
 
 
 @pytest.mark.parametrize("through", [True, False])
+@pytest.mark.parametrize("fisher", [True, False])
 def test_a_session_of_prototypes_with_augmented_queries(
-    tmp_path: Path, compiled: Compiled, through: bool
+    tmp_path: Path, compiled: Compiled, through: bool, fisher: bool
 ) -> None:
     loss, seen = tt.Prototypical(through_prototypes=through), []
-    given, (module, library) = task(embedding=CLASSES, loss=loss), compiled(tt.Prototypical())
+    given = task(embedding=CLASSES, loss=loss, fisher_through_prototypes=fisher)
+    module, library = compiled(tt.Prototypical())
     run = Run(module, library, given, tmp_path)
     with loaded(module) as host:
         options = host.read("options")
@@ -151,6 +154,7 @@ def test_a_session_of_prototypes_with_augmented_queries(
             lr=given.rate,
             loss=loss,
             queries=replay(seen),
+            fisher_through_prototypes=fisher,
         )
         check(run, given, result, host, seen, "accumulate")
         labels = [int(label) for (label,) in run.said["label"]]
@@ -161,6 +165,26 @@ def test_a_session_of_prototypes_with_augmented_queries(
     assert count("predict") == (2 + ITERATIONS) * SUPPORT + QUERIES
     assert count("accumulate") == ITERATIONS * SUPPORT
     assert count("accumulate_cached") == (ITERATIONS * SUPPORT if through else 0)
+
+
+def test_the_fisher_pass_adds_what_flows_through_the_prototypes(compiled: Compiled) -> None:
+    module, _ = compiled(tt.Prototypical())
+    given = task()
+    loss = tt.Prototypical(through_prototypes=False)
+    with loaded(module) as host:
+        queries, both = (
+            host.adapt(
+                images(given)[:SUPPORT],
+                given.labels,
+                iterations=1,
+                loss=loss,
+                fisher_through_prototypes=through,
+            ).fisher
+            for through in (False, True)
+        )
+    assert list(queries) == list(both)
+    assert all((both[layer] >= queries[layer]).all() for layer in both)
+    assert all((both[layer] > queries[layer]).any() for layer in both)
 
 
 def test_a_session_of_labels_with_augmented_samples(tmp_path: Path, compiled: Compiled) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +69,7 @@ def adapt(
     queries: QuerySource | None = None,
     queries_per_iteration: int | None = None,
     plan: UpdatePlan | None = None,
+    fisher_through_prototypes: bool = False,
     seed: int = 0,
     progress: Callable[[Progress], object] | None = None,
 ) -> AdaptResult:
@@ -95,6 +96,9 @@ def adapt(
         Fisher pass takes one for each support sample in any case.
     plan
         Install this plan into a task-adaptive library instead of letting it select.
+    fisher_through_prototypes
+        The Fisher pass also measures what flows through the prototypes into the support samples, one more backward
+        pass for each of them, whatever ``loss`` says of the iterations.
     seed
         Of augmentation and of the draws.
     progress
@@ -119,7 +123,9 @@ def adapt(
     draw = _Draw(task, queries or DiffAugment(), queries_per_iteration, rng)
     if iterations == 0 or lr == 0.0:
         return AdaptResult((), (), task.classifier(caller), seconds=time.perf_counter() - start)
-    fisher, used = _choose(caller, task, draw, plan) if caller.is_adaptive else (None, None)
+    fisher, used = (
+        _choose(caller, task, draw, plan, fisher_through_prototypes) if caller.is_adaptive else (None, None)
+    )
     caller.set_learning_rate(lr)
     losses: list[float] = []
     accuracies: list[float] = []
@@ -183,7 +189,7 @@ class _Draw:
 
 
 def _choose(
-    caller: Caller, task: _Task, draw: _Draw, plan: UpdatePlan | None
+    caller: Caller, task: _Task, draw: _Draw, plan: UpdatePlan | None, through_prototypes: bool
 ) -> tuple[FisherMap | None, UpdatePlan]:
     """Fisher over one pseudo-query for each support sample, then selection; or the plan that was given.
 
@@ -195,8 +201,12 @@ def _choose(
         return None, given
     queries, classes = draw(whole=True)
     support = caller.embed(task.samples)
-    gradients = loss_and_gradients(support, task.classes, caller.embed(queries), classes, task.loss)
-    fisher = caller.fisher(queries, gradients.queries * len(queries))
+    loss = replace(task.loss, through_prototypes=through_prototypes)
+    gradients = loss_and_gradients(support, task.classes, caller.embed(queries), classes, loss)
+    samples, seeds = queries, gradients.queries
+    if gradients.support is not None:
+        samples, seeds = np.concatenate([queries, task.samples]), np.concatenate([seeds, gradients.support])
+    fisher = caller.fisher(samples, seeds * len(queries))
     return fisher, caller.select()
 
 

@@ -45,6 +45,7 @@ class AdaptOptions:
     tasks of a domain and sampler decides; "task", each task for itself; both, for a table of both. No query is looked at.
     queries_per_iteration: bounds the cost of an iteration over a large support set. loss: without gradients
     through the prototypes an iteration costs one backward pass per pseudo-query instead of two.
+    fisher_through_prototypes: the Fisher pass, which is made once, measures what flows through them all the same.
     """
 
     iterations: int = 40
@@ -55,6 +56,7 @@ class AdaptOptions:
     rate_by: tuple[str, ...] = ("domain",)
     queries_per_iteration: int | None = None
     loss: Prototypical = field(default_factory=lambda: Prototypical(through_prototypes=False))
+    fisher_through_prototypes: bool = True
     augment: DiffAugment = field(default_factory=DiffAugment)
 
     def __post_init__(self) -> None:
@@ -178,7 +180,8 @@ class _Task:
         try:
             return adapt(
                 self.library, samples, labels, iterations=iterations, lr=rate,
-                queries_per_iteration=o.queries_per_iteration, **common,
+                queries_per_iteration=o.queries_per_iteration,
+                fisher_through_prototypes=o.fisher_through_prototypes, **common,
             )  # fmt: skip
         except BudgetError:  # nothing fits: the network stays as it is
             return adapt(self.library, samples, labels, iterations=0, **common)

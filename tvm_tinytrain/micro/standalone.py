@@ -26,6 +26,7 @@ class Standalone:
     loss: of a library that was built with ``loss=Prototypical()``. embedding: values of that library's output, else 0.
     augment: makes pseudo-queries of the support samples, anew in each iteration, from the draws of `seed` (`DeviceDraws`); None: they
     are their own. It takes one more float32 sample of RAM, and no cache holds what is augmented (``tt_session.h``).
+    fisher_through_prototypes: as `adaptation.adapt` takes it.
     """
 
     samples: NDArray[np.uint8]
@@ -38,6 +39,7 @@ class Standalone:
     embedding: int = 0
     augment: DiffAugment | None = None
     seed: int = 0
+    fisher_through_prototypes: bool = False
 
     def __post_init__(self) -> None:
         DeviceDraws(self.seed)  # a seed that no device has is refused
@@ -76,7 +78,7 @@ def standalone_source(library: str, task: Standalone) -> str:
     prototypes = f"{{{distance}, {int(task.loss.through_prototypes)}, {_float(task.loss.scale)}}}"
     numbers = [flat.shape[1], len(task.labels), task.queries, task.classes, task.iterations]
     floats = [_float(v) for v in (task.scale, task.offset, task.rate)]
-    scratch = max(8, task.scratch_bytes)
+    scratch, through = max(8, task.scratch_bytes), int(task.fisher_through_prototypes)
     augment = ", ".join(_float(v) for v in astuple(task.augment)) if task.augment is not None else ""
     return (
         f'#include "tt_standalone.h"\n#include "tt_{library}.h"\n\n'
@@ -85,8 +87,8 @@ def standalone_source(library: str, task: Standalone) -> str:
         f"static double scratch[{(scratch + 7) // 8}];\n"
         + (f"static const tt_augment_options augment = {{{augment}}};\n\n" if augment else "\n")
         + f"const tt_standalone_task tt_standalone = {{samples, labels, {', '.join(map(str, numbers))}, {', '.join(floats)},\n"
-        f"    {prototypes}, scratch, sizeof scratch, {'&augment' if augment else 'NULL'}, {task.seed}u, tt_{library}_save_size,\n"
-        f"    tt_{library}_save_to}};\n"
+        f"    {prototypes}, scratch, sizeof scratch, {'&augment' if augment else 'NULL'}, {task.seed}u, {through},\n"
+        f"    tt_{library}_save_size, tt_{library}_save_to}};\n"
     )
 
 

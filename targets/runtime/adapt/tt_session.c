@@ -60,13 +60,13 @@ static double augmented_seeds(const tt_session *s, const tt_protonet_options *op
   return loss;
 }
 
-/* Prototypes of the present embeddings, and the seeds; with `only_queries` those of the queries
- * alone, each for the sum of all losses. */
-static int seeds(tt_session *s, int only_queries, float *loss) {
+/* Prototypes of the present embeddings, and the seeds; with `fisher` those of the Fisher pass, each
+ * for the sum of all losses. */
+static int seeds(tt_session *s, int fisher, float *loss) {
   const tt_protonet_set set = set_of(s, s->embeddings);
   tt_protonet_options options = s->task->prototypes;
-  if (only_queries) {
-    options.through_prototypes = 0;
+  if (fisher) {
+    options.through_prototypes = s->task->fisher_through_prototypes;
   }
   const int status = tt_protonet_prototypes(&set, s->prototypes);
   if (status != TT_OK) {
@@ -75,20 +75,37 @@ static int seeds(tt_session *s, int only_queries, float *loss) {
   *loss = (float)(is_augmented(s)
                       ? augmented_seeds(s, &options)
                       : tt_protonet_seeds(&set, &options, s->prototypes, s->scratch, s->seeds));
-  for (size_t k = 0; only_queries && k < (size_t)s->task->samples * s->width; k++) {
+  for (size_t k = 0; fisher && k < (size_t)s->task->samples * s->width; k++) {
     s->seeds[k] *= (float)s->task->samples;
+    s->embeddings[k] *= (float)s->task->samples; /* seeds too where queries are augmented */
   }
   return TT_OK;
 }
 
 /* What a loss that couples the samples asks for first. */
-static int couple(tt_session *s, int store, int only_queries, float *loss) {
+static int couple(tt_session *s, int store, int fisher, float *loss) {
   if (s->seed == NULL) {
     return TT_OK;
   }
   int status = embed(s, store);
   status = status == TT_OK && is_augmented(s) ? embed_queries(s) : status;
-  return status == TT_OK ? seeds(s, only_queries, loss) : status;
+  return status == TT_OK ? seeds(s, fisher, loss) : status;
+}
+
+/* Runs an entry on every sample, from what flows through the prototypes into it; where samples and
+ * queries are the same it stands in the queries' seeds. */
+static int run_support(const tt_session *s, int through_prototypes, const tt_entry *entry,
+                       const tt_entry *cached) {
+  int status = TT_OK;
+  if (!is_augmented(s) || s->seed == NULL || !through_prototypes) {
+    return TT_OK;
+  }
+  for (uint32_t i = 0; i < s->task->samples && status == TT_OK; i++) {
+    const int kept = i < s->cached;
+    tt_session_put_target(s, i, s->embeddings);
+    status = tt_session_run_sample(s, i, kept ? cached : entry, !kept);
+  }
+  return status;
 }
 
 /* The Fisher pass over one query for each sample. */
@@ -103,7 +120,8 @@ static int measure(tt_session *s) {
                              : tt_session_run_sample(s, i, s->fisher, 1);
   }
   s->batch = s->next;
-  return status;
+  return status == TT_OK ? run_support(s, s->task->fisher_through_prototypes, s->fisher, s->fisher)
+                         : status;
 }
 
 /* Trains on one query. What is augmented is another image each time: no cache knows it. */
@@ -137,20 +155,6 @@ static int train_queries(tt_session *s, int store, float *loss) {
   return TT_OK;
 }
 
-/* What flows through the prototypes into the samples, where these are not the queries. */
-static int train_support(const tt_session *s) {
-  int status = TT_OK;
-  if (!is_augmented(s) || s->seed == NULL || !s->task->prototypes.through_prototypes) {
-    return TT_OK;
-  }
-  for (uint32_t i = 0; i < s->task->samples && status == TT_OK; i++) {
-    const int kept = i < s->cached;
-    tt_session_put_target(s, i, s->embeddings);
-    status = tt_session_run_sample(s, i, kept ? s->train_cached : s->train, !kept);
-  }
-  return status;
-}
-
 static int train(tt_session *s, tt_session_result *result) {
   int status = TT_OK;
   for (uint32_t iteration = 0; iteration < s->task->iterations && status == TT_OK; iteration++) {
@@ -158,7 +162,9 @@ static int train(tt_session *s, tt_session_result *result) {
     float loss = 0.0f;
     status = couple(s, first, 0, &loss);
     status = status == TT_OK ? train_queries(s, s->seed == NULL && first, &loss) : status;
-    status = status == TT_OK ? train_support(s) : status;
+    status = status == TT_OK
+                 ? run_support(s, s->task->prototypes.through_prototypes, s->train, s->train_cached)
+                 : status;
     status = status == TT_OK && s->apply != NULL ? tt_session_run(s, s->apply) : status;
     result->last_loss = loss;
     result->first_loss = first ? loss : result->first_loss;

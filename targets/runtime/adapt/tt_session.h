@@ -45,6 +45,7 @@ typedef struct {
   size_t scratch_bytes;              /* at least tt_session_scratch_bytes */
   const tt_augment_options *augment; /* NULL: the samples are their own queries */
   uint64_t seed;                     /* of the augmentation */
+  uint8_t fisher_through_prototypes; /* the Fisher pass measures what flows through them too */
 } tt_session_task;
 
 typedef struct {

@@ -24,6 +24,7 @@ typedef struct {
   size_t scratch_bytes;
   const tt_augment_options *augment; /* NULL: the support samples are their own queries */
   uint64_t seed;
+  uint8_t fisher_through_prototypes;
   size_t (*save_size)(const void *arena);
   int (*save_to)(const void *arena, tt_checkpoint_sink sink, void *context);
 } tt_standalone_task;

@@ -145,7 +145,8 @@ void tt_standalone_run(const tt_library *library, uint8_t *arena) {
                                 tt_standalone.scratch,
                                 tt_standalone.scratch_bytes,
                                 tt_standalone.augment,
-                                tt_standalone.seed};
+                                tt_standalone.seed,
+                                tt_standalone.fisher_through_prototypes};
   tt_session_result result;
   served = library;
   const int status = tt_session_adapt(library, arena, &task, &result);
