@@ -17,7 +17,9 @@ import tvm_tinytrain as tt
 from tests.needs import TOOLS
 from tvm_tinytrain.cli import main
 from tvm_tinytrain.errors import ArchiveError
+from tvm_tinytrain.fewshot.methods import METHODS
 from tvm_tinytrain.reporting import Report, SessionRecord
+from tvm_tinytrain.reporting.charts import method_looks
 from tvm_tinytrain.selection import FisherMap
 
 ROWS = [
@@ -82,6 +84,12 @@ def test_what_the_device_will_choose_is_not_called_frozen(module: tt.TrainModule
     assert "layers to choose from, on the device</span><b>1 of 2" in before and "<td>?/3</td>" in before
     assert "trained layers" not in before and "the device chooses what it trains" in before
     assert "trained layers</span><b>1 of 2" in after and "<td>1/3</td>" in after
+
+
+def test_no_two_methods_look_alike() -> None:
+    for methods in (METHODS, METHODS[1:], ("none",)):
+        looks = method_looks(methods)
+        assert list(looks) == list(methods) and len(set(looks.values())) == len(methods)
 
 
 def test_the_same_report_gives_the_same_bytes(module: tt.TrainModule) -> None:

@@ -28,7 +28,7 @@ def accuracy(rows: Sequence[Mapping[str, Any]]) -> bytes:
     longest = max(len(label) for label in labels)
     figure = _figure(max(7.0, 1.1 + max(0.21 * len(methods), 0.095 * longest + 0.1) * len(labels)), 3.4)
     axes = figure.add_subplot()
-    width = 0.82 / len(methods)
+    width, looks = 0.82 / len(methods), method_looks(methods)
     for i, method in enumerate(methods):
         by_domain = {r["domain"]: r for r in rows if r["method"] == method}
         values = [100 * by_domain[d]["accuracy"] if d in by_domain else np.nan for d in domains]
@@ -38,14 +38,24 @@ def accuracy(rows: Sequence[Mapping[str, Any]]) -> bytes:
             values.append(float(np.nanmean(values)))
             errors.append(float(np.sqrt(np.sum(np.square(errors))) / len(domains)))  # of independent domains
         at = np.arange(len(labels)) + (i - (len(methods) - 1) / 2) * width
-        colour = COLOURS[-1] if method == "none" else COLOURS[i % (len(COLOURS) - 1)]
-        axes.bar(at, values, width * 0.92, yerr=errors, color=colour, label=method, ecolor=_INK, capsize=1.5)
+        colour, hatch = looks[method]
+        axes.bar(
+            at, values, width * 0.92, yerr=errors, color=colour, hatch=hatch, edgecolor="white", linewidth=0.0,
+            label=method, ecolor=_INK, capsize=1.5,
+        )  # fmt: skip
     axes.set_xticks(np.arange(len(labels)), labels)
     axes.set_ylim(0, 100)
     axes.set_ylabel("accuracy, %")
     axes.legend(ncols=min(6, len(methods)), loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False)
     _tidy(axes, "y")
     return _png(figure)
+
+
+def method_looks(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """{method: (colour, hatch)}, no two alike: where colours begin again, bars are hatched. "none" is grey."""
+    hues, others = COLOURS[:-1], [m for m in methods if m != "none"]
+    looks = {m: (hues[(j + 1) % len(hues)], "/" * 4 * (j // len(hues))) for j, m in enumerate(others)}
+    return {m: looks.get(m, (COLOURS[-1], "")) for m in methods}
 
 
 def memory_plan(problem: MemoryProblem, plan: MemoryPlan) -> bytes:
