@@ -76,24 +76,26 @@ class Method:
 
 def prediction_bytes(metadata: Mapping[str, Any]) -> int:
     """Bytes that prediction alone needs, without what training keeps beside it."""
-    adaptive = metadata.get("adaptive")
-    if adaptive is not None:
-        return int(adaptive["activation_bytes"][-1])
     memory = metadata["memory"]
     kept = sum(memory["bytes_by_role"].get(role, 0) for role in ("grad", "state", "param"))
     return int(memory["entries"]["predict"]["peak_bytes"]) - kept
 
 
 def adaptive_cost(adaptive: Mapping[str, Any], plan: UpdatePlan) -> dict[str, int]:
-    """Costs of a plan in a task-adaptive library, from the tables that the device selects with."""
+    """Costs of a plan in a task-adaptive library, from the tables that the device selects with.
+
+    memory_bytes is what the whole adaptation needs: a plan of few channels may need less than the Fisher pass before it.
+    """
     candidates = adaptive["candidates"]
     counts = [len(plan[c["layer"]].outputs) if c["layer"] in plan else 0 for c in candidates]
     selected = sum(1 << i for i, count in enumerate(counts) if count)
     depth = next((i for i, count in enumerate(counts) if count), len(counts))
     pairs = list(zip(candidates, counts, strict=True))
     return {
-        "memory_bytes": int(adaptive["activation_bytes"][depth])
-        + sum(c["channel_bytes"] * k for c, k in pairs),
+        "memory_bytes": max(
+            int(adaptive["activation_bytes"][-1]),
+            int(adaptive["activation_bytes"][depth]) + sum(c["channel_bytes"] * k for c, k in pairs),
+        ),
         "backward_macs": sum(link["macs"] for link in adaptive["links"] if link["needed"] & selected)
         + sum(c["channel_macs"] * k for c, k in pairs),
         "trained_weights": sum(c["weights"] // c["channels"] * k for c, k in pairs),
