@@ -27,8 +27,7 @@ class TaskAdaptive:
     criterion: "tinytrain" (the paper's), its ablations "fisher", "fisher/memory", "fisher/compute", "l2",
     "random", or "exact". channel_ratio, overflow: see `Greedy`; "exact" needs neither. candidates: how many
     of the last layers may be trained, or their ids. blocks: take the layers of so many last blocks, and what follows
-    them, instead. seed: of the criterion "random" and of resampling.
-    resample_every: iterations after which the channels are drawn anew (`resample`); 0 keeps them.
+    them, instead. seed: of the criterion "random".
     cached_samples: a library's cache of the frozen prefix keeps more of each sample where it then has room for
     so many. cache_format: how it keeps them: "float32", "float16" or "int8". cache_bytes: of a pool of its own for the
     cache, in the section that a firmware names by TT_CACHE_SECTION (external RAM, say) and beside the memory budget;
@@ -40,7 +39,6 @@ class TaskAdaptive:
     overflow: Overflow = "skip"
     candidates: int | tuple[int, ...] = PAPER_CANDIDATES
     seed: int = 0
-    resample_every: int = 0
     cached_samples: int = 25
     cache_format: str = "float32"
     cache_bytes: int = 0
@@ -51,9 +49,6 @@ class TaskAdaptive:
         if self.criterion not in (*SCORES, "exact"):
             allowed = ", ".join((*SCORES, "exact"))
             raise PlanError("selection", "criterion", repr(self.criterion), allowed, "choose one of these")
-        if self.resample_every < 0:
-            hint = "0 keeps the channels"
-            raise PlanError("selection", "resample_every", self.resample_every, "0 or more iterations", hint)
         if self.blocks is not None and self.blocks < 1:
             raise PlanError("selection", "blocks", self.blocks, "1 or more", "None takes `candidates`")
         if self.cache_format not in CACHE_FORMATS:
