@@ -21,6 +21,9 @@ from tvm_tinytrain.passes.kernels.sinks import HYPER_SIZE, Accumulate, AdamUpdat
 from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, callee, rebuild, shape_of, use_counts
 from tvm_tinytrain.passes.state import get_roles, get_values, with_roles, with_values
 
+HYPER = "hyper"
+"""The optimizer's numbers as a tensor: the learning rate, and what Adam's bias corrections have come to."""
+
 
 @dataclass(frozen=True)
 class _Target:
@@ -77,7 +80,7 @@ class FuseUpdate:
 
         hyper_value = np.array([self.optimizer.lr, 0.0, 0.0, 0.0], dtype=np.float32)
         assert hyper_value.size == HYPER_SIZE
-        hyper = tensor("hyper", hyper_value, "state")
+        hyper = tensor(HYPER, hyper_value, "state")
         for entry, grad in zip(described, result.fields[1:], strict=True):
             name = entry["param"]
             roles[name] = "param"

@@ -12,9 +12,10 @@ import torch
 
 from tests.emit.libraries import M7, STRICT, Small, compile_objects, library, m7_flags, small
 from tvm_tinytrain.build import TrainModule, build
-from tvm_tinytrain.config import Adam
+from tvm_tinytrain.config import Adam, Budget
 from tvm_tinytrain.emit.c_kernel import MAX_STACK_ARRAY
 from tvm_tinytrain.plan import UpdatePlan
+from tvm_tinytrain.selection import TaskAdaptive
 
 MAX_STACK_BYTES = 512
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -22,6 +23,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "adam accumulated": {"optimizer": Adam(), "accumulate": True, "name": "Big_2"},
     "partly": {"update": UpdatePlan.from_channels({0: (0,), 1: (1,), 3: (0, 2)})},
 }
+FIRMWARE = (
+    "-Wconversion",
+    "-Wdouble-promotion",
+    "-Wshadow",
+    "-Wcast-qual",
+    "-Wundef",
+    "-Wmissing-prototypes",
+)
+"""What firmware teams switch on besides -Wall and -Wextra."""
 M7_COMPILER = pytest.mark.needs("arm-none-eabi-gcc")
 FROM_LIBC = {"memcpy", "memset", "expf", "logf", "sqrtf", "fminf", "fmaxf"}
 
@@ -40,7 +50,9 @@ def test_host_compiler_has_nothing_to_say(module: TrainModule, tmp_path: Path) -
 def test_m7_compiler_has_nothing_to_say_and_state_lies_in_the_arena(
     module: TrainModule, tmp_path: Path
 ) -> None:
-    objects = compile_objects(module, tmp_path, "arm-none-eabi-gcc", [*m7_flags(), "-fstack-usage"])
+    objects = compile_objects(
+        module, tmp_path, "arm-none-eabi-gcc", [*m7_flags(), "-fstack-usage", *FIRMWARE]
+    )
     for function, size in stack_bytes(tmp_path).items():
         assert size < MAX_STACK_BYTES, f"{function} uses {size} bytes of stack"
     symbols = [line for path in objects for line in run("arm-none-eabi-nm", str(path)).splitlines()]
@@ -78,6 +90,24 @@ def test_infinite_constants_compile(tmp_path: Path) -> None:
     module = build(net, example_inputs=(torch.zeros(1, *Small.shape),), name="small")
     assert b"(-INFINITY)" in module.files["tt_small_params.c"]
     compile_objects(module, tmp_path, "gcc", ["-O2"])
+
+
+@M7_COMPILER
+def test_two_task_adaptive_libraries_in_one_program(tmp_path: Path) -> None:
+    """The files that carry no library's name are the same in both: they are compiled once."""
+    made = {}
+    for name in ("first", "second"):
+        given = {"example_inputs": (torch.zeros(1, *Small.shape),), "budget": Budget(memory="64KB")}
+        made[name] = build(small(), M7, name=name, update=TaskAdaptive(candidates=2), **given)
+        made[name].write(tmp_path / name)
+    own = ("tt_first", "tt_second", "metadata.json")
+    shared = [{n: c for n, c in m.files.items() if not n.startswith(own)} for m in made.values()]
+    assert shared[0] == shared[1] and "tt_select.c" in shared[0]
+    for name in shared[1]:
+        (tmp_path / "second" / name).unlink()
+    sources = sorted(str(path) for path in tmp_path.glob("*/*.c"))
+    flags = [*STRICT, *FIRMWARE, *m7_flags(), f"-I{tmp_path / 'first'}", "-r", "-nostdlib", "-o"]
+    subprocess.run(["arm-none-eabi-gcc", *flags, str(tmp_path / "both.o"), *sources], check=True)
 
 
 def test_text(module: TrainModule) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import tvm
@@ -17,8 +17,9 @@ from tvm_tinytrain.emit.c_adaptive import (
 )
 from tvm_tinytrain.emit.c_expr import c_type, float_literal
 from tvm_tinytrain.emit.c_kernel import CKernel, print_kernel
-from tvm_tinytrain.emit.kernel_source import BANNER, kernel_source
+from tvm_tinytrain.emit.kernel_source import BANNER, kernel_comment, kernel_source
 from tvm_tinytrain.errors import PlanError
+from tvm_tinytrain.passes.fuse_update import HYPER
 from tvm_tinytrain.passes.kernels.builder import kernel_kind, kernel_spec
 from tvm_tinytrain.passes.plan_memory import ALIGN, ArenaPlan
 from tvm_tinytrain.passes.program import Entry, Program, Storage
@@ -113,7 +114,8 @@ def print_kernels(name: str, mod: tvm.IRModule, *, count_macs: bool = False) -> 
     """
     found = sorted((gv.name_hint, f) for gv, f in mod.functions.items() if isinstance(f, tirx.PrimFunc))
     counting = {k for k, f in found if count_macs and kernel_kind(f) and kernel_spec(f).get("macs")}
-    return {k: print_kernel(f"tt_{name}_kernel_{k}", func, count_macs=k in counting) for k, func in found}
+    printed = {k: print_kernel(f"tt_{name}_kernel_{k}", func, count_macs=k in counting) for k, func in found}
+    return {k: replace(printed[k], text=kernel_comment(func) + printed[k].text) for k, func in found}
 
 
 def emit_c(library: Library) -> dict[str, bytes]:
@@ -152,21 +154,32 @@ def _public_header(library: Library) -> str:
     p, up = library.prefix, library.prefix.upper()
     vocabulary = "tinytrain.h" if library.adaptive is None else "tt_checkpoint.h"
     lines = [f'#include "{vocabulary}"', "", "#ifdef __cplusplus", 'extern "C" {', "#endif", ""]
-    lines += ["/* Bytes of the arena, and its alignment: the caller owns it, e.g. as a static array. */"]
     lines += [
+        "/* Bytes of the arena, and its alignment. The caller owns it:",
+        f" *   static uint64_t arena[{up}_ARENA_BYTES / 8]; */",
         f"#define {up}_ARENA_BYTES {library.arena.arena_bytes}",
         f"#define {up}_ARENA_ALIGN {ALIGN}",
         "",
     ]
     for t in library.tensors():
-        if t.role in ("input", "label", "output", "loss"):
+        if t.role in ("input", "label", "output", "loss") or t.name == HYPER:
             macro = f"{up}_{t.name.upper()}"
             shape = "][".join(str(d) for d in t.storage.shape)
-            lines.append(f"/* {t.name}: {c_type(t.storage.dtype)}[{shape}] at this offset of the arena. */")
+            note = "; element 0 is the learning rate, which may be written between calls" * (t.name == HYPER)
+            lines.append(
+                f"/* {t.name}: {c_type(t.storage.dtype)}[{shape}] at this offset of the arena{note}. */"
+            )
             lines.append(f"#define {macro}_OFFSET {t.offset}")
             lines.append(f"#define {macro}_BYTES {t.storage.bytes}")
-    lines += ["", f"extern const tt_library {p}_library;", ""]
     lines += [
+        "",
+        "/* The same as a table: tensors and entries by name. */",
+        f"extern const tt_library {p}_library;",
+        "",
+    ]
+    lines += [
+        "/* Functions of type int return TT_OK, or a negative tt_status. */",
+        "",
         "/* Checks the arena and writes the initial parameters into it. Call it first. */",
         f"int {p}_init(void *arena, size_t bytes);",
     ]

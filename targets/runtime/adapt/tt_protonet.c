@@ -31,7 +31,7 @@ int tt_protonet_prototypes(const tt_protonet_set *set, double *prototypes) {
     }
     double *const own = prototypes + (size_t)set->labels[i] * width;
     for (uint32_t k = 0; k < width; k++) {
-      own[k] += set->embeddings[(size_t)i * width + k];
+      own[k] += (double)set->embeddings[(size_t)i * width + k];
     }
   }
   for (uint32_t c = 0; c < set->classes; c++) {
@@ -168,7 +168,8 @@ double tt_protonet_query_seeds(const tt_protonet_set *set, const tt_protonet_opt
     memset(to_query, 0, width * sizeof *to_query);
     for (uint32_t c = 0; c < set->classes; c++) {
       const double target = c == label ? 1.0 : 0.0;
-      const double slope = (probability[c] - target) * (options->scale / (double)set->samples);
+      const double slope =
+          (probability[c] - target) * ((double)options->scale / (double)set->samples);
       pull_back(slope, query, prototypes + (size_t)c * width, width, cosine, to_query,
                 to_prototypes + (size_t)c * width);
     }
@@ -200,9 +201,9 @@ int32_t tt_protonet_nearest(const float *embedding, const double *prototypes, ui
     const double *const p = prototypes + (size_t)c * width;
     double sum = 0.0;
     for (uint32_t k = 0; k < width; k++) {
-      const double difference = embedding[k] - p[k];
-      sum +=
-          options->distance == TT_PROTONET_COSINE ? embedding[k] * p[k] : -difference * difference;
+      const double own = (double)embedding[k];
+      const double difference = own - p[k];
+      sum += options->distance == TT_PROTONET_COSINE ? own * p[k] : -difference * difference;
     }
     /* The query's own norm is a common factor. */
     const double logit =

@@ -145,7 +145,7 @@ static int train_queries(tt_session *s, int store, float *loss) {
     if (s->loss != NULL) {
       float value;
       memcpy(&value, s->arena + s->loss->offset, sizeof value);
-      sum += value;
+      sum += (double)value;
     }
   }
   s->batch = s->next;

@@ -8,7 +8,8 @@
 extern "C" {
 #endif
 
-/* Bytes of the arena, and its alignment: the caller owns it, e.g. as a static array. */
+/* Bytes of the arena, and its alignment. The caller owns it:
+ *   static uint64_t arena[TT_SMALL_ARENA_BYTES / 8]; */
 #define TT_SMALL_ARENA_BYTES 976
 #define TT_SMALL_ARENA_ALIGN 8
 
@@ -24,8 +25,14 @@ extern "C" {
 /* loss: float[1] at this offset of the arena. */
 #define TT_SMALL_LOSS_OFFSET 248
 #define TT_SMALL_LOSS_BYTES 4
+/* hyper: float[4] at this offset of the arena; element 0 is the learning rate, which may be written between calls. */
+#define TT_SMALL_HYPER_OFFSET 232
+#define TT_SMALL_HYPER_BYTES 16
 
+/* The same as a table: tensors and entries by name. */
 extern const tt_library tt_small_library;
+
+/* Functions of type int return TT_OK, or a negative tt_status. */
 
 /* Checks the arena and writes the initial parameters into it. Call it first. */
 int tt_small_init(void *arena, size_t bytes);

@@ -49,6 +49,7 @@ void tt_small_kernel_add1(float *restrict lv10, const float *restrict lv3) {
   }
 }
 
+/* bias_grad: 3 elements, into sgd. */
 void tt_small_kernel_bias_grad2(const float *restrict dy, float *restrict weight, const float *restrict hyper) {
   float v_0 = 0, v_1 = 0, v_2 = 0;
   v_0 = 0.0f;
@@ -62,6 +63,7 @@ void tt_small_kernel_bias_grad2(const float *restrict dy, float *restrict weight
   weight[2] = weight[2] - (hyper[0] * v_2);
 }
 
+/* bias_grad: 2 elements, into sgd. */
 void tt_small_kernel_bias_grad3(const float *restrict dy, float *restrict weight, const float *restrict hyper) {
   float v_0 = 0, v_1 = 0;
   v_0 = 0.0f;
@@ -81,6 +83,7 @@ void tt_small_kernel_bias_grad3(const float *restrict dy, float *restrict weight
   weight[1] = weight[1] - (hyper[0] * v_1);
 }
 
+/* clip_grad_mask: 32 elements. */
 void tt_small_kernel_clip_grad_mask1(const uint8_t *restrict mask, float *restrict dy) {
   for (int32_t i_0 = 0; i_0 < 4; ++i_0) {
     const int32_t cse_v1 = i_0 * 8;
@@ -102,6 +105,7 @@ void tt_small_kernel_clip_grad_mask1(const uint8_t *restrict mask, float *restri
   }
 }
 
+/* conv2d: 1 -> 2 channels, 4x4, kernel 3x3, stride 1x1, 288 multiply-accumulates. */
 void tt_small_kernel_conv2d(const float *restrict x, const float *restrict w, const float *restrict b, float *restrict y) {
   float acc_0 = 0, acc_1 = 0, acc_2 = 0, acc_3 = 0, acc_4 = 0, acc_5 = 0, acc_6 = 0, acc_7 = 0;
   for (int32_t i_0 = 0; i_0 < 4; ++i_0) {
@@ -159,6 +163,7 @@ void tt_small_kernel_conv2d(const float *restrict x, const float *restrict w, co
   }
 }
 
+/* conv2d: 2 -> 2 channels, 4x4, kernel 3x3, stride 1x1, 2 groups, 288 multiply-accumulates. */
 void tt_small_kernel_conv2d1(const float *restrict x, const float *restrict w, const float *restrict b, float *restrict y, unsigned char *restrict workspace) {
   float *restrict padded = (float *)(void *)(workspace + 0);
   float acc_0 = 0, acc_1 = 0, acc_2 = 0, acc_3 = 0, acc_4 = 0, acc_5 = 0, acc_6 = 0, acc_7 = 0;
@@ -365,6 +370,7 @@ void tt_small_kernel_conv2d1(const float *restrict x, const float *restrict w, c
   }
 }
 
+/* conv2d: 2 -> 2 channels, 4x4, kernel 1x1, stride 1x1, 64 multiply-accumulates. */
 void tt_small_kernel_conv2d2(const float *restrict x, const float *restrict w, const float *restrict b, float *restrict y) {
   float acc_0 = 0, acc_1 = 0, acc_2 = 0, acc_3 = 0, acc_4 = 0, acc_5 = 0, acc_6 = 0, acc_7 = 0;
   float acc_8 = 0, acc_9 = 0, acc_10 = 0, acc_11 = 0, acc_12 = 0, acc_13 = 0, acc_14 = 0, acc_15 = 0;
@@ -432,6 +438,7 @@ void tt_small_kernel_conv2d2(const float *restrict x, const float *restrict w, c
   }
 }
 
+/* conv2d_input_grad: 2 -> 2 channels, 4x4, kernel 1x1, stride 1x1, 64 multiply-accumulates. */
 void tt_small_kernel_conv2d_input_grad(const float *restrict dy, const float *restrict w, float *restrict dx) {
   float acc_0 = 0, acc_1 = 0, acc_2 = 0, acc_3 = 0, acc_4 = 0, acc_5 = 0, acc_6 = 0, acc_7 = 0;
   float acc_8 = 0, acc_9 = 0, acc_10 = 0, acc_11 = 0, acc_12 = 0, acc_13 = 0, acc_14 = 0, acc_15 = 0;
@@ -500,6 +507,7 @@ void tt_small_kernel_conv2d_input_grad(const float *restrict dy, const float *re
   }
 }
 
+/* conv2d_input_grad: 2 -> 2 channels, 4x4, kernel 3x3, stride 1x1, 2 groups, 288 multiply-accumulates. */
 void tt_small_kernel_conv2d_input_grad1(const float *restrict dy, const float *restrict w, float *restrict dx, unsigned char *restrict workspace) {
   float *restrict padded = (float *)(void *)(workspace + 0);
   float acc_0 = 0, acc_1 = 0, acc_2 = 0, acc_3 = 0, acc_4 = 0, acc_5 = 0, acc_6 = 0, acc_7 = 0;
@@ -706,6 +714,7 @@ void tt_small_kernel_conv2d_input_grad1(const float *restrict dy, const float *r
   }
 }
 
+/* conv2d_weight_grad: 2 -> 2 channels, 4x4, kernel 1x1, stride 1x1, into sgd, 64 multiply-accumulates. */
 void tt_small_kernel_conv2d_weight_grad3(const float *restrict x, const float *restrict dy, float *restrict weight, const float *restrict hyper) {
   float acc_0 = 0, acc_1 = 0, acc_2 = 0, acc_3 = 0;
   acc_0 = 0.0f;
@@ -725,6 +734,7 @@ void tt_small_kernel_conv2d_weight_grad3(const float *restrict x, const float *r
   weight[3] = weight[3] - (hyper[0] * acc_3);
 }
 
+/* conv2d_weight_grad: 2 -> 2 channels, 4x4, kernel 3x3, stride 1x1, 2 groups, into sgd, 288 multiply-accumulates. */
 void tt_small_kernel_conv2d_weight_grad4(const float *restrict x, const float *restrict dy, float *restrict weight, const float *restrict hyper) {
   float acc_0 = 0, acc_1 = 0, acc_2 = 0, acc_3 = 0, acc_4 = 0, acc_5 = 0;
   float acc_6_0 = 0, acc_6_1 = 0, acc_6_2 = 0;
@@ -826,6 +836,7 @@ void tt_small_kernel_conv2d_weight_grad4(const float *restrict x, const float *r
   }
 }
 
+/* conv2d_weight_grad: 1 -> 2 channels, 4x4, kernel 3x3, stride 1x1, into sgd, 288 multiply-accumulates. */
 void tt_small_kernel_conv2d_weight_grad5(const float *restrict x, const float *restrict dy, float *restrict weight, const float *restrict hyper) {
   float acc_0 = 0, acc_1 = 0, acc_2 = 0, acc_3 = 0, acc_4 = 0, acc_5 = 0, acc_6 = 0, acc_7 = 0;
   float acc_8 = 0, acc_9 = 0, acc_10 = 0, acc_11 = 0;
@@ -1011,6 +1022,7 @@ void tt_small_kernel_fused_multiply_reshape1_broadcast_to(const float *restrict 
   }
 }
 
+/* linear: 1 x 2 -> 3, 6 multiply-accumulates. */
 void tt_small_kernel_linear(const float *restrict x, const float *restrict w, const float *restrict b, float *restrict y) {
   float v_0 = 0, v_1 = 0, v_2 = 0;
   v_0 = 0.0f;
@@ -1026,6 +1038,7 @@ void tt_small_kernel_linear(const float *restrict x, const float *restrict w, co
   y[2] = v_2 + b[2];
 }
 
+/* linear_input_grad: 1 x 2 -> 3, 6 multiply-accumulates. */
 void tt_small_kernel_linear_input_grad(const float *restrict dy, const float *restrict w, float *restrict dx) {
   float v_0 = 0, v_1 = 0;
   v_0 = 0.0f;
@@ -1039,6 +1052,7 @@ void tt_small_kernel_linear_input_grad(const float *restrict dy, const float *re
   dx[1] = v_1;
 }
 
+/* linear_weight_grad: 1 x 2 -> 3, into sgd, 6 multiply-accumulates. */
 void tt_small_kernel_linear_weight_grad1(const float *restrict x, const float *restrict dy, float *restrict weight, const float *restrict hyper) {
   float v_0 = 0, v_1 = 0, v_2 = 0, v_3 = 0, v_4 = 0, v_5 = 0;
   v_0 = 0.0f;
@@ -1079,6 +1093,7 @@ void tt_small_kernel_max_pool2d(const float *restrict lv11, float *restrict pool
   }
 }
 
+/* max_pool2d_grad. */
 void tt_small_kernel_max_pool2d_grad(const float *restrict x, const float *restrict dy, float *restrict dx) {
   float temp = 0;
   int32_t temp_1_0 = 0, temp_1_1 = 0;
@@ -1129,6 +1144,7 @@ void tt_small_kernel_mean(const float *restrict lv12, float *restrict T_divide) 
   }
 }
 
+/* pack_mask: 32 elements. */
 void tt_small_kernel_pack_mask(const float *restrict y, uint8_t *restrict mask) {
   int32_t temp = 0;
   for (int32_t i = 0; i < 4; ++i) {
@@ -1153,6 +1169,7 @@ void tt_small_kernel_pack_mask(const float *restrict y, uint8_t *restrict mask) 
   }
 }
 
+/* softmax_cross_entropy. */
 void tt_small_kernel_softmax_cross_entropy(const float *restrict logits, const int32_t *restrict label, float *restrict loss) {
   float temp = 0;
   float temp_1 = 0;
@@ -1178,6 +1195,7 @@ void tt_small_kernel_softmax_cross_entropy(const float *restrict logits, const i
   loss[0] = (logf(temp_1) + temp) - logits[label[0]];
 }
 
+/* softmax_cross_entropy_grad. */
 void tt_small_kernel_softmax_cross_entropy_grad(const float *restrict logits, const int32_t *restrict label, float *restrict dlogits) {
   float temp = 0;
   float temp_1 = 0;
