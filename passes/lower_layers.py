@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import tvm
 from tvm import relax
 
-from tvm_tinytrain.errors import UnsupportedOperatorError
+from tvm_tinytrain.errors import ImportModelError, UnsupportedOperatorError
 from tvm_tinytrain.passes.kernels.conv2d import conv2d
 from tvm_tinytrain.passes.kernels.conv2d_transpose import conv2d_transpose
 from tvm_tinytrain.passes.kernels.conv_spec import Conv2DSpec
@@ -79,6 +79,7 @@ class LowerLayers:
         mod = rebuild(mod, "predict", body, params=params, source="main", attrs=attrs)
         del mod["main"]
         mod = relax.transform.DeadCodeElimination(["predict"])(mod)
+        _check_finite(layers, values)
         return with_layers(with_values(mod, values), tuple(layers))
 
 
@@ -197,11 +198,31 @@ def _emit(r: Rebuilder, chain: _Chain, layers: list[Layer], hint: str) -> relax.
     y = r.kernel(kernel, [x, *args], y_shape, hint)
     if y_shape != out_shape:
         y = r.emit(relax.op.reshape(y, out_shape))
-    if not any(layer.weight == weight.name for layer in layers):
-        bias = chain.bias.name if chain.bias is not None else None
+    bias = chain.bias.name if chain.bias is not None else None
+    known = next((i for i, layer in enumerate(layers) if layer.weight == weight.name), None)
+    if known is None:
         depthwise = isinstance(spec, Conv2DSpec) and spec.depthwise
         layers.append(Layer(len(layers), kind, weight.name, bias, shape_of(weight), spec.macs, depthwise))
+    elif bias is not None:
+        layers[known] = _with_bias(layers[known], bias)
     return y
+
+
+def _check_finite(layers: list[Layer], values: dict[str, np.ndarray]) -> None:
+    """Other parameters may be infinite: the mask of an attention, a bias that switches a class off."""
+    for layer in layers:
+        if not np.isfinite(values[layer.weight]).all():
+            hint = "check the checkpoint it comes from"
+            raise ImportModelError("lower layers", f"parameter {layer.weight}", "inf", "finite weights", hint)
+
+
+def _with_bias(layer: Layer, bias: str) -> Layer:
+    """The layer whose weight is used once more, with this bias."""
+    if layer.bias is None:
+        return replace(layer, bias=bias)
+    if bias in (layer.bias, *layer.other_biases):
+        return layer
+    return replace(layer, other_biases=(*layer.other_biases, bias))
 
 
 def _conv_spec(call: relax.Call, x: tuple[int, ...], weight: Any) -> Conv2DSpec:

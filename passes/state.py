@@ -36,7 +36,8 @@ RECOMPUTED = "tt.recomputed"
 class Layer:
     """A convolution or linear weight with its bias.
 
-    ``id`` counts layers in order of execution. ``channels`` and ``inputs`` are the first two axes of the weight (for grouped
+    ``id`` counts layers in order of execution; a weight that is used several times is one layer, which has the first bias of its
+    uses, and the others as ``other_biases``. ``channels`` and ``inputs`` are the first two axes of the weight (for grouped
     convolutions ``inputs`` is the input channels of one group). ``macs`` are those of one forward pass over one sample.
     """
 
@@ -47,6 +48,7 @@ class Layer:
     weight_shape: tuple[int, ...]
     macs: int
     depthwise: bool = False
+    other_biases: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -102,7 +104,8 @@ def with_roles(mod: tvm.IRModule, roles: Mapping[str, str]) -> tvm.IRModule:
 def get_layers(mod: tvm.IRModule) -> tuple[Layer, ...]:
     """The trainable layers in order of execution."""
     entries = get_json(mod, LAYERS, [])
-    return tuple(Layer(**{**e, "weight_shape": tuple(e["weight_shape"])}) for e in entries)
+    tuples = ("weight_shape", "other_biases")
+    return tuple(Layer(**{**e, **{key: tuple(e[key]) for key in tuples}}) for e in entries)
 
 
 def with_layers(mod: tvm.IRModule, layers: tuple[Layer, ...]) -> tvm.IRModule:

@@ -136,6 +136,9 @@ def _split(text: str) -> dict[str, object]:
         name, equals, value = word.lstrip("-").partition("=")
         if not word.startswith("-") or not equals:
             raise TargetError("target", text, word, "options of the form -name=value", _HINT)
+        if not value or name in fields:
+            found = f"{word} {'without a value' if not value else 'after another one'}"
+            raise TargetError("target", text, found, "each option once, with a value", _HINT)
         fields[name] = value
     return fields
 

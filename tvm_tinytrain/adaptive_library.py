@@ -63,7 +63,10 @@ def choose_candidates(update: TaskAdaptive, layers: tuple[Layer, ...]) -> tuple[
         begins.append(i - 1 if widens else i)
     if len(begins) < update.blocks:
         hint = "ask for fewer blocks, or name the candidates"
-        raise PlanError("task-adaptive", "blocks", update.blocks, f"1 to {len(begins)} of this network", hint)
+        allowed = (
+            f"1 to {len(begins)} of this network" if begins else "None: no depthwise convolution begins one"
+        )
+        raise PlanError("task-adaptive", "blocks", update.blocks, allowed, hint)
     return tuple(layer.id for layer in layers[begins[-update.blocks] :])
 
 

@@ -29,7 +29,7 @@ from tvm_tinytrain.config import (
 from tvm_tinytrain.emit import Library, emit_c, emit_object, print_kernels
 from tvm_tinytrain.emit.metadata import describe_options, make_metadata, report_text
 from tvm_tinytrain.emit.model_library import pack, unpack
-from tvm_tinytrain.errors import ArchiveError, BudgetError
+from tvm_tinytrain.errors import ArchiveError, BudgetError, PlanError
 from tvm_tinytrain.frontend import import_model
 from tvm_tinytrain.passes.kernels.builder import executed_macs, kernel_kind, kernel_spec
 from tvm_tinytrain.passes.kernels.listed import LISTED
@@ -185,6 +185,10 @@ def build(
         A subclass that names the stage, what was found, what is allowed and what to do.
     """
     resolved_target = parse_target(target)
+    if isinstance(also_train, str):
+        raise PlanError(
+            "config", "also_train", repr(also_train), "a sequence of names", f"write ({also_train!r},)"
+        )
     config = TrainConfig(
         loss or CrossEntropy(),
         optimizer or SGD(),
@@ -233,6 +237,11 @@ def _rules(records: str | Path | Iterable[Record] | None) -> tuple[Rule, ...]:
         return RULES
     if isinstance(records, (str, Path)):
         return (Tuned(load_records(records)), *OWN_CHOICE)
+    if not isinstance(records, Iterable):
+        found = type(records).__name__
+        raise ArchiveError(
+            "records", "records", found, "a path, or records", "() takes none, None this package's"
+        )
     return (Tuned({r.workload: r for r in records}), *OWN_CHOICE)
 
 

@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from numbers import Real
+from typing import get_args
 
 from tvm_tinytrain.errors import BudgetError, PlanError
 from tvm_tinytrain.plan import UpdatePlan
@@ -140,7 +141,7 @@ Optimizer = SGD | Adam | AdamW
 
 @dataclass(frozen=True)
 class FullTrain:
-    """All weights and biases of all layers."""
+    """All weights and biases of all layers; of a weight that several operators share, the biases of all of them."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,10 @@ class BiasOnly:
     """The biases of the last ``last`` layers (default: of all), no weight."""
 
     last: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.last is not None and not (isinstance(self.last, int) and self.last >= 1):
+            raise PlanError("config", "BiasOnly last", repr(self.last), "1 or more", "None takes all layers")
 
 
 @dataclass(frozen=True)
@@ -223,7 +228,7 @@ def parse_bytes(text: int | str) -> int:
     """Bytes from 262144, "256KB" or "0.5 MB" (1 KB = 1024 bytes)."""
     if isinstance(text, int):
         return text
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text) if isinstance(text, str) else None
     if match is None or match[2].upper() not in _UNITS:
         raise BudgetError(
             "config",
@@ -260,7 +265,7 @@ class Budget:
                 "more than 0 bytes",
                 "give the SRAM that may be used",
             )
-        if self.compute is not None and not 0.0 < self.compute <= 1.0:
+        if self.compute is not None and not (isinstance(self.compute, Real) and 0.0 < self.compute <= 1.0):
             raise BudgetError(
                 "config", "compute budget", str(self.compute), "a fraction in (0, 1]", "the paper uses 0.15"
             )
@@ -292,6 +297,10 @@ class MemoryOptions:
             raise PlanError("config", "input dtype", repr(self.input_dtype), "float32, uint8", "choose one")
         if self.recompute not in ("auto", "lowest", "never"):
             raise PlanError("config", "recompute", repr(self.recompute), "auto, lowest, never", "choose one")
+        for name in ("input_scale", "input_offset"):
+            value = getattr(self, name)
+            if not (isinstance(value, Real) and math.isfinite(value)):
+                raise PlanError("config", name, repr(value), "a finite number", "x = byte · scale + offset")
 
     @staticmethod
     def plain() -> MemoryOptions:
@@ -318,7 +327,22 @@ class TrainConfig:
     also_train: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", self.name):
+        for name, kinds in (
+            ("loss", Loss),
+            ("optimizer", Optimizer),
+            ("budget", Budget),
+            ("memory", MemoryOptions),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, kinds):
+                members = [kind.__name__ for kind in get_args(kinds) or (kinds,)]
+                made = type(value)
+                found = (
+                    repr(value) if isinstance(value, (type, str)) else f"{made.__module__}.{made.__name__}"
+                )
+                hint = f"write e.g. {name}=tt.{members[0]}()"
+                raise PlanError("config", name, found, f"an object of {', '.join(members)}", hint)
+        if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", self.name):
             raise PlanError(
                 "config", "name", repr(self.name), "a C identifier", "choose letters, digits and _"
             )

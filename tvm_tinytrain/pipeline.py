@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import tvm
 from tvm import relax
 
 from tvm_tinytrain.config import MemoryOptions, TrainConfig, lite_modules
-from tvm_tinytrain.errors import KernelError
+from tvm_tinytrain.errors import KernelError, PlanError
 from tvm_tinytrain.passes.append_loss import AppendLoss
 from tvm_tinytrain.passes.canonicalize import Canonicalize
 from tvm_tinytrain.passes.compress_masks import CompressMasks
@@ -33,6 +33,7 @@ from tvm_tinytrain.passes.prune_backward import PruneBackward, check_plan, full_
 from tvm_tinytrain.passes.recompute_blocks import RecomputeBlocks
 from tvm_tinytrain.passes.reserve_names import ReserveNames
 from tvm_tinytrain.passes.reuse_dead_operands import ReuseDeadOperands
+from tvm_tinytrain.passes.rewriting import use_counts
 from tvm_tinytrain.passes.split_weights import SplitWeights
 from tvm_tinytrain.passes.state import Layer, get_layers, get_roles, get_values
 from tvm_tinytrain.passes.stream_blocks import StreamBlocks
@@ -86,6 +87,26 @@ def derive(config: TrainConfig, plan: UpdatePlan, layers: tuple[Layer, ...]) -> 
         if name is not None and chosen
     ]
     return [AppendLoss(config.loss), DeriveBackward([*wanted, *config.also_train])]
+
+
+def check_also_train(names: Sequence[str], mod: tvm.IRModule) -> None:
+    """PlanError for a name that is no parameter that ``predict`` reads."""
+    read = {var.name for var in use_counts(mod["predict"])} & set(get_values(mod))
+    unknown = [name for name in names if name not in read]
+    if unknown:
+        of_layers = {name for layer in get_layers(mod) for name in (layer.weight, layer.bias)}
+        allowed = ", ".join(sorted(read - of_layers)) or "nothing in this network"
+        hint = "name parameters that belong to no layer"
+        raise PlanError("config", "also_train", ", ".join(unknown), allowed, hint)
+
+
+def with_shared_biases(config: TrainConfig, plan: UpdatePlan, layers: tuple[Layer, ...]) -> TrainConfig:
+    """Where a weight that several operators share is trained whole, the biases of all of them are."""
+    whole = (
+        la for la in layers if la.id in plan and plan[la.id].bias and len(plan[la.id].outputs) == la.channels
+    )
+    shared = [name for layer in whole for name in layer.other_biases]
+    return replace(config, also_train=tuple(dict.fromkeys((*config.also_train, *shared))))
 
 
 def prune_and_fuse(config: TrainConfig, plan: UpdatePlan) -> Passes:
@@ -169,7 +190,9 @@ def compile_module(
     mod = runner(mod, canonicalise(config.update))
     plan = choose(mod)
     layers = get_layers(mod)
+    check_also_train(config.also_train, mod)
     check_plan(plan, {layer.id: layer for layer in layers}, config.also_train)
+    config = with_shared_biases(config, plan, layers)
     mod = runner(mod, derive(config, plan, layers))
     mod = runner(mod, prune_and_fuse(config, plan))
     limits = recompute_limits(mod, config)
@@ -191,6 +214,9 @@ def compile_adaptive(
     ``choose`` names the candidates among the network's layers, ``share`` is the part of their channels that may be trained. Returns
     the lowered module, the plan of all candidates' channels, and seconds per pass.
     """
+    if config.also_train:
+        hint = "use a fixed update, or leave also_train out"
+        raise PlanError("task-adaptive", "also_train", ", ".join(config.also_train), "nothing", hint)
     times: dict[str, float] = {}
     runner = _Runner(instruments, times)
     mod = runner(mod, [*canonicalise(), AppendLoss(config.loss)])

@@ -99,7 +99,7 @@ def tune(
     TinyTrainError
         What `build` raises.
     """
-    if trials < 1:
+    if not isinstance(trials, int) or trials < 1:
         raise PlanError("tune", "trials", trials, "1 or more", "give the number of candidates per kernel")
     chosen = get_board(board)
     if processes < 1 or (processes > 1 and (measure is not None or chosen.hardware)):

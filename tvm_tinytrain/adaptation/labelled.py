@@ -84,7 +84,8 @@ def learn(
     """
     start = time.perf_counter()
     learner = _Learner(library)
-    learner.check_options(iterations, lr)
+    learner.check_options(iterations, lr, queries, seed)
+    learner.check_plan(plan)
     samples, targets = learner.labelled(images, labels)
     if iterations == 0 or lr == 0.0:
         return LearnResult(())

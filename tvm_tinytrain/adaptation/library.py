@@ -45,6 +45,14 @@ class AdaptableLibrary(Protocol):
         """Run an entry; TransportError where it refuses."""
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and bool(value >= 0)
+
+
+def _is_rate(value: object) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and bool(0.0 <= value < np.inf)
+
+
 class LibraryCalls:
     """The calls that any training is made of. ``stage`` is what its errors are of."""
 
@@ -52,7 +60,13 @@ class LibraryCalls:
 
     def __init__(self, library: AdaptableLibrary) -> None:
         self.library = library
-        self._input = next(name for name, t in library.tensors.items() if t.role == "input")
+        inputs = [name for name, t in library.tensors.items() if t.role == "input"]
+        if len(inputs) != 1:
+            hint = "train it by write and call with the tensors' names"
+            raise PlanError(
+                self.stage, "library", f"inputs {', '.join(inputs) or 'none'}", "exactly one", hint
+            )
+        self._input = inputs[0]
         self._shape = tuple(library.tensors[self._input].shape)
 
     @property
@@ -67,14 +81,40 @@ class LibraryCalls:
         found = {int(name.removeprefix(_DELTA)): self.library.tensors[name].shape[0] for name in names}
         return dict(sorted(found.items()))
 
-    def check_options(self, iterations: int, lr: float) -> None:
-        """PlanError for a number of iterations or a rate that none can be."""
-        whole = isinstance(iterations, (int, np.integer)) and iterations >= 0
-        if not whole or not isinstance(lr, (int, float, np.floating, np.integer)) or not 0.0 <= lr < np.inf:
-            found = f"iterations {iterations}, lr {lr}"
-            raise PlanError(
-                self.stage, "options", found, "a whole number, and a rate: 0 or more", "0 means no training"
-            )
+    def check_options(self, iterations: int, lr: float, queries: object, seed: int) -> None:
+        """PlanError for a number of iterations, a rate, a source of pseudo-queries or a seed that none can be."""
+        for thing, value, allowed, hint, good in (
+            (
+                "iterations",
+                iterations,
+                "a whole number, 0 or more",
+                "0 means no training",
+                _is_count(iterations),
+            ),
+            ("lr", lr, "a finite number, 0 or more", "0 means no training", _is_rate(lr)),
+            (
+                "queries",
+                queries,
+                "a function of samples and a generator",
+                "e.g. DiffAugment()",
+                queries is None or callable(queries),
+            ),
+            (
+                "seed",
+                seed,
+                "a whole number, 0 or more",
+                "the same seed gives the same draws",
+                _is_count(seed),
+            ),
+        ):
+            if not good:
+                raise PlanError(self.stage, thing, value, allowed, hint)
+
+    def check_plan(self, plan: UpdatePlan | None) -> None:
+        """PlanError where a plan is given to a library that cannot choose."""
+        if plan is not None and not self.is_adaptive:
+            hint = "build it with update=plan, or with update=TaskAdaptive(...)"
+            raise PlanError(self.stage, "plan", "one for a library of a fixed plan", "none", hint)
 
     def samples(self, images: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Samples as float32[n, *shape of one sample]; ShapeError where they do not fit the input."""
@@ -88,6 +128,10 @@ class LibraryCalls:
         if array.ndim == 0 or array.shape[1:] not in (self._shape, self._shape[1:]):
             hint = "resize the samples to the network's input"
             raise ShapeError(self.stage, "samples", array.shape, f"[n, {str(self._shape[1:])[1:-1]}]", hint)
+        if not np.isfinite(array).all():
+            raise PlanError(
+                self.stage, "samples", "nan or infinity", "finite numbers", "check where they come from"
+            )
         return array.reshape(len(array), *self._shape[1:])
 
     def labelled(
@@ -131,7 +175,12 @@ class LibraryCalls:
         return self.installed()
 
     def install(self, plan: UpdatePlan) -> UpdatePlan:
-        """Install a plan of whole channels; PlanError where it trains what is no candidate."""
+        """Install a plan of whole channels; PlanError where it trains nothing, or what is no candidate."""
+        if not isinstance(plan, UpdatePlan) or not plan.layers:
+            found = "no layers" if isinstance(plan, UpdatePlan) else type(plan).__name__
+            raise PlanError(
+                self.stage, "plan", found, f"an UpdatePlan of channels of {self.candidates}", "choose some"
+            )
         bits = np.zeros(sum(self.candidates.values()), np.uint8)
         starts, position = {}, 0
         for layer, channels in self.candidates.items():

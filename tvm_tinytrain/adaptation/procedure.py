@@ -20,7 +20,7 @@ from tvm_tinytrain.adaptation.augment import DiffAugment, QuerySource, Samples
 from tvm_tinytrain.adaptation.library import AdaptableLibrary, Caller
 from tvm_tinytrain.adaptation.protonet import PrototypeClassifier, class_prototypes, loss_and_gradients
 from tvm_tinytrain.config import Prototypical
-from tvm_tinytrain.errors import ShapeError
+from tvm_tinytrain.errors import PlanError, ShapeError
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.selection import FisherMap
 
@@ -117,7 +117,11 @@ def adapt(
     """
     caller = Caller(library)
     start = time.perf_counter()
-    caller.check_options(iterations, lr)
+    caller.check_options(iterations, lr, queries, seed)
+    caller.check_plan(plan)
+    if queries_per_iteration is not None and queries_per_iteration < 1:
+        hint = "None takes one for each support sample"
+        raise PlanError("adapt", "queries_per_iteration", queries_per_iteration, "1 or more", hint)
     task = _Task.make(caller, support_images, support_labels, loss or Prototypical())
     rng = np.random.default_rng(seed)
     draw = _Draw(task, queries or DiffAugment(), queries_per_iteration, rng)

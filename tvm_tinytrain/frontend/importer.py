@@ -21,6 +21,11 @@ def import_model(
     an ``nn.Module`` with ``example_inputs``, an ``onnx.ModelProto``, or a path to .pt2, .onnx or Relay text (.relay, .txt), whose
     values come from ``params``, else from the .params file of the same name beside it.
     """
+    if params is not None and not isinstance(model, (tvm.IRModule, str, Path)):
+        hint = "leave params out"
+        raise ImportModelError(
+            "frontend", "params", "values", f"none: a {type(model).__name__} has its own", hint
+        )
     if isinstance(model, tvm.IRModule):
         from tvm_tinytrain.frontend.relax import from_relax
 

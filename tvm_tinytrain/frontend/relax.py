@@ -140,7 +140,9 @@ def _check_static(main: relax.Function, num_input: int) -> None:
         is_input = index < num_input
         if dtype == "float32" or (not is_input and dtype in _TABLES):
             continue
-        raise DTypeError(
-            "frontend", f"{'input' if is_input else 'parameter'} {var.name}", dtype, "float32",
-            "convert the network with model.float()",
-        )  # fmt: skip
+        whole = is_input and "int" in dtype
+        hint = (
+            "turn it into float32 before the network" if whole else "convert the network with model.float()"
+        )
+        thing = f"{'input' if is_input else 'parameter'} {var.name}"
+        raise DTypeError("frontend", thing, dtype, "float32", hint)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,27 +21,66 @@ from tvm_tinytrain.frontend.torch_converters import CONVERTERS
 
 def from_torch(module: torch.nn.Module, example_inputs: Sequence[Any] | None) -> tvm.IRModule:
     """Exports ``module`` in evaluation mode (batch norm uses its running statistics) on ``example_inputs``."""
-    if not example_inputs:
-        raise ImportModelError(
-            "frontend",
-            "example_inputs",
-            "none",
-            "a tuple with one tensor per input",
-            "pass example_inputs=(torch.zeros(1, 3, 128, 128),)",
-        )
+    inputs = _tensors(example_inputs)
     training = module.training
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _quiet():
             warnings.simplefilter("ignore", FutureWarning)
-            program = torch.export.export(module.eval(), tuple(example_inputs))
+            program = torch.export.export(module.eval(), inputs)
+    except Exception as error:  # PyTorch raises many kinds; their first lines say what is wrong
+        shapes = ", ".join(f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for t in inputs)
+        hint = "check the inputs' shapes and dtypes by calling the network, then what torch.export says of it"
+        raise ImportModelError(
+            "frontend",
+            f"torch.export with {shapes}",
+            _first_line(error),
+            "a network that it can export",
+            hint,
+        ) from error
     finally:
         module.train(training)
     return from_exported_program(program)
 
 
+def _tensors(example_inputs: object) -> tuple[torch.Tensor, ...]:
+    found = type(example_inputs).__name__
+    if isinstance(example_inputs, (tuple, list)):
+        if example_inputs and all(isinstance(t, torch.Tensor) for t in example_inputs):
+            return tuple(example_inputs)
+        found = f"a {found} of {', '.join(type(t).__name__ for t in example_inputs) or 'nothing'}"
+    hint = "pass example_inputs=(torch.zeros(1, 3, 128, 128),)"
+    allowed = "a tuple with one tensor per input"
+    raise ImportModelError(
+        "frontend", "example_inputs", "none" if example_inputs is None else found, allowed, hint
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the tracebacks that PyTorch logs before it raises."""
+    logs = [
+        logging.getLogger(name)
+        for name in ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
+    ]
+    before = [log.disabled for log in logs]
+    for log in logs:
+        log.disabled = True
+    try:
+        yield
+    finally:
+        for log, disabled in zip(logs, before, strict=True):
+            log.disabled = disabled
+
+
 def from_exported_program(program: torch.export.ExportedProgram) -> tvm.IRModule:
     """The program as Relax, parameters named after their place in the module (``features.0.weight`` → ``features_0_weight``)."""
     _check_dtypes(program)
+    _check_inputs(program)
+    _check_state(program)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
@@ -50,11 +91,10 @@ def from_exported_program(program: torch.export.ExportedProgram) -> tvm.IRModule
                 custom_convert_map=CONVERTERS,
             )
     except (AssertionError, NotImplementedError, ValueError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnsupportedOperatorError(
             "frontend",
             "torch.export program",
-            first,
+            _first_line(error),
             "operators of TVM's torch front end",
             "replace the operator in the model",
         ) from error
@@ -78,4 +118,43 @@ def _check_dtypes(program: torch.export.ExportedProgram) -> None:
                 found,
                 "float32",
                 "convert the network with model.float()",
+            )
+
+
+def _check_inputs(program: torch.export.ExportedProgram) -> None:
+    """Inputs are tensors: a Python number would be bound into the graph."""
+    signature = program.graph_signature
+    values = {n.name: n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder"}
+    for name in signature.user_inputs:
+        if not isinstance(name, str) or not isinstance(values.get(name), torch.Tensor):
+            found = name if not isinstance(name, str) else type(values.get(name)).__name__
+            raise DTypeError(
+                "frontend", f"input {name}", found, "a tensor", "make a constant of it inside of the network"
+            )
+    outputs = len(signature.user_outputs)
+    if outputs != 1:
+        hint = "return what the loss needs, one tensor"
+        raise ImportModelError("frontend", "the network's result", f"{outputs} tensors", "one tensor", hint)
+
+
+def _check_state(program: torch.export.ExportedProgram) -> None:
+    """Refuses a network that remembers: a buffer that it changes and reads. What only counts (batch norm's batches) is nothing."""
+    buffers = program.graph_signature.inputs_to_buffers
+    changed: dict[torch.fx.Node, torch.fx.Node] = {}  # a buffer, or what a change made of it: the buffer
+    changes: set[torch.fx.Node] = set()
+    for node in program.graph.nodes:
+        if node.op != "call_function" or not getattr(
+            getattr(node.target, "_schema", None), "is_mutable", False
+        ):
+            continue
+        first = node.args[0] if node.args else None
+        if isinstance(first, torch.fx.Node) and (first in changed or first.name in buffers):
+            changes.add(node)
+            changed[first] = changed[node] = changed.get(first, first)
+    for value, buffer in changed.items():
+        if any(user not in changes for user in value.users):
+            hint = "a library computes each sample by itself: take what is remembered as an input, or leave it out"
+            name = buffers[buffer.name]
+            raise UnsupportedOperatorError(
+                "frontend", f"buffer {name}", "changed by the network", "constants", hint
             )

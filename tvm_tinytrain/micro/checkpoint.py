@@ -48,6 +48,9 @@ class CheckpointLayout:
     def from_metadata(cls, metadata: Mapping[str, Any]) -> CheckpointLayout:
         """Read the layout off a library's metadata: ``digest`` and ``adaptive``, whose rows say their ``kind``
         ("copy", "zero" or "channels"). Raises CheckpointError for any other metadata."""
+        if "adaptive" not in metadata:
+            hint = "build the library with update=TaskAdaptive(...)"
+            raise CheckpointError("checkpoint", "library", "a fixed plan", "a task-adaptive library", hint)
         try:
             adaptive = metadata["adaptive"]
             return cls(

@@ -21,7 +21,14 @@ import numpy.typing as npt
 
 from tvm_tinytrain.adaptation import AdaptResult, LearnResult, adapt, learn
 from tvm_tinytrain.errors import DTypeError, KernelError, ShapeError, ToolMissingError, TransportError
-from tvm_tinytrain.micro.remote import TensorInfo
+from tvm_tinytrain.micro.remote import (
+    TensorInfo,
+    array_for,
+    check_entry,
+    named_tensor,
+    only_tensor,
+    status_text,
+)
 from tvm_tinytrain.targets.target import parse_target
 
 _DTYPES = {"float32": np.float32, "int32": np.int32, "uint8": np.uint8, "int8": np.int8}
@@ -67,13 +74,15 @@ class InProcess:
         self._check("init", code)
 
     def call(self, entry: str) -> None:
-        """Runs an entry; raises TransportError with its status if it refuses."""
+        """Runs an entry; raises TransportError if there is none of that name, or with its status if it refuses."""
+        check_entry(self.entries, entry, "library")
         self._check(
             entry, getattr(self._library, f"tt_{self.name}_{entry}")(ctypes.c_void_p(self.arena.ctypes.data))
         )
 
     def view(self, name: str) -> np.ndarray:
         """A tensor of the arena as an array that shares its memory."""
+        named_tensor(self.tensors, name, "library")
         t = self._tensors[name]
         if t["offset"] is None:
             raise KernelError(
@@ -111,18 +120,14 @@ class InProcess:
 
     def step(self, x: Any, label: Any, entry: str = "step") -> float:
         """Trains on one sample (or, with ``entry="accumulate"``, adds its gradients); returns the loss."""
-        self.write(self._named("input"), x)
-        label_name = self._named("label")
-        self.write(
-            label_name,
-            np.asarray(label, dtype=self.view(label_name).dtype).reshape(self.view(label_name).shape),
-        )
+        self._write_role("input", x)
+        self._write_role("label", label)
         self.call(entry)
         return float(self.read("loss")[0])
 
     def predict(self, x: Any) -> np.ndarray:
         """The network's output for one sample."""
-        self.write(self._named("input"), x)
+        self._write_role("input", x)
         self.call("predict")
         return self.read("output")
 
@@ -150,13 +155,14 @@ class InProcess:
     ) -> None:
         self.close()
 
-    def _named(self, role: str) -> str:
-        return next(n for n, t in self._tensors.items() if t["role"] == role)
+    def _write_role(self, role: str, value: Any) -> None:
+        tensor = only_tensor(self.tensors, role, "library")
+        self.write(tensor.name, array_for(tensor, value, "library"))
 
     def _check(self, entry: str, code: int) -> None:
         if code != 0:
             raise TransportError(
-                "host", f"entry {entry}", f"status {code}", "0", "see tt_status in tinytrain.h"
+                "library", f"entry {entry}", status_text(code), "0", "see tt_status in tinytrain.h"
             )
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from tvm_tinytrain.errors import DTypeError, ShapeError, TransportError
 from tvm_tinytrain.micro.protocol import BoardInfo, Command, Link
@@ -52,6 +53,62 @@ class TensorInfo:
     def size(self) -> int:
         """Count of elements."""
         return math.prod(self.shape)
+
+
+def only_tensor(tensors: Mapping[str, TensorInfo], role: str, stage: str) -> TensorInfo:
+    """The one tensor of a role; ShapeError when there are none or several."""
+    found = [tensor for tensor in tensors.values() if tensor.role == role]
+    if len(found) != 1:
+        names = ", ".join(tensor.name for tensor in found) or "none"
+        hint = "use read, write and call with the tensors' names"
+        raise ShapeError(stage, f"tensors of role {role}", names, "exactly one", hint)
+    return found[0]
+
+
+def named_tensor(tensors: Mapping[str, TensorInfo], name: str, stage: str) -> TensorInfo:
+    """A tensor by its name; ShapeError when there is none of that name."""
+    if name not in tensors:
+        known = ", ".join(list(tensors)[:40])
+        raise ShapeError(stage, "tensor", repr(name), known, f"choose one of {stage}.tensors")
+    return tensors[name]
+
+
+def array_for(tensor: TensorInfo, value: ArrayLike, stage: str) -> NDArray[np.generic]:
+    """The value as the tensor takes it: plain Python numbers in its dtype, any integers for labels, the batch axis of one added.
+
+    ShapeError or DTypeError for what would have to be guessed.
+    """
+    array: NDArray[Any] = np.asarray(value)
+    whole = np.issubdtype(tensor.dtype, np.integer)
+    if whole and np.issubdtype(array.dtype, np.integer):
+        limits = np.iinfo(tensor.dtype.name)
+        if array.size and not limits.min <= array.min() <= array.max() <= limits.max:
+            found, allowed = f"{array.min()} to {array.max()}", f"{limits.min} to {limits.max}"
+            raise DTypeError(stage, f"tensor {tensor.name}", found, allowed, f"it holds {tensor.dtype}")
+        array = array.astype(tensor.dtype)
+    elif not whole and isinstance(value, (int, float, list, tuple)) and array.dtype in (np.float64, np.int64):
+        array = array.astype(tensor.dtype)
+    if array.dtype != tensor.dtype:
+        hint = f'convert it: array.astype("{tensor.dtype}")'
+        raise DTypeError(stage, f"tensor {tensor.name}", array.dtype, tensor.dtype, hint)
+    if array.size == tensor.size and array.shape in ((), tensor.shape[1:]):
+        array = array.reshape(tensor.shape)
+    if array.shape != tensor.shape:
+        raise ShapeError(stage, f"tensor {tensor.name}", array.shape, tensor.shape, "reshape the array")
+    return array
+
+
+def status_text(status: int) -> str:
+    """What a status other than 0 means."""
+    return f"status {status}: {_STATUS_NAMES.get(status, 'not a status of tinytrain.h')}"
+
+
+def check_entry(entries: Sequence[str], entry: str, stage: str) -> None:
+    """TransportError when there is no entry of that name."""
+    if entry not in entries:
+        raise TransportError(
+            stage, "entry", repr(entry), ", ".join(entries), f"choose one of {stage}.entries"
+        )
 
 
 class RemoteLibrary:
@@ -102,19 +159,11 @@ class RemoteLibrary:
 
     def only(self, role: str) -> TensorInfo:
         """Return the one tensor of a role; ShapeError when there are none or several."""
-        found = [tensor for tensor in self.tensors.values() if tensor.role == role]
-        if len(found) != 1:
-            names = ", ".join(tensor.name for tensor in found) or "none"
-            hint = "use read, write and call with the tensors' names"
-            raise ShapeError("session", f"tensors of role {role}", names, "exactly one", hint)
-        return found[0]
+        return only_tensor(self.tensors, role, "session")
 
     def tensor(self, name: str) -> TensorInfo:
         """Return a tensor's description; ShapeError when there is none of that name."""
-        if name not in self.tensors:
-            known = ", ".join(list(self.tensors)[:40])
-            raise ShapeError("session", "tensor", repr(name), known, "choose one of session.tensors")
-        return self.tensors[name]
+        return named_tensor(self.tensors, name, "session")
 
     def read(self, name: str) -> NDArray[np.generic]:
         """Return a copy of a tensor."""
@@ -164,9 +213,7 @@ class RemoteLibrary:
 
     def call(self, entry: str, times: int, seconds: float) -> int:
         """Run an entry; return the ticks of the board's clock that it took, 0 without a clock."""
-        if entry not in self.entries:
-            known = ", ".join(self.entries)
-            raise TransportError("session", "entry", repr(entry), known, "choose one of session.entries")
+        check_entry(self.entries, entry, "session")
         request = struct.pack("<II", self.entries.index(entry), times)
         status, ticks = struct.unpack("<iQ", self._link.request(Command.CALL, request, seconds))
         self._check(f"entry {entry}", status)
@@ -187,6 +234,5 @@ class RemoteLibrary:
     @staticmethod
     def _check(thing: str, status: int) -> None:
         if status != 0:
-            reason = _STATUS_NAMES.get(status, "not a status of tinytrain.h")
             hint = "see tt_status in tinytrain.h"
-            raise TransportError("session", thing, f"status {status}: {reason}", "0", hint)
+            raise TransportError("session", thing, status_text(status), "0", hint)

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tvm_tinytrain.adaptation import AdaptResult, LearnResult, adapt, learn
-from tvm_tinytrain.errors import BoardError, TransportError
+from tvm_tinytrain.errors import ArchiveError, BoardError, TransportError
 from tvm_tinytrain.micro.checkpoint import CheckpointLayout, read_checkpoint, write_checkpoint
 from tvm_tinytrain.micro.project import GeneratedProject, Library, generate_project
 from tvm_tinytrain.micro.protocol import BoardInfo, Link, LinkStatistics, read_info
-from tvm_tinytrain.micro.remote import RemoteLibrary, TensorInfo
+from tvm_tinytrain.micro.remote import RemoteLibrary, TensorInfo, array_for
 from tvm_tinytrain.micro.runners import Connection, StartOptions
 from tvm_tinytrain.micro.trained_rows import put_checkpoint, read_rows, take_checkpoint
 from tvm_tinytrain.targets.boards import DEFAULT_BOARD, Board, get_board, rpc_board
@@ -70,6 +70,11 @@ class Session:
         port: str | None = None,
         start_s: float = _START_S,
     ) -> None:
+        if not isinstance(getattr(module, "metadata", None), Mapping):
+            hint = "an archive's: tt.load(path)"
+            raise ArchiveError(
+                "session", "module", type(module).__name__, "what tt.build or tt.load returned", hint
+            )
         self._module = module
         self.board = module.board if isinstance(module, GeneratedProject) else get_board(board)
         if port is not None and port.startswith("rpc://") and self.board.runner != "rpc":
@@ -267,14 +272,7 @@ class Session:
 
     def _write_role(self, role: str, value: ArrayLike) -> None:
         tensor = self.remote.only(role)
-        array = np.asarray(value)
-        if role == "label" and np.issubdtype(array.dtype, np.integer):
-            array = array.astype(tensor.dtype)
-        if array.dtype != tensor.dtype and array.dtype == np.float64 and not isinstance(value, np.ndarray):
-            array = array.astype(tensor.dtype)  # plain Python numbers
-        if array.size == tensor.size and array.shape in ((), tensor.shape[1:]):
-            array = array.reshape(tensor.shape)
-        self.remote.write(tensor.name, array)
+        self.remote.write(tensor.name, array_for(tensor, value, "session"))
 
     def time(self, entry: str) -> int:
         """Run an entry once and return what it took, in `time_unit`: exact instructions on an emulator."""

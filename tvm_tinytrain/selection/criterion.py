@@ -61,7 +61,13 @@ class Greedy:
     overflow: Overflow = "skip"
 
     def __post_init__(self) -> None:
-        ratio = Fraction(self.channel_ratio).limit_denominator(1024)
+        try:
+            ratio = Fraction(self.channel_ratio).limit_denominator(1024)
+        except (TypeError, ValueError, OverflowError) as error:
+            found, allowed = repr(self.channel_ratio), "a number above 0, at most 1"
+            raise PlanError(
+                "selection", "channel_ratio", found, allowed, "the paper leaves it open"
+            ) from error
         object.__setattr__(self, "channel_ratio", ratio)
         for name, value, allowed, ok in (
             ("criterion", self.criterion, ", ".join(SCORES), self.criterion in SCORES),

@@ -49,6 +49,9 @@ class TaskAdaptive:
         if self.criterion not in (*SCORES, "exact"):
             allowed = ", ".join((*SCORES, "exact"))
             raise PlanError("selection", "criterion", repr(self.criterion), allowed, "choose one of these")
+        if not _are_layers(self.candidates):
+            allowed = "a number of layers from 1, or layer ids"
+            raise PlanError("selection", "candidates", repr(self.candidates), allowed, "see module.report()")
         if self.blocks is not None and self.blocks < 1:
             raise PlanError("selection", "blocks", self.blocks, "1 or more", "None takes `candidates`")
         if self.cache_format not in CACHE_FORMATS:
@@ -74,6 +77,12 @@ class TaskAdaptive:
         if isinstance(self.candidates, int):
             return accounting.network.last(self.candidates)
         return self.candidates
+
+
+def _are_layers(candidates: object) -> bool:
+    if isinstance(candidates, int):
+        return candidates >= 1
+    return isinstance(candidates, (tuple, list)) and all(isinstance(i, int) and i >= 0 for i in candidates)
 
 
 @dataclass(frozen=True)
