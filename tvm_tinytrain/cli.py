@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,12 @@ from tvm_tinytrain.cli_fewshot import add_commands as add_fewshot_commands
 from tvm_tinytrain.cli_tune import add_tune
 from tvm_tinytrain.errors import TinyTrainError
 
+_EXAMPLE = """example:
+  tinytrain compile network.pt2 --target "c -mcpu=cortex-m7" --update last-layer -o network.tar
+  tinytrain report network.tar
+  tinytrain bench network.tar --board mps2-an500
+Each command's --help ends with an example of its own.
+"""
 _COMPILE_EXAMPLE = """example:
   tinytrain compile network.pt2 --target "c -mcpu=cortex-m7" --update last-layer --lr 0.01 -o network.tar
   tinytrain compile backbone.pt2 --loss prototypical --accumulate --optimizer adam --update adaptive --memory 256KB --compute 0.15 \\
@@ -32,9 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(given)
     arguments.command_line = shlex.join(["tinytrain", *given])
     try:
-        return int(arguments.run(arguments))
+        code = int(arguments.run(arguments))
+        sys.stdout.flush()
+        return code
     except TinyTrainError as error:
         print(f"tinytrain: error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `tinytrain boards | head`: who reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's last flush
         return 1
     except KeyboardInterrupt:
         print("tinytrain: interrupted", file=sys.stderr)
@@ -42,7 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tinytrain", description="A compiler for on-device training.")
+    parser = argparse.ArgumentParser(
+        prog="tinytrain",
+        description="A compiler for on-device training.",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_compile(commands)

@@ -32,7 +32,9 @@ def board_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--board", default="mps2-an500", help="default: mps2-an500, emulated; see tinytrain boards"
     )
-    p.add_argument("--port", help="where a real board is: /dev/ttyACM0, [user@]host, or host:1234")
+    p.add_argument(
+        "--port", help="where a real board is: /dev/ttyACM0, [user@]host, host:1234, or rpc://host:9090[/key]"
+    )
 
 
 def check_output(*paths: Path | None) -> None:

@@ -60,25 +60,36 @@ def _add_evaluate(commands: Any) -> None:
     p.add_argument(
         "--episodes", type=int, default=20, help="tasks for each data set and sampler (default: 20)"
     )
-    p.add_argument("--ways", type=int, default=5)
-    p.add_argument("--shots", type=int, default=5)
+    p.add_argument("--ways", type=int, default=5, help="classes of a task (default: 5)")
+    p.add_argument("--shots", type=int, default=5, help="support samples of a class (default: 5)")
     p.add_argument("--various", action="store_true", help="Meta-Dataset's various-way-various-shot sampler")
     p.add_argument("--max-support", type=int, default=500, help="support samples of --various (default: 500)")
-    p.add_argument("--rates", default="0,1e-4,1e-3,1e-2", help="learning rates to choose from")
+    p.add_argument(
+        "--rates", default="0,1e-4,1e-3,1e-2", help="learning rates to choose from (default: %(default)s)"
+    )
     p.add_argument(
         "--rate-by",
         choices=("domain", "task"),
         default="domain",
         help="what a rate is chosen for (default: domain)",
     )
-    p.add_argument("--iterations", type=int, default=40)
+    p.add_argument("--iterations", type=int, default=40, help="steps of an adaptation (default: 40)")
     p.add_argument("--memory", default="1MB", help="SRAM budget of the task-adaptive methods (default: 1MB)")
-    p.add_argument("--compute", type=float, default=0.15, help="their share of FullTrain's backward MACs")
+    p.add_argument(
+        "--compute", type=float, default=0.15, help="their share of FullTrain's backward MACs (default: 0.15)"
+    )
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun: they share this machine's cores
-    p.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 1) // ranks_here))
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument(
+        "--processes",
+        type=int,
+        default=max(1, (os.cpu_count() or 1) // ranks_here),
+        help="tasks at once (default: one for each core)",
+    )
+    p.add_argument("--seed", type=int, default=0, help="decides all draws (default: 0)")
     p.add_argument("--state", type=Path, help="keeps finished tasks; the same command goes on from it")
-    p.add_argument("--format", choices=("text", "csv", "json"), default="text")
+    p.add_argument(
+        "--format", choices=("text", "csv", "json"), default="text", help="what is printed (default: text)"
+    )
     p.add_argument(
         "--json", dest="format", action="store_const", const="json", help="the same as --format json"
     )
@@ -195,15 +206,15 @@ def _add_meta_train(commands: Any) -> None:
     p.add_argument(
         "-o", "--output", required=True, type=Path, help="folder of checkpoints and the exported network"
     )
-    p.add_argument("--epochs", type=int, default=100)
+    p.add_argument("--epochs", type=int, default=100, help="(default: 100)")
     p.add_argument("--episodes", type=int, default=2000, help="tasks in an epoch (default: 2000)")
     p.add_argument("--rate", type=float, default=5e-5, help="highest learning rate (default: 5e-5)")
     p.add_argument("--warmup", type=int, default=5, help="epochs of warm-up (default: 5)")
-    p.add_argument("--ways", type=int, default=5)
-    p.add_argument("--shots", type=int, default=5)
+    p.add_argument("--ways", type=int, default=5, help="classes of a task (default: 5)")
+    p.add_argument("--shots", type=int, default=5, help="support samples of a class (default: 5)")
     p.add_argument("--various", action="store_true", help="Meta-Dataset's various-way-various-shot sampler")
     p.add_argument("--device", default="cpu", help='"cpu" or "cuda"')
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=int, default=0, help="decides all draws (default: 0)")
     p.add_argument("--json", action="store_true", help="print all epochs and what was written as JSON")
     p.set_defaults(run=_meta_train)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -233,3 +235,12 @@ def test_errors_are_one_line(
     error = capsys.readouterr().err.strip()
     assert error.splitlines()[-1].startswith("tinytrain: error: ") and message in error
     assert "Traceback" not in error
+
+
+def test_a_reader_that_has_enough_sees_no_traceback() -> None:
+    """As in `tinytrain boards | head -1`."""
+    command = [sys.executable, "-m", "tvm_tinytrain", "boards"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == ("", 1)
