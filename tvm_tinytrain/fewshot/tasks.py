@@ -45,7 +45,8 @@ class AdaptOptions:
     tasks of a domain and sampler decides; "task", each task for itself; both, for a table of both. No query is looked at.
     queries_per_iteration: bounds the cost of an iteration over a large support set. loss: without gradients
     through the prototypes an iteration costs one backward pass per pseudo-query instead of two.
-    fisher_through_prototypes: the Fisher pass, which is made once, measures what flows through them all the same.
+    fisher_through_prototypes: whether the Fisher pass measures what flows through them all the same. On 100 tasks of five
+    domains (MCUNet, 5-way 5-shot) that cost "tinytrain" 0.8 ± 0.7 points and changed nothing for "exact".
     """
 
     iterations: int = 40
@@ -56,7 +57,7 @@ class AdaptOptions:
     rate_by: tuple[str, ...] = ("domain",)
     queries_per_iteration: int | None = None
     loss: Prototypical = field(default_factory=lambda: Prototypical(through_prototypes=False))
-    fisher_through_prototypes: bool = True
+    fisher_through_prototypes: bool = False
     augment: DiffAugment = field(default_factory=DiffAugment)
 
     def __post_init__(self) -> None:
