@@ -20,8 +20,11 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
 
@@ -165,10 +168,10 @@ def _run(name: str, datasets: list[Dataset], options: argparse.Namespace, report
         seconds = time.perf_counter() - start
         print(f"{name}: task {done} of {jobs}, {seconds:.0f} s", file=sys.stderr, flush=True)
 
-    torch.set_num_threads(options.processes)  # the reference takes most of the time, and no worker runs yet
     with report.attempt(f"{name}: agreement with PyTorch"):
-        _check_agreement(report, name, methods, files, datasets, load)
-    torch.set_num_threads(1)
+        _check_agreement(
+            report, name, methods, partial(load_int8_backbone, *files), datasets, load, options.processes
+        )
     results = evaluate(contest, load, path=state, processes=options.processes, progress=progress)
     rows = results.rows()
     report.rows += [asdict(row) for row in rows]
@@ -179,16 +182,20 @@ def _check_agreement(
     report: Report,
     network: str,
     methods: Sequence[Method],
-    files: tuple[Path, Path],
+    make: Callable[[], torch.nn.Module],
     datasets: Sequence[Dataset],
     load: Callable[[LibraryFiles], InProcess],
+    processes: int,
 ) -> None:
     """Every method that trains layers of the network, on the first task of up to two domains."""
-    found = []
-    for method in methods_to_compare(methods):
-        for dataset in datasets[:2]:
+    jobs = list(product(methods_to_compare(methods), datasets[:2]))
+    context = get_context("spawn")  # a fork would copy the threads' locks of TVM and torch
+    with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
+        waiting = [pool.submit(measure_agreement, method, dataset, make, load) for method, dataset in jobs]
+        found = []
+        for future, (method, dataset) in zip(waiting, jobs, strict=True):
+            found.append(future.result())
             print(f"{network}: {method.name} against PyTorch, {dataset.name}", file=sys.stderr, flush=True)
-            found.append(measure_agreement(method, dataset, lambda: load_int8_backbone(*files), load))
     if not found:
         return
     percent = [[100 * a.predictions, 100 * a.torch_predictions] for a in found]
