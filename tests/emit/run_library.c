@@ -1,5 +1,6 @@
-/* Runs a library in an arena of exactly its size, on the heap, so that the address sanitizer sees every byte beside it.
- * Compiled with -DLIBRARY=tt_<name>_library -DHEADER="tt_<name>.h". Prints losses and outputs as hexadecimal floats. */
+/* Runs a library in an arena of exactly its size, on the heap, so that the address sanitizer sees
+ * every byte beside it. Compiled with -DLIBRARY=tt_<name>_library -DHEADER="tt_<name>.h". Prints
+ * losses and outputs as hexadecimal floats. */
 #include HEADER
 
 #include <stdio.h>
@@ -81,7 +82,9 @@ int main(int argc, char **argv) {
     memcpy(copy, arena, library->arena_bytes);
     const char *const entry = call("apply", arena) == TT_ERR_NO_ENTRY ? "step" : "accumulate";
     memcpy(arena, copy, library->arena_bytes);
-    code = call(entry, arena) == TT_ERR_BAD_VALUE && memcmp(arena, copy, library->arena_bytes) == 0 ? 0 : 101;
+    code = call(entry, arena) == TT_ERR_BAD_VALUE && memcmp(arena, copy, library->arena_bytes) == 0
+               ? 0
+               : 101;
     free(copy);
   }
   free(arena);
