@@ -116,6 +116,13 @@ def replay(seen: list[np.ndarray]) -> Any:
     return queries
 
 
+def expect(host: Any, samples: int) -> None:
+    """Tell a library how many samples to lay its cache out for, as a session does."""
+    options = host.read("options")
+    options[-1] = samples
+    host.write("options", options)
+
+
 def check(run: Run, given: Standalone, result: Any, host: Any, seen: list[np.ndarray], train: str) -> None:
     """Images, plan and losses of a session are the host's; what must be refused is, by its own code."""
     same = {"rtol": 1e-5, "atol": 4e-6}
@@ -143,9 +150,7 @@ def test_a_session_of_prototypes_with_augmented_queries(
     module, library = compiled(tt.Prototypical())
     run = Run(module, library, given, tmp_path)
     with loaded(module) as host:
-        options = host.read("options")
-        options[-1] = SUPPORT
-        host.write("options", options)
+        expect(host, SUPPORT)
         support = images(given)
         result = host.adapt(
             support[:SUPPORT],
@@ -191,9 +196,7 @@ def test_a_session_of_labels_with_augmented_samples(tmp_path: Path, compiled: Co
     given, (module, library), seen = task(), compiled(tt.CrossEntropy()), []
     run = Run(module, library, given, tmp_path)
     with loaded(module) as host:
-        options = host.read("options")
-        options[-1] = SUPPORT
-        host.write("options", options)
+        expect(host, SUPPORT)
         support = images(given)
         result = host.learn(
             support[:SUPPORT], given.labels, iterations=ITERATIONS, lr=given.rate, queries=replay(seen)

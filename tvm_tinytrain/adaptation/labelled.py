@@ -10,14 +10,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from tvm_tinytrain.adaptation.augment import QuerySource, Samples
 from tvm_tinytrain.adaptation.library import HYPER, SEED, AdaptableLibrary, LibraryCalls
-from tvm_tinytrain.errors import PlanError, ShapeError
+from tvm_tinytrain.errors import PlanError
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.selection import FisherMap
 
@@ -91,7 +90,11 @@ def learn(
         return LearnResult(())
     order = _by_turns(targets)
     samples, targets = samples[order], targets[order]
-    draw = partial(_draw, queries, samples, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+
+    def draw() -> Samples:
+        return samples if queries is None else learner.drawn(queries, samples, rng)
+
     fisher, used = learner.choose(draw, targets, plan) if learner.is_adaptive else (None, None)
     learner.set_learning_rate(lr)
     losses: list[float] = []
@@ -100,17 +103,6 @@ def learn(
         if progress is not None:
             progress(iteration + 1, losses[-1])
     return LearnResult(tuple(losses), fisher, used, time.perf_counter() - start)
-
-
-def _draw(source: QuerySource | None, samples: Samples, rng: np.random.Generator) -> Samples:
-    """The samples as they are trained on: changed by `source` if there is one."""
-    if source is None:
-        return samples
-    made = np.asarray(source(samples, rng), dtype=np.float32)
-    if made.shape != samples.shape:
-        hint = "return one pseudo-query for each sample given"
-        raise ShapeError("learn", "pseudo-queries", made.shape, samples.shape, hint)
-    return made
 
 
 def _by_turns(labels: Labels) -> npt.NDArray[np.intp]:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from tvm_tinytrain.adaptation.augment import QuerySource
 from tvm_tinytrain.errors import BudgetError, PlanError, ShapeError
 from tvm_tinytrain.plan import LayerUpdate, UpdatePlan
 from tvm_tinytrain.selection import FisherMap
@@ -143,6 +144,16 @@ class LibraryCalls:
             found = f"{len(samples)} samples, labels {given.dtype}{list(given.shape)}"
             raise ShapeError(self.stage, "samples", found, "one integer label for each sample", "check both")
         return samples, given
+
+    def drawn(
+        self, source: QuerySource, samples: npt.NDArray[np.float32], rng: np.random.Generator
+    ) -> npt.NDArray[np.float32]:
+        """What a source makes of samples; ShapeError where it is not one pseudo-query for each."""
+        made = np.asarray(source(samples, rng), dtype=np.float32)
+        if made.shape != samples.shape:
+            hint = "return one pseudo-query for each sample given"
+            raise ShapeError(self.stage, "pseudo-queries", made.shape, samples.shape, hint)
+        return made
 
     def potentials(self) -> FisherMap:
         """The Fisher potentials of all candidate channels that were measured."""

@@ -20,7 +20,7 @@ from tvm_tinytrain.adaptation.augment import DiffAugment, QuerySource, Samples
 from tvm_tinytrain.adaptation.library import AdaptableLibrary, Caller
 from tvm_tinytrain.adaptation.protonet import PrototypeClassifier, class_prototypes, loss_and_gradients
 from tvm_tinytrain.config import Prototypical
-from tvm_tinytrain.errors import PlanError, ShapeError
+from tvm_tinytrain.errors import PlanError
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.selection import FisherMap
 
@@ -124,7 +124,7 @@ def adapt(
         raise PlanError("adapt", "queries_per_iteration", queries_per_iteration, "1 or more", hint)
     task = _Task.make(caller, support_images, support_labels, loss or Prototypical())
     rng = np.random.default_rng(seed)
-    draw = _Draw(task, queries or DiffAugment(), queries_per_iteration, rng)
+    draw = _Draw(caller, task, queries or DiffAugment(), queries_per_iteration, rng)
     if iterations == 0 or lr == 0.0:
         return AdaptResult((), (), task.classifier(caller), seconds=time.perf_counter() - start)
     fisher, used = (
@@ -175,6 +175,7 @@ class _Task:
 class _Draw:
     """Draws the pseudo-queries of one iteration: samples and their classes."""
 
+    caller: Caller
     task: _Task
     source: QuerySource
     count: int | None
@@ -185,11 +186,7 @@ class _Draw:
         if self.count is not None and self.count < len(samples) and not whole:
             chosen = np.sort(self.rng.choice(len(samples), self.count, replace=False))
             samples, classes = samples[chosen], classes[chosen]
-        made = np.asarray(self.source(samples, self.rng), dtype=np.float32)
-        if made.shape != samples.shape:
-            hint = "return one pseudo-query for each sample given"
-            raise ShapeError("adapt", "pseudo-queries", made.shape, samples.shape, hint)
-        return made, classes
+        return self.caller.drawn(self.source, samples, self.rng), classes
 
 
 def _choose(

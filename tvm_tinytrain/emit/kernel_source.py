@@ -76,10 +76,7 @@ def kernel_comment(func: tirx.PrimFunc) -> str:
             f"{spec['in_channels']} -> {spec['out_channels']} channels",
             f"{spec['height']}x{spec['width']}",
         ]
-        parts += [
-            f"{word} {'x'.join(map(str, spec[key]))}"
-            for word, key in (("kernel", "kernel"), ("stride", "stride"))
-        ]
+        parts += [f"{key} {'x'.join(map(str, spec[key]))}" for key in ("kernel", "stride")]
         parts += [f"{spec['groups']} groups"] if spec["groups"] > 1 else []
     elif "in_features" in spec:
         parts += [f"{spec['rows']} x {spec['in_features']} -> {spec['out_features']}"]

@@ -96,7 +96,7 @@ def evaluate(
         jobs = ranks.share(contest.jobs())
         tuned = {h.task for h in results.held_out}
         to_tune = [job for job in jobs if contest.tunes and contest.task(job) not in tuned]
-        done, total = 0, len(to_tune) + len(_to_run(contest, results, jobs, to_tune))
+        done, total = 0, len(to_tune) + len(_to_run(contest, results, jobs))
 
         def finished(records: list[Record], held_out: list[HeldOut]) -> None:
             nonlocal done
@@ -113,7 +113,7 @@ def evaluate(
         rates = _choose(contest, results)
         stale = {key for key, rate in results.done().items() if rates.get(key, rate) != rate}
         results.records[:] = [r for r in results.records if r.key not in stale]
-        to_run = _to_run(contest, results, jobs, ())
+        to_run = _to_run(contest, results, jobs)
         total = done + len(to_run)
         for records in workers.each(_adapt, [(job, _rates_of(contest, job, rates)) for job in to_run]):
             finished(records, [])
@@ -125,27 +125,30 @@ def evaluate(
     return results
 
 
-def _to_run(contest: Contest, results: Results, jobs: Sequence[Job], fresh: Sequence[Job]) -> list[Job]:
-    """The jobs that lack a record; those that are tuned anew do."""
+def _to_run(contest: Contest, results: Results, jobs: Sequence[Job]) -> list[Job]:
+    """The jobs that lack a record."""
     done = results.done()
 
     def is_done(job: Job) -> bool:
         wanted = product(contest.methods, contest.options.rate_by)
         return all((contest.task(job), m.name, by) in done for m, by in wanted)
 
-    return [job for job in jobs if job in fresh or not is_done(job)]
+    return [job for job in jobs if not is_done(job)]
 
 
 def _choose(contest: Contest, results: Results) -> dict[Key, float]:
     """The rate of every task, method and choice."""
     losses = {h.task: h.losses for h in results.held_out}
-    everyone = [contest.task(job) for job in contest.jobs()]
+    domains: dict[tuple[str, ...], list[Task]] = {}
+    for job in contest.jobs():
+        task = contest.task(job)
+        domains.setdefault(task[:-1], []).append(task)
     chosen: dict[Key, float] = {}
-    for task, method, by in product(everyone, contest.methods, contest.options.rate_by):
-        peers = [t for t in everyone if t[:3] == task[:3]] if by == "domain" else [task]
-        found = [losses[t].get(method.name, {}) for t in peers if t in losses]
-        rate = best_rate(contest.options.rates, found) if method.trains else 0.0
-        chosen[task, method.name, by] = rate
+    for peers, method, by in product(domains.values(), contest.methods, contest.options.rate_by):
+        for deciding in [peers] if by == "domain" else [[task] for task in peers]:
+            found = [losses[t].get(method.name, {}) for t in deciding if t in losses]
+            rate = best_rate(contest.options.rates, found) if method.trains else 0.0
+            chosen |= {(task, method.name, by): rate for task in deciding}
     return chosen
 
 
@@ -160,7 +163,6 @@ def _order(contest: Contest, results: Results) -> None:
     domains = {d.name: i for i, d in enumerate(contest.datasets)}
     samplers = {s.name: i for i, s in enumerate(contest.samplers)}
     methods = {m.name: i for i, m in enumerate(contest.methods)}
-
     choices = {by: i for i, by in enumerate(contest.options.rate_by)}
 
     def place(record: Record) -> tuple[int, ...]:

@@ -21,25 +21,28 @@ Task = tuple[str, str, str, int]
 
 
 @dataclass(frozen=True)
-class Record:
-    """One method on one task. ways, support: of the task; episode: its number, the same for all methods.
-
-    rate_by: what its rate was chosen for (`tasks.RATE_BY`).
-    """
+class OfTask:
+    """Something about one task. episode: its number, the same for all methods."""
 
     network: str
     domain: str
     sampler: str
     episode: int
-    ways: int
-    support: int
-    rate_by: str
-    outcome: Outcome
 
     @property
     def task(self) -> Task:
         """Which task it is."""
         return self.network, self.domain, self.sampler, self.episode
+
+
+@dataclass(frozen=True)
+class Record(OfTask):
+    """One method on one task. ways, support: of the task. rate_by: what its rate was chosen for (`tasks.RATE_BY`)."""
+
+    ways: int
+    support: int
+    rate_by: str
+    outcome: Outcome
 
     @property
     def key(self) -> tuple[Task, str, str]:
@@ -48,19 +51,10 @@ class Record:
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOut(OfTask):
     """What a task's held-out support samples say of the rates. losses: {method: {rate: cross-entropy}}."""
 
-    network: str
-    domain: str
-    sampler: str
-    episode: int
     losses: Mapping[str, Mapping[str, float]]
-
-    @property
-    def task(self) -> Task:
-        """Which task it is."""
-        return self.network, self.domain, self.sampler, self.episode
 
 
 @dataclass(frozen=True)

@@ -75,8 +75,8 @@ class AdaptOptions:
 class Outcome:
     """What one method reached on one task.
 
-    rate: the learning rate used. losses: of the pseudo-queries. layers:
-    {trained layer: channels} of a task-adaptive method. The costs are `Method.cost`'s, for the plan trained. seconds: of this
+    rate: the learning rate used. losses: of the pseudo-queries. layers: {trained layer: channels} of a
+    task-adaptive method. The costs are `Method.cost`'s, for the plan trained. seconds: of this
     adaptation, without the choice of the rate.
     """
 
