@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from multiprocessing import get_context
@@ -35,7 +35,7 @@ from benchmarks.common import Report, parse, parser, print_table
 from tvm_tinytrain.fewshot.datasets import Dataset, from_folder
 from tvm_tinytrain.fewshot.episodes import FixedWays, Sampler, VariousWays
 from tvm_tinytrain.fewshot.evaluate import Contest, evaluate
-from tvm_tinytrain.fewshot.methods import METHODS, LibraryFiles, Method, build_methods
+from tvm_tinytrain.fewshot.methods import ADAPTIVE, METHODS, LibraryFiles, Method, build_methods
 from tvm_tinytrain.fewshot.results import Row, cells
 from tvm_tinytrain.fewshot.tasks import PAPER_RATES, RATE_BY, AdaptOptions
 from tvm_tinytrain.micro.in_process import InProcess
@@ -113,6 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--iterations", type=int, default=40)
     p.add_argument("--tuning-iterations", type=int, help="iterations at each rate (8; 40 with --full)")
     p.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    p.add_argument(
+        "--candidates", choices=("expansions", "all"), default="expansions", help="of task-adaptive methods"
+    )
     p.add_argument("--state", type=Path, help="results of single tasks are kept here; a broken run goes on")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument(
@@ -142,6 +145,7 @@ def _run(name: str, datasets: list[Dataset], options: argparse.Namespace, report
         (torch.zeros(1, 3, SIZE, SIZE),),
         options.methods,
         scheme=network.scheme,
+        task_adaptive=replace(ADAPTIVE, layer_kind=options.candidates),
     )
     print(f"{name}: libraries built in {time.perf_counter() - start:.0f} s", file=sys.stderr)
     adapt = AdaptOptions(

@@ -56,6 +56,11 @@ class Layer:
         return self.weight_shape[0]
 
     @property
+    def pointwise(self) -> bool:
+        """Whether it is a 1×1 convolution, and not a depthwise one."""
+        return self.weight_shape[2:] == (1, 1) and not self.depthwise
+
+    @property
     def inputs(self) -> int:
         """Input channels of one group."""
         return self.weight_shape[1]

@@ -34,40 +34,31 @@ from tvm_tinytrain.passes.rewriting import bindings, callee
 from tvm_tinytrain.passes.split_weights import ROWS_SUFFIX
 from tvm_tinytrain.passes.state import Layer, get_layers, get_values
 from tvm_tinytrain.plan import UpdatePlan
-from tvm_tinytrain.selection import TaskAdaptive, squared_norms
+from tvm_tinytrain.selection import TaskAdaptive, block_starts, of_kind, squared_norms
 
 NO_LIMIT = 0xFFFFFFFF
 
 
 def choose_candidates(update: TaskAdaptive, layers: tuple[Layer, ...]) -> tuple[int, ...]:
-    """Ids of the layers that may be trained: the last so many, those named, or those from the last so many blocks on.
+    """Ids of the layers that may be trained: the last so many, those named, or those from the last so many blocks on, of these
+    those of the kind asked for.
 
     A block is a depthwise convolution with the 1×1 convolution that widens its input, if there is one, and what follows it. Raises
-    PlanError where the network has fewer blocks than asked for.
+    PlanError where the network has fewer blocks than asked for, or no layer of that kind.
     """
     wanted = update.candidates
     if update.blocks is None:
-        return tuple(layer.id for layer in layers[-wanted:]) if isinstance(wanted, int) else tuple(wanted)
-    begins = []
-    for i, layer in enumerate(layers):
-        if not layer.depthwise:
-            continue
-        before = layers[i - 1] if i else None
-        widens = (
-            before is not None
-            and not before.depthwise
-            and before.weight_shape[2:] == (1, 1)
-            and before.channels == layer.channels
-            and not (i > 1 and layers[i - 2].depthwise)
-        )
-        begins.append(i - 1 if widens else i)
-    if len(begins) < update.blocks:
+        chosen = tuple(layer.id for layer in layers[-wanted:]) if isinstance(wanted, int) else tuple(wanted)
+        return of_kind(update.layer_kind, layers, chosen)
+    starts = block_starts(layers)
+    if len(starts) < update.blocks:
         hint = "ask for fewer blocks, or name the candidates"
         allowed = (
-            f"1 to {len(begins)} of this network" if begins else "None: no depthwise convolution begins one"
+            f"1 to {len(starts)} of this network" if starts else "None: no depthwise convolution begins one"
         )
         raise PlanError("task-adaptive", "blocks", update.blocks, allowed, hint)
-    return tuple(layer.id for layer in layers[begins[-update.blocks] :])
+    chosen = tuple(layer.id for layer in layers[starts[-update.blocks] :])
+    return of_kind(update.layer_kind, layers, chosen)
 
 
 def row_tensors(

@@ -156,7 +156,9 @@ def _compile(a: argparse.Namespace) -> int:
     return 0
 
 
-_UPDATES = "full, last-layer, bias-only, tinytl, adapterdrop:0.5, sparse:SCHEME, adaptive"
+_UPDATES = (
+    "full, last-layer, bias-only, tinytl, adapterdrop:0.5, sparse:SCHEME, adaptive, adaptive:expansions"
+)
 _UPDATE_HELP = f"{_UPDATES}, or a JSON file with an update plan (default: full)"
 
 
@@ -174,6 +176,8 @@ def _update(text: str) -> Any:
     kind, _, value = text.partition(":")
     if kind == "sparse" and value:
         return SparseUpdate(value)
+    if kind == "adaptive" and value:
+        return TaskAdaptive(layer_kind=value)  # type: ignore[arg-type]  # it refuses what it does not know
     if kind == "adapterdrop" and value:
         try:
             return AdapterDrop(float(value))

@@ -78,6 +78,13 @@ def _add_evaluate(commands: Any) -> None:
     p.add_argument(
         "--compute", type=float, default=0.15, help="their share of FullTrain's backward MACs (default: 0.15)"
     )
+    p.add_argument(
+        "--candidates",
+        choices=("auto", "expansions", "all"),
+        default="auto",
+        help="what they choose from in the last 18 layers: the expansions of inverted bottlenecks, all layers, or the"
+        " expansions where there are any (auto, default)",
+    )
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun: they share this machine's cores
     p.add_argument(
         "--processes",
@@ -97,6 +104,7 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _evaluate(a: argparse.Namespace) -> int:
+    from dataclasses import replace
     from functools import partial
 
     import torch
@@ -107,7 +115,7 @@ def _evaluate(a: argparse.Namespace) -> int:
     from tvm_tinytrain.fewshot.datasets import from_folder
     from tvm_tinytrain.fewshot.episodes import FixedWays, Sampler, VariousWays
     from tvm_tinytrain.fewshot.evaluate import Contest, evaluate
-    from tvm_tinytrain.fewshot.methods import build_methods
+    from tvm_tinytrain.fewshot.methods import ADAPTIVE, build_methods
     from tvm_tinytrain.fewshot.results import Row, as_csv, as_text
     from tvm_tinytrain.fewshot.tasks import AdaptOptions
     from tvm_tinytrain.micro.in_process import InProcess
@@ -125,6 +133,7 @@ def _evaluate(a: argparse.Namespace) -> int:
             [m.strip() for m in a.methods.split(",") if m.strip()],
             scheme=a.scheme,
             budget=Budget(a.memory, a.compute),
+            task_adaptive=replace(ADAPTIVE, layer_kind=a.candidates),
         )
         contest = Contest(Path(a.network).stem, methods, datasets, (sampler,), a.episodes, options, a.seed)
 

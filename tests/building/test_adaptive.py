@@ -160,6 +160,12 @@ def test_candidates_by_blocks() -> None:
     with pytest.raises(PlanError, match="1 to 3 of this network"):
         choose_candidates(tt.TaskAdaptive(blocks=4), layers)
     assert choose_candidates(tt.TaskAdaptive(candidates=2), layers) == (7, 8)
+    # 5 widens. 2 and 4 are 1×1 convolutions before a depthwise one, or after, but project.
+    assert choose_candidates(tt.TaskAdaptive(candidates=9, layer_kind="expansions"), layers) == (5,)
+    assert choose_candidates(tt.TaskAdaptive(blocks=2, layer_kind="auto"), layers) == (5,)
+    assert choose_candidates(tt.TaskAdaptive(candidates=3, layer_kind="auto"), layers) == (6, 7, 8)
+    with pytest.raises(PlanError, match="no expansion among layers 6, 7, 8"):
+        choose_candidates(tt.TaskAdaptive(candidates=3, layer_kind="expansions"), layers)
     made = build(update=tt.TaskAdaptive(blocks=1), budget=tt.Budget(memory=60000))
     assert [c["layer"] for c in made.metadata["adaptive"]["candidates"]] == [1, 2, 3]
 

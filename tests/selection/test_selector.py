@@ -94,3 +94,19 @@ def test_selection_imports_neither_tvm_nor_torch() -> None:
             assert not any(
                 name.startswith(("tvm_tinytrain.passes", "tvm_tinytrain.models")) for name in names
             )
+
+
+def test_expansions_of_the_last_layers() -> None:
+    paper = PaperAccounting(NETWORK)
+    chosen = TaskAdaptive(layer_kind="expansions").layers(paper)
+    assert chosen == (24, 27, 30, 33, 36, 39)  # first 1×1 convolutions of the last six blocks
+    assert TaskAdaptive(layer_kind="auto").layers(paper) == chosen
+    assert TaskAdaptive(layer_kind="auto", candidates=(40, 41)).layers(paper) == (40, 41)  # none among them
+    assert TaskAdaptive(layer_kind="expansions", blocks=2).layers(paper) == (36, 39)
+    assert set(NETWORK.last(18)) > set(chosen)
+    found = select(paper, Budgets(), FISHER, TaskAdaptive("exact", layer_kind="expansions"))
+    assert {update.layer for update in found.plan.layers} == set(chosen)
+    with pytest.raises(PlanError, match="no expansion among layers 40, 41; allowed layers with inverted"):
+        TaskAdaptive(layer_kind="expansions", candidates=(40, 41)).layers(paper)
+    with pytest.raises(PlanError, match="layer_kind: found 'some'; allowed all, expansions, auto"):
+        TaskAdaptive(layer_kind="some")  # type: ignore[arg-type]

@@ -19,6 +19,9 @@ ADAPTERS = {"tinytl": 0.0, "adapterdrop25": 0.25, "adapterdrop": 0.5, "adapterdr
 """Methods that train branches beside the blocks, and the share of them that is left out;
 "adapterdrop" is the paper's AdapterDrop-50."""
 METHODS = ("none", "lastlayer", "sparseupdate", *ADAPTERS, *CRITERIA, "fulltrain")
+ADAPTIVE = TaskAdaptive(channel_ratio=Fraction(1, 2), layer_kind="auto")
+"""What the task-adaptive methods are built with. 1/2 is the paper's largest ratio: with 1/4 of the channels of all layers
+half of 1 MB lies idle on MCUNet. Expansions alone: "exact" gains a point and both need half of the memory (docs/fewshot.md)."""
 _CRITERION_WORD = 3
 _CRITERION_CODES = {
     "tinytrain": 0,
@@ -117,8 +120,7 @@ def build_methods(
 
     network, example_inputs: as `build` takes them; the output is the embedding. scheme: of "sparseupdate", see
     `selection.SCHEMES`. budget, task_adaptive: of the task-adaptive methods; the paper's are about 1 MB and 15 %
-    of FullTrain's backward multiply-accumulates. Of the paper's channel ratios (1/2, 1/4, 1/8) the default here is
-    1/2: in 1 MB a quarter leaves half of the memory unused on MCUNet. Raises PlanError for an unknown method, or
+    of FullTrain's backward multiply-accumulates, and `ADAPTIVE`. Raises PlanError for an unknown method, or
     "sparseupdate" without a scheme.
     """
     wanted = tuple(dict.fromkeys(names))
@@ -128,7 +130,7 @@ def build_methods(
     if "sparseupdate" in wanted and scheme is None:
         hint = "name a scheme of selection.SCHEMES, or leave sparseupdate out"
         raise PlanError("methods", "sparseupdate", "no scheme", "a static scheme for the network", hint)
-    adaptive = task_adaptive or TaskAdaptive(channel_ratio=Fraction(1, 2))
+    adaptive = task_adaptive or ADAPTIVE
     updates: dict[str, Any] = {
         "lastlayer": LastLayer(),
         "fulltrain": FullTrain(),

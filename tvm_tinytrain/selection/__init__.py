@@ -14,6 +14,7 @@ from tvm_tinytrain.selection.accounting import (
 )
 from tvm_tinytrain.selection.adapters import Adapter, lite_residuals
 from tvm_tinytrain.selection.bound import upper_bound
+from tvm_tinytrain.selection.candidates import LAYER_KINDS, LayerKind, block_starts, expansions, of_kind
 from tvm_tinytrain.selection.compiled import CompiledMacs, compiled_macs
 from tvm_tinytrain.selection.cost import LayerCost, NetworkCosts, layer_cost, network_costs
 from tvm_tinytrain.selection.criterion import Greedy
@@ -28,6 +29,7 @@ from tvm_tinytrain.selection.selector import Selection, TaskAdaptive, captured_s
 from tvm_tinytrain.selection.table_accounting import ChainLink, TableAccounting, TableCandidate
 
 __all__ = [
+    "LAYER_KINDS",
     "SCHEMES",
     "Accounting",
     "Adapter",
@@ -39,6 +41,7 @@ __all__ = [
     "FisherMap",
     "Greedy",
     "LayerCost",
+    "LayerKind",
     "LayerSpec",
     "NetworkCosts",
     "OptimizerCost",
@@ -50,14 +53,17 @@ __all__ = [
     "TableCandidate",
     "TaskAdaptive",
     "bias_only",
+    "block_starts",
     "captured_share",
     "compiled_macs",
+    "expansions",
     "full_train",
     "inverted_bottlenecks",
     "last_layer",
     "layer_cost",
     "lite_residuals",
     "network_costs",
+    "of_kind",
     "plan_cost",
     "resample",
     "select",

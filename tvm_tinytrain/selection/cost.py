@@ -53,6 +53,11 @@ class LayerCost:
     sources: tuple[int, ...]
 
     @property
+    def pointwise(self) -> bool:
+        """Whether it is a 1×1 convolution, and not a depthwise one."""
+        return self.kind == "conv2d" and self.weights_per_channel == self.inputs and not self.depthwise
+
+    @property
     def parameters_per_channel(self) -> int:
         """Weights and bias of one output channel."""
         return self.weights_per_channel + self.biases_per_channel

@@ -11,6 +11,7 @@ from tvm_tinytrain.config import CACHE_FORMATS
 from tvm_tinytrain.errors import PlanError
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.selection.accounting import Accounting, ExactAccounting
+from tvm_tinytrain.selection.candidates import LAYER_KINDS, LayerKind, of_kind
 from tvm_tinytrain.selection.criterion import SCORES, Greedy, Overflow, rank, take_greedily
 from tvm_tinytrain.selection.exact import Exact, maximise
 from tvm_tinytrain.selection.fisher import FisherMap, random_potentials
@@ -27,7 +28,9 @@ class TaskAdaptive:
     criterion: "tinytrain" (the paper's), its ablations "fisher", "fisher/memory", "fisher/compute", "l2",
     "random", or "exact". channel_ratio, overflow: see `Greedy`; "exact" needs neither. candidates: how many
     of the last layers may be trained, or their ids. blocks: take the layers of so many last blocks, and what follows
-    them, instead. seed: of the criterion "random".
+    them, instead. layer_kind: "all" of these layers, their "expansions" (the first 1×1 convolution of an inverted
+    bottleneck) alone, which need less memory and were never worse in accuracy (docs/fewshot.md), or "auto": the
+    expansions where there are any, otherwise all. seed: of the criterion "random".
     cached_samples: a library's cache of the frozen prefix keeps more of each sample where it then has room for
     so many. cache_format: how it keeps them: "float32", "float16" or "int8". cache_bytes: of a pool of its own for the
     cache, in the section that a firmware names by TT_CACHE_SECTION (external RAM, say) and beside the memory budget;
@@ -43,6 +46,7 @@ class TaskAdaptive:
     cache_format: str = "float32"
     cache_bytes: int = 0
     blocks: int | None = None
+    layer_kind: LayerKind = "all"
     greedy: Greedy = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -52,6 +56,9 @@ class TaskAdaptive:
         if not _are_layers(self.candidates):
             allowed = "a number of layers from 1, or layer ids"
             raise PlanError("selection", "candidates", repr(self.candidates), allowed, "see module.report()")
+        if self.layer_kind not in LAYER_KINDS:
+            allowed = ", ".join(LAYER_KINDS)
+            raise PlanError("selection", "layer_kind", repr(self.layer_kind), allowed, "choose one of these")
         if self.blocks is not None and self.blocks < 1:
             raise PlanError("selection", "blocks", self.blocks, "1 or more", "None takes `candidates`")
         if self.cache_format not in CACHE_FORMATS:
@@ -72,11 +79,12 @@ class TaskAdaptive:
 
     def layers(self, accounting: Accounting) -> tuple[int, ...]:
         """Ids of the candidate layers."""
+        network = accounting.network
         if self.blocks is not None:
-            return accounting.network.last_blocks(self.blocks)
-        if isinstance(self.candidates, int):
-            return accounting.network.last(self.candidates)
-        return self.candidates
+            chosen = network.last_blocks(self.blocks)
+        else:
+            chosen = network.last(self.candidates) if isinstance(self.candidates, int) else self.candidates
+        return of_kind(self.layer_kind, network.layers, chosen)
 
 
 def _are_layers(candidates: object) -> bool:
