@@ -78,6 +78,17 @@ def test_compile_prints_its_metadata(
     assert found["entries"] == ["init", "predict", "step"]
 
 
+def test_candidates_by_what_they_do(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["compile", folder / "net.pt2", "-o", tmp_path / "x.tar", "--update"]
+    every = run(capsys, *words, "adaptive")["adaptive"]["candidates"]
+    assert run(capsys, *words, "adaptive:auto")["adaptive"]["candidates"] == every  # nothing widens there
+    (tmp_path / "x.tar").unlink()
+    for kind, found in (("expansions", "no expansion among layers"), ("some", "layer_kind: found 'some'")):
+        assert main([*map(str, words), f"adaptive:{kind}"]) == 1
+        assert found in capsys.readouterr().err
+    assert not (tmp_path / "x.tar").exists()
+
+
 @pytest.mark.emulator
 def test_an_adaptive_library_learns_folders_of_images(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
