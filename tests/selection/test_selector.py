@@ -104,6 +104,8 @@ def test_expansions_of_the_last_layers() -> None:
     assert TaskAdaptive(layer_kind="auto", candidates=(40, 41)).layers(paper) == (40, 41)  # none among them
     assert TaskAdaptive(layer_kind="expansions", blocks=2).layers(paper) == (36, 39)
     assert set(NETWORK.last(18)) > set(chosen)
+    with pytest.raises(PlanError, match="layer 99"):  # not dropped among those that are no expansion
+        select(paper, Budgets(), FISHER, TaskAdaptive(layer_kind="auto", candidates=(39, 99)))
     found = select(paper, Budgets(), FISHER, TaskAdaptive("exact", layer_kind="expansions"))
     assert {update.layer for update in found.plan.layers} == set(chosen)
     with pytest.raises(PlanError, match="no expansion among layers 40, 41; allowed layers with inverted"):

@@ -54,12 +54,13 @@ def expansions(layers: Sequence[BlockLayer]) -> tuple[int, ...]:
 def of_kind(kind: LayerKind, layers: Sequence[BlockLayer], chosen: Sequence[int]) -> tuple[int, ...]:
     """Those of the chosen ids that are of this kind.
 
-    "all" of them; the "expansions" among them; "auto": the expansions, or all where there is none. Raises PlanError
-    where expansions were asked for and there is none.
+    "all" of them; the "expansions" among them; "auto": the expansions, or all where there is none. Ids of no layer are kept:
+    who looks them up refuses them. Raises PlanError where expansions were asked for and there is none.
     """
+    known = {layer.id for layer in layers}
     among = frozenset(expansions(layers)) & frozenset(chosen) if kind != "all" else frozenset()
     if kind == "expansions" and not among:
         hint = 'take layer_kind="all", or "auto"'
         found = f"no expansion among layers {', '.join(map(str, chosen))}"
         raise PlanError("selection", "layer_kind", found, "layers with inverted bottlenecks among them", hint)
-    return tuple(i for i in chosen if not among or i in among)
+    return tuple(i for i in chosen if not among or i in among or i not in known)

@@ -29,7 +29,7 @@ class TaskAdaptive:
     "random", or "exact". channel_ratio, overflow: see `Greedy`; "exact" needs neither. candidates: how many
     of the last layers may be trained, or their ids. blocks: take the layers of so many last blocks, and what follows
     them, instead. layer_kind: "all" of these layers, their "expansions" (the first 1×1 convolution of an inverted
-    bottleneck) alone, which need less memory and were never worse in accuracy (docs/fewshot.md), or "auto": the
+    bottleneck) alone, as accurate or more so in half of the memory (docs/fewshot.md), or "auto": the
     expansions where there are any, otherwise all. seed: of the criterion "random".
     cached_samples: a library's cache of the frozen prefix keeps more of each sample where it then has room for
     so many. cache_format: how it keeps them: "float32", "float16" or "int8". cache_bytes: of a pool of its own for the
