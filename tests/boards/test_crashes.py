@@ -17,7 +17,7 @@ import pytest
 
 from tests.boards.conftest import EMULATED, HOST
 from tvm_tinytrain.errors import TransportError
-from tvm_tinytrain.micro import Session
+from tvm_tinytrain.micro import Session, process
 
 BOTH = pytest.mark.parametrize("board", [HOST, EMULATED])
 
@@ -116,6 +116,31 @@ def test_a_full_pipe(built: Any, board: str) -> None:
         transport = session._connection.transport  # type: ignore[union-attr]
         with pytest.raises(TransportError, match=r"of 1048576 bytes taken in 0\.5 s"):
             transport.write(bytes(1 << 20), 0.5)
+
+
+def test_the_console_holds_what_was_written_before_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process._Console, "_listen", lambda console: None)  # a thread that never gets its turn
+    reader, writer = os.pipe()
+    command = ["sh", "-c", "echo one >&2; printf 'two\\nthr' >&2; echo answer; exec sleep 60"]
+    child = process.start_process(command, stdin=subprocess.DEVNULL, stdout=writer)
+    try:
+        assert os.read(reader, 64) == b"answer\n"
+        assert child.console() == ["one", "two"]
+    finally:
+        child.close()
+        os.close(reader)
+        os.close(writer)
+
+
+def test_a_program_that_prints_without_end_has_a_console() -> None:
+    child = process.start_process(["yes", "words"], stdin=subprocess.DEVNULL)
+    try:
+        while not child.console():
+            pass
+        assert set(child.console()) == {"words"}
+    finally:
+        child.close()
+    assert child.console()[0] == "words"
 
 
 @BOTH

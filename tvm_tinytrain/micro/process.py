@@ -6,6 +6,7 @@ import collections
 import ctypes
 import os
 import queue
+import select
 import signal
 import subprocess
 import threading
@@ -15,6 +16,9 @@ from concurrent.futures import Future
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _CONSOLE_LINES = 200
+_LONGEST_LINE = 4096
+_PIPE_BYTES = 1 << 20
+"""More than a pipe holds, so that one read takes all of it, and a program that prints without end is not read without end."""
 
 
 def _die_with_parent() -> None:
@@ -53,6 +57,52 @@ class _Starter:
                 result.set_exception(error)
 
 
+class _Console:
+    """The last lines that come through a pipe, read by a thread of its own so that the writer never waits."""
+
+    def __init__(self, reader: int) -> None:
+        os.set_blocking(reader, False)
+        self._stream = os.fdopen(reader, "rb", buffering=0)
+        self._lock = threading.Lock()
+        self._lines: collections.deque[str] = collections.deque(maxlen=_CONSOLE_LINES)
+        self._rest = b""
+        self._thread = threading.Thread(target=self._listen, daemon=True, name="console")
+        self._thread.start()
+
+    def lines(self) -> list[str]:
+        """What was written before this call, whether or not the thread has run since: on a busy machine a board's answer
+        came before the lines that it had printed first."""
+        with self._lock:
+            self._take()
+            return list(self._lines)
+
+    def join(self, timeout: float) -> None:
+        """Wait until every writer has closed its end."""
+        self._thread.join(timeout)
+
+    def _listen(self) -> None:
+        waiting = select.poll()
+        waiting.register(self._stream, select.POLLIN)
+        more = True
+        while more:
+            waiting.poll()
+            with self._lock:
+                more = self._take()
+        with self._lock:
+            self._stream.close()
+            if self._rest:
+                self._lines.append(self._rest.decode("utf-8", "replace"))
+
+    def _take(self) -> bool:
+        """Take all that the pipe holds now; return whether more may come."""
+        received = b"" if self._stream.closed else self._stream.read(_PIPE_BYTES)
+        if received:
+            *lines, rest = (self._rest + received).split(b"\n")
+            self._lines.extend(line.decode("utf-8", "replace").rstrip("\r") for line in lines)
+            self._rest = rest[-_LONGEST_LINE:]
+        return received != b""
+
+
 class Process:
     """One child process; make it with `start_process`."""
 
@@ -76,20 +126,7 @@ class Process:
             raise
         finally:
             os.close(writer)
-        self._lines: collections.deque[str] = collections.deque(maxlen=_CONSOLE_LINES)
-        self._console = threading.Thread(target=self._listen, args=(reader,), daemon=True, name="console")
-        self._console.start()
-
-    def _listen(self, reader: int) -> None:
-        with os.fdopen(reader, "rb", buffering=0) as stream:
-            rest = b""
-            while received := stream.read(65536):
-                *lines, rest = (rest + received).split(b"\n")
-                self._lines.extend(line.decode("utf-8", "replace").rstrip("\r") for line in lines)
-                if len(rest) > 4096:
-                    rest = rest[-4096:]
-            if rest:
-                self._lines.append(rest.decode("utf-8", "replace"))
+        self._console = _Console(reader)
 
     @property
     def pid(self) -> int:
@@ -101,10 +138,10 @@ class Process:
         return self._child.poll()
 
     def console(self) -> list[str]:
-        """Return the last lines that it wrote; after its end, all of them have arrived."""
+        """Return the last lines that it wrote: all that it wrote before this call, and after its end an unfinished one too."""
         if self.exit_code() is not None:
             self._console.join(timeout=2)
-        return list(self._lines)
+        return self._console.lines()
 
     def wait(self, seconds: float) -> bool:
         """Wait for its end; return whether it ended."""
