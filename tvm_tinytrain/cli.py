@@ -17,6 +17,7 @@ from tvm_tinytrain.cli_adapt import check_output
 from tvm_tinytrain.cli_boards import add_commands as add_board_commands
 from tvm_tinytrain.cli_fewshot import add_commands as add_fewshot_commands
 from tvm_tinytrain.cli_tune import add_tune
+from tvm_tinytrain.cli_update import UPDATES, parse_update
 from tvm_tinytrain.errors import TinyTrainError
 
 _EXAMPLE = """example:
@@ -84,7 +85,9 @@ def _add_compile(commands: Any) -> None:
     p.add_argument("--lr", type=float, default=0.01, help="learning rate (default: 0.01)")
     p.add_argument("--momentum", type=float, default=0.0, help="SGD's momentum")
     p.add_argument("--state", default="float32", help="Adam's moments: float32 (default), bfloat16, int8")
-    p.add_argument("--update", default="full", help=_UPDATE_HELP)
+    p.add_argument(
+        "--update", default="full", help=f"{UPDATES}, or a JSON file with an update plan (default: full)"
+    )
     p.add_argument("--memory", help='SRAM budget of the arena, e.g. "256KB"')
     p.add_argument("--recompute", default="auto", help="blocks computed twice: auto (default), lowest, never")
     p.add_argument("--compute", type=float, help="share of FullTrain's backward MACs, of --update adaptive")
@@ -135,7 +138,7 @@ def _compile(a: argparse.Namespace) -> int:
             a.target,
             loss=losses[a.loss],
             optimizer=optimizers[a.optimizer],
-            update=_update(a.update),
+            update=parse_update("compile", a.update),
             budget=config.Budget(memory=a.memory, compute=a.compute),
             accumulate=a.accumulate,
             name=a.name,
@@ -154,43 +157,3 @@ def _compile(a: argparse.Namespace) -> int:
     print(module.report())
     print(f"wrote {module.export(a.output)}")
     return 0
-
-
-_UPDATES = (
-    "full, last-layer, bias-only, tinytl, adapterdrop:0.5, sparse:SCHEME, adaptive, adaptive:expansions"
-)
-_UPDATE_HELP = f"{_UPDATES}, or a JSON file with an update plan (default: full)"
-
-
-def _update(text: str) -> Any:
-    from tvm_tinytrain.config import AdapterDrop, BiasOnly, FullTrain, LastLayer, SparseUpdate, TinyTL
-    from tvm_tinytrain.errors import PlanError
-    from tvm_tinytrain.plan import UpdatePlan
-    from tvm_tinytrain.selection import TaskAdaptive
-
-    plain: dict[str, Any] = {
-        "full": FullTrain, "last-layer": LastLayer, "bias-only": BiasOnly, "tinytl": TinyTL, "adaptive": TaskAdaptive,
-    }  # fmt: skip
-    if text in plain:
-        return plain[text]()
-    kind, _, value = text.partition(":")
-    if kind == "sparse" and value:
-        return SparseUpdate(value)
-    if kind == "adaptive" and value:
-        return TaskAdaptive(layer_kind=value)  # type: ignore[arg-type]  # it refuses what it does not know
-    if kind == "adapterdrop" and value:
-        try:
-            return AdapterDrop(float(value))
-        except ValueError as error:
-            hint = "write adapterdrop:0.5"
-            raise PlanError("compile", f"--update {text}", value, "a share, below 1", hint) from error
-    try:
-        return UpdatePlan.from_json(Path(text).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PlanError(
-            "compile",
-            f"--update {text}",
-            error,
-            f"{_UPDATES}, or a JSON file",
-            "check the spelling or the path",
-        ) from error

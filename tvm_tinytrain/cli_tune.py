@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tvm_tinytrain.cli_fewshot import load_network
+from tvm_tinytrain.cli_update import UPDATES, parse_update
 from tvm_tinytrain.errors import PlanError
 
 _EXAMPLE = """example:
@@ -47,8 +48,8 @@ def add_tune(commands: Any) -> None:
         "--update",
         nargs="+",
         default=["full"],
-        help="whose kernels: full, last-layer, adaptive, a JSON file with an update plan, or tail:N:S, the first share S of the "
-        "channels of the last N layers (default: full)",
+        help=f"whose kernels: {UPDATES}, a JSON file with an update plan, or tail:N:S, the first share S of the channels "
+        "of the last N layers (default: full)",
     )
     p.add_argument(
         "--work", type=Path, default=Path("build/tune"), help="keeps outcomes (default: build/tune)"
@@ -154,27 +155,20 @@ def _library(a: argparse.Namespace, update: str) -> Any:
     import torch
 
     from tvm_tinytrain.build import build
-    from tvm_tinytrain.config import Budget, FullTrain, LastLayer
-    from tvm_tinytrain.plan import UpdatePlan
+    from tvm_tinytrain.config import Budget, LastLayer
     from tvm_tinytrain.selection import TaskAdaptive
     from tvm_tinytrain.targets.boards import get_board
 
     network = _network(a)
     image = torch.zeros(1, 3, a.size, a.size)
     given: dict[str, Any] = {"target": get_board(a.board).target, "example_inputs": (image,), "records": ()}
-    if update == "adaptive":
-        return build(network, update=TaskAdaptive(), budget=Budget(memory="64MB", compute=1.0), **given)
-    if update in ("full", "last-layer"):
-        return build(network, update=FullTrain() if update == "full" else LastLayer(), **given)
     if update.startswith("tail:"):
         layers = build(network, update=LastLayer(), **given).layers
         return build(network, update=_tail(update, layers), **given)
-    try:
-        plan = UpdatePlan.from_json(Path(update).read_text(encoding="utf-8"))
-    except OSError as error:
-        allowed = "full, last-layer, adaptive, tail:N:S or a JSON file"
-        raise PlanError("tune", f"--update {update}", error, allowed, "check the path") from error
-    return build(network, update=plan, **given)
+    chosen = parse_update("tune", update, also="tail:N:S ")
+    if isinstance(chosen, TaskAdaptive):  # a budget that every candidate fits, so that no kernel is left out
+        given["budget"] = Budget(memory="64MB", compute=1.0)
+    return build(network, update=chosen, **given)
 
 
 def _network(a: argparse.Namespace) -> Any:

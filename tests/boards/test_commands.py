@@ -188,6 +188,24 @@ def test_tuning_prints_its_records(
     assert (found["board"], found["output"]) == ("mps2-an500", str(tmp_path / "r.json"))
 
 
+def test_tuning_takes_every_update_that_compile_takes(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tvm_tinytrain import tuning
+
+    seen: list[Any] = []
+    monkeypatch.setattr(tuning, "tune", lambda modules, **given: seen.extend(modules) or [])
+    words = ["tune", "--network", folder / "net.pt2", "--size", SHAPE[-1], "-o", tmp_path / "r.json"]
+    run(capsys, *words, "--update", "bias-only", "adaptive", "tail:1:0.5")
+    words[2:3] = ["mcunet"]
+    run(capsys, *words, "--update", "adaptive:expansions")
+    bias, adaptive, tail, expansions = seen
+    assert all(layer["bias"] and not layer["weight"] for layer in bias.metadata["plan"]["layers"])
+    assert len(adaptive.metadata["adaptive"]["candidates"]) == len(adaptive.layers)
+    assert len(tail.metadata["plan"]["layers"]) == 1
+    assert [c["layer"] for c in expansions.metadata["adaptive"]["candidates"]] == [27, 30, 33, 36, 39]
+
+
 def test_meta_training_prints_its_epochs(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

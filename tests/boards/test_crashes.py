@@ -119,7 +119,8 @@ def test_a_full_pipe(built: Any, board: str) -> None:
 
 
 def test_the_console_holds_what_was_written_before_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process._Console, "_listen", lambda console: None)  # a thread that never gets its turn
+    # A thread that never gets its turn.
+    monkeypatch.setattr(process._Console, "_listen", lambda console: None)
     reader, writer = os.pipe()
     command = ["sh", "-c", "echo one >&2; printf 'two\\nthr' >&2; echo answer; exec sleep 60"]
     child = process.start_process(command, stdin=subprocess.DEVNULL, stdout=writer)

@@ -140,6 +140,13 @@ def test_errors(tmp_path: Path) -> None:
         tune(network(), processes=2, measure=lambda func: Free(), example_inputs=(IMAGE,))  # type: ignore[arg-type, return-value]
     torch.export.save(torch.export.export(network(), (IMAGE,)), tmp_path / "net.pt2")
     given = ["tune", "--network", str(tmp_path / "net.pt2"), "-o", str(tmp_path / "records.json")]
-    for wrong in ("tail:x", "tail:3:7", str(tmp_path / "none.json")):
+    for wrong in (
+        "tail:x",
+        "tail:3:7",
+        "adaptive:none",
+        "sparse:none",
+        "adapterdrop:x",
+        str(tmp_path / "none.json"),
+    ):
         assert main([*given, "--update", wrong]) == 1
     assert not (tmp_path / "records.json").exists()
