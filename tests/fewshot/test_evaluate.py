@@ -49,6 +49,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("evaluate")
 
 
+@pytest.mark.parametrize("beside", ["fulltrain", "tinytrain"])
+def test_prediction_alone_costs_the_same_whatever_stands_beside_it(
+    methods: tuple[Method, ...], beside: str
+) -> None:
+    alone, _ = build_methods(small_backbone(), (torch.zeros(1, 3, SIZE, SIZE),), ("none", beside))
+    assert alone.cost(None) == methods[0].cost(None)
+
+
 def test_every_method_runs_on_the_same_tasks_and_a_run_goes_on(contest: Contest, folder: Path) -> None:
     load = partial(InProcess, build_dir=folder)
     path = folder / "results.json"

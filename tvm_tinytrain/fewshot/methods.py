@@ -139,9 +139,8 @@ def build_methods(
         **{name: AdapterDrop(drop) for name, drop in ADAPTERS.items()},
     }
     kinds = {name: "adaptive" if name in CRITERIA else name for name in wanted}
-    if "none" in kinds:  # any library of the network alone; one with branches costs more to predict with
-        alone = (k for name, k in kinds.items() if name != "none" and name not in ADAPTERS)
-        kinds["none"] = next(alone, "lastlayer")
+    if "none" in kinds:  # others lay memory out for what they train, so that prediction alone would seem to need more
+        kinds["none"] = "lastlayer"
     built: dict[str, LibraryFiles] = {}
     for kind in dict.fromkeys(kinds.values()):
         module = build(
