@@ -139,9 +139,8 @@ def build_methods(
         **{name: AdapterDrop(drop) for name, drop in ADAPTERS.items()},
     }
     kinds = {name: "adaptive" if name in CRITERIA else name for name in wanted}
-    if (
-        "none" in kinds
-    ):  # others lay memory out for what they train, so that prediction alone would seem to need more
+    # Others lay memory out for what they train, so that prediction alone would seem to need more.
+    if "none" in kinds:
         kinds["none"] = "lastlayer"
     built: dict[str, LibraryFiles] = {}
     for kind in dict.fromkeys(kinds.values()):
