@@ -7,15 +7,21 @@ rank 0 merges them (`ranks`).
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import ExitStack
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import product
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tvm_tinytrain.errors import TransportError
 from tvm_tinytrain.fewshot.datasets import Dataset
 from tvm_tinytrain.fewshot.episodes import Episode, Sampler, sample_episode
 from tvm_tinytrain.fewshot.methods import LibraryFiles, Method
@@ -89,7 +95,7 @@ def evaluate(
     First what held-out samples say of the rates on every task, then the tasks at the rates chosen. load: makes a library
     in the process that uses it. processes: workers; 1 runs here. progress: called with what is done and its number, both
     counted over these two. Under torchrun each rank runs its share; only rank 0 returns all. Raises TransportError where a
-    rank is lost; what the others finished stays in files beside `path`.
+    rank or a worker is lost; what was finished stays in files beside `path`. Ctrl-C ends it at once and drops the unfinished tasks.
     """
     with Ranks.joined() as ranks, _Workers(contest, load, processes) as workers:
         results = ranks.load(path, contest.describe())
@@ -217,9 +223,25 @@ def _adapt(worker: _Worker, job: Job, rates: Mapping[str, Mapping[str, float]]) 
 _worker: _Worker | None = None
 
 
-def _begin(contest: Contest, load: Loader) -> None:
+def _begin(contest: Contest, load: Loader, evaluation: Connection) -> None:
     global _worker
+    threading.Thread(target=_end_with, args=(evaluation,), daemon=True).start()
     _worker = _Worker(contest, load, ExitStack())
+
+
+@contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with(evaluation: Connection) -> None:
+    """End this process once the other end of the pipe is closed: there, or because that process is no more."""
+    evaluation.poll(None)
+    os._exit(1)
 
 
 def _work(do: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -234,12 +256,16 @@ class _Workers:
         self.contest, self.load, self.processes = contest, load, processes
         self._stack = ExitStack()
         self._pool: ProcessPoolExecutor | None = None
+        self._alive: Connection | None = None
         self._here: _Worker | None = None
 
     def __enter__(self) -> _Workers:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
+        if self._pool is not None and self._alive is not None:
+            self._pool.shutdown(wait=error is None, cancel_futures=True)
+            self._alive.close()
         self._stack.close()
 
     def each(self, do: Callable[..., _Answer], items: Sequence[tuple[Any, ...]]) -> Iterator[_Answer]:
@@ -251,10 +277,20 @@ class _Workers:
             return
         if self._pool is None:
             context = get_context("spawn")  # a fork would copy the threads' locks of TVM and torch
-            pool = ProcessPoolExecutor(self.processes, context, _begin, (self.contest, self.load))
-            self._pool = self._stack.enter_context(pool)
-        waiting: set[Future[_Answer]] = {self._pool.submit(_work, do, item) for item in items}
+            theirs, self._alive = context.Pipe(duplex=False)
+            begin = (self.contest, self.load, theirs)
+            self._pool = ProcessPoolExecutor(self.processes, context, _begin, begin)
+        with (
+            _ctrl_c_waits()
+        ):  # also in the processes that begin here: a terminal sends it to all, one decides
+            waiting: set[Future[_Answer]] = {self._pool.submit(_work, do, item) for item in items}
         while waiting:
             ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in ready:
-                yield future.result()
+                try:
+                    answer = future.result()
+                except BrokenProcessPool as error:
+                    hint = "see what ended it, e.g. too little memory; the same command goes on where it was"
+                    found = "one that ended"
+                    raise TransportError("evaluate", "process", found, "one that lives", hint) from error
+                yield answer

@@ -179,13 +179,16 @@ class _Task:
         o = self.options
         common: dict[str, Any] = {"loss": o.loss, "queries": o.augment, "seed": self.seed}
         try:
-            return adapt(
+            result = adapt(
                 self.library, samples, labels, iterations=iterations, lr=rate,
                 queries_per_iteration=o.queries_per_iteration,
                 fisher_through_prototypes=o.fisher_through_prototypes, **common,
             )  # fmt: skip
         except BudgetError:  # nothing fits: the network stays as it is
             return adapt(self.library, samples, labels, iterations=0, **common)
+        if result.interrupted:  # adapt keeps what it has; a task that was not finished is no result
+            raise KeyboardInterrupt
+        return result
 
     def held_out_losses(self) -> dict[str, float]:
         """Cross-entropy of the samples kept back, by rate; empty where no class can spare one."""
