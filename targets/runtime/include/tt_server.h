@@ -54,8 +54,8 @@ typedef struct {
   uint16_t last_id;
   uint8_t synced;
   uint8_t exiting;
-  int32_t
-      call_status; /* what the call with last_id returned: a repeated request is not run twice */
+  uint8_t ran;         /* TT_CMD_CALL or TT_CMD_RESET if it ran under last_id: not run twice */
+  int32_t call_status; /* what that call returned, for the reply to its repetition */
   uint64_t call_ticks;
   uint8_t frame[TT_FRAME_HEADER + TT_FRAME_PAYLOAD + TT_FRAME_TRAILER];
 } tt_server;

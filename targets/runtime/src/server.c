@@ -210,6 +210,7 @@ static tt_reply_status call_entry(tt_server *server, uint32_t index, uint32_t ti
   uint64_t start = tt_port_ticks();
   server->call_status = run_entry(server, index, times);
   server->call_ticks = tt_port_ticks() - start;
+  server->ran = TT_CMD_CALL;
   if (index == 0) {
     server->init_status = server->call_status;
   }
@@ -249,7 +250,8 @@ static int needs_library(uint8_t command) {
   return command == TT_CMD_READ || command == TT_CMD_WRITE || command == TT_CMD_CALL;
 }
 
-/* The request's payload and the reply's are the same bytes: take the arguments out first. */
+/* The request's payload and the reply's are the same bytes: take the arguments out first.
+ * `repeated`: the command ran under this id already; one that was refused is refused again. */
 static tt_reply_status execute(tt_server *server, uint8_t command, int repeated, uint32_t length,
                                tt_reply *reply) {
   const uint8_t *request = reply->payload;
@@ -289,6 +291,7 @@ static tt_reply_status execute(tt_server *server, uint8_t command, int repeated,
     return memory(server, reply);
   case TT_CMD_RESET:
     put_u32(reply, (uint32_t)(repeated ? server->init_status : reset(server)));
+    server->ran = TT_CMD_RESET;
     return TT_REPLY_OK;
   case TT_CMD_ECHO:
     reply->length = length;
@@ -319,16 +322,19 @@ static void handle(tt_server *server, uint32_t length) {
   }
   uint8_t command = frame[1];
   uint16_t id = (uint16_t)(frame[2] | frame[3] << 8);
-  int repeated = server->synced && id == server->last_id;
+  int repeated = server->synced && id == server->last_id && command == server->ran;
   if (command == TT_CMD_SYNC && payload >= 4) {
     uint32_t nonce = tt_get_u32(frame + TT_FRAME_HEADER);
     if (!server->synced || nonce != server->nonce) {
       server->synced = 1;
       server->nonce = nonce;
       server->last_id = id;
+      server->ran = 0;
     }
   } else if (server->synced && (uint16_t)(id - server->last_id) >= 0x8000u) {
     return; /* a late copy of an old request */
+  } else if (id != server->last_id) {
+    server->ran = 0;
   }
   tt_reply reply = {frame + TT_FRAME_HEADER, 0};
   tt_reply_status status = execute(server, command, repeated, (uint32_t)payload, &reply);

@@ -112,6 +112,29 @@ static void a_repeated_call_runs_once(void) {
   CHECK(request_words(TT_CMD_CALL, 6, 1, 1, 0) == TT_REPLY_OK && count_calls == 4);
 }
 
+/* As after a lost reply. */
+static void a_refused_call_is_refused_again(void) {
+  CHECK(request_words(TT_CMD_SYNC, 50, 5678, 0, 0) == TT_REPLY_OK);
+  CHECK(request_words(TT_CMD_CALL, 51, 1, 1, 0) == TT_REPLY_OK && count_calls == 5);
+  CHECK(request_words(TT_CMD_CALL, 52, 99, 1, 0) == TT_REPLY_NO_ENTRY);
+  CHECK(request_words(TT_CMD_CALL, 52, 99, 1, 0) == TT_REPLY_NO_ENTRY && reply_length == 8);
+  CHECK(request(TT_CMD_CALL, 53, "1234567", 7) == TT_REPLY_BAD_LENGTH);
+  CHECK(request(TT_CMD_CALL, 53, "1234567", 7) == TT_REPLY_BAD_LENGTH);
+}
+
+static void what_did_not_run_is_no_repetition(void) {
+  const int before = count_calls;
+  CHECK(request_words(TT_CMD_SYNC, 60, 91, 0, 0) == TT_REPLY_OK);
+  CHECK(request_words(TT_CMD_CALL, 60, 1, 1, 0) == TT_REPLY_OK && count_calls == before + 1);
+  CHECK(request_words(TT_CMD_CALL, 60, 1, 1, 0) == TT_REPLY_OK && count_calls == before + 1);
+  CHECK(request_words(TT_CMD_READ, 61, 0, 0, 4) == TT_REPLY_OK);
+  CHECK(request_words(TT_CMD_CALL, 61, 1, 1, 0) == TT_REPLY_OK && count_calls == before + 2);
+  CHECK(request_words(TT_CMD_WRITE, 62, 0, 8, 0x01020304) == TT_REPLY_OK);
+  CHECK(request_words(TT_CMD_SYNC, 63, 92, 0, 0) == TT_REPLY_OK);
+  CHECK(request(TT_CMD_RESET, 63, "", 0) == TT_REPLY_OK);
+  CHECK(request_words(TT_CMD_READ, 64, 0, 8, 4) == TT_REPLY_OK && reply[4] == 7);
+}
+
 static void a_broken_library_is_not_run(void) {
   static tt_tensor outside;
   outside = tensors[0];
@@ -143,9 +166,11 @@ int main(void) {
   CHECK(request_words(TT_CMD_ENTRIES, 28, 9, 0, 0) == TT_REPLY_OK && tt_get_u32(reply + 4) == 0);
   CHECK(request(TT_CMD_MEMORY, 29, "", 0) == TT_REPLY_OK && tt_get_u32(reply + 12) == 12);
   a_repeated_call_runs_once();
-  CHECK(request(TT_CMD_RESET, 40, "", 0) == TT_REPLY_OK);
-  CHECK(request_words(TT_CMD_READ, 41, 0, 8, 4) == TT_REPLY_OK && reply[4] == 7);
-  CHECK(request(TT_CMD_EXIT, 42, "", 0) == TT_REPLY_OK && server.exiting);
+  a_refused_call_is_refused_again();
+  what_did_not_run_is_no_repetition();
+  CHECK(request(TT_CMD_RESET, 70, "", 0) == TT_REPLY_OK);
+  CHECK(request_words(TT_CMD_READ, 71, 0, 8, 4) == TT_REPLY_OK && reply[4] == 7);
+  CHECK(request(TT_CMD_EXIT, 72, "", 0) == TT_REPLY_OK && server.exiting);
   a_broken_library_is_not_run();
   return 0;
 }
