@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from functools import cache
 from pathlib import Path
 
 from tvm_tinytrain.targets.boards import Board
@@ -36,6 +38,25 @@ def runtime_headers() -> tuple[str, ...]:
     root = runtime_folder()
     found = [*root.glob("include/*.h"), *root.glob("cortex_m/*.h"), *root.glob("port/*.h")]
     return tuple(sorted(path.relative_to(root).as_posix() for path in found))
+
+
+# Generated beside the runtime's own: tt_active.c, tt_config.h, TT_LINKED_ARENA_BYTES.
+_GENERATED = ("active", "config", "linked")
+
+
+@cache
+def taken_names() -> tuple[str, ...]:
+    """Return the names, in small letters, that no library may have: its files or its symbols would be the runtime's."""
+    root = runtime_folder()
+    found = set(_GENERATED)
+    for path in root.rglob("*.[ch]"):
+        if path.parent.name == "tests":
+            continue
+        if path.name.startswith("tt_"):
+            found.add(path.stem.removeprefix("tt_"))
+        if path.suffix == ".h":  # functions and the linker's symbols: tt_port_init(, tt_data_load[
+            found.update(re.findall(r"\btt_([a-z0-9]+)_\w+[(\[]", path.read_text(encoding="utf-8")))
+    return tuple(sorted(found))
 
 
 def runtime_config(board: Board, arena_bytes: int, *, standalone: bool = False) -> str:

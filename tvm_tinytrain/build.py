@@ -26,7 +26,7 @@ from tvm_tinytrain.config import (
     TrainConfig,
     Update,
 )
-from tvm_tinytrain.emit import Library, emit_c, emit_object, print_kernels
+from tvm_tinytrain.emit import Library, check_name, emit_c, emit_object, print_kernels
 from tvm_tinytrain.emit.metadata import describe_options, make_metadata, report_text
 from tvm_tinytrain.emit.model_library import pack, unpack
 from tvm_tinytrain.errors import ArchiveError, BudgetError, PlanError
@@ -166,7 +166,7 @@ def build(
         applies each gradient where it is made, one sample per step, and keeps none: 4 bytes less per trained weight. Default: True for
         `TaskAdaptive` (whose ``step`` calls the two), False for a fixed update.
     name
-        C identifier that all public names carry: ``tt_<name>_step``.
+        C identifier that all public names carry: ``tt_<name>_step``. The C runtime's own (loop, port, session, …) are refused.
     memory
         What the compiler does so that less has to be kept.
     also_train
@@ -199,6 +199,7 @@ def build(
         memory or MemoryOptions(),
         tuple(also_train),
     )
+    check_name(name)
     imported = import_model(mod, example_inputs=example_inputs, params=params)
     watched = instruments or Instruments()
     asked: list[tirx.PrimFunc] = []

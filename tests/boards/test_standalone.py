@@ -16,7 +16,7 @@ from tests.building.adaptive_net import CLASSES, SHAPE, network
 from tests.compiled import loaded
 from tvm_tinytrain.adaptation import DeviceDraws, DiffAugment, adapt
 from tvm_tinytrain.adaptation.protonet import class_prototypes, loss_and_gradients
-from tvm_tinytrain.errors import ArchiveError, PlanError, ShapeError, TransportError
+from tvm_tinytrain.errors import ArchiveError, ShapeError, TransportError
 from tvm_tinytrain.micro import Session, Standalone, generate_project, read_result
 from tvm_tinytrain.micro.trained_rows import read_rows, take_checkpoint
 
@@ -179,19 +179,6 @@ def test_tasks_and_consoles_that_make_no_sense_are_refused() -> None:
         task(samples=np.zeros((20, 3), np.float32))
     with pytest.raises(TransportError, match="no result"):
         read_result(["hello"], ["init"])
-
-
-def test_a_name_of_the_runtimes_own_is_refused() -> None:
-    import torch
-
-    with pytest.raises(PlanError, match=r"'session'.*other than.*rows"):
-        tt.build(
-            network(),
-            "host",
-            example_inputs=(torch.zeros(SHAPE),),
-            update=tt.TaskAdaptive(candidates=2),
-            name="session",
-        )
 
 
 @pytest.mark.host_compiler

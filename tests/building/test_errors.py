@@ -27,6 +27,7 @@ from tvm_tinytrain.errors import (
     UnsupportedOperatorError,
 )
 from tvm_tinytrain.plan import LayerUpdate, UpdatePlan
+from tvm_tinytrain.targets.runtime_files import taken_names
 
 ZEROS = torch.zeros(1, *Small.shape)
 
@@ -178,6 +179,21 @@ def test_bad_name(name: str) -> None:
     refuse(
         PlanError, "config: name: found .*; allowed a C identifier; choose letters, digits and _", name=name
     )
+
+
+TAKEN = "loop port server frame paint standalone rows select session checkpoint cache cortex_m decoder data active config linked Loop"
+
+
+@pytest.mark.parametrize("name", TAKEN.split())
+def test_a_name_of_the_runtimes_own(name: str) -> None:
+    """Fixed libraries too: exports and firmwares put the runtime beside them."""
+    refuse(
+        PlanError, f"config: name: found '{name}'; allowed a name other than active, .*loop.*port", name=name
+    )
+
+
+def test_names_near_to_the_runtimes_own_are_free() -> None:
+    assert not {"model", "net", "digits", "loops", "viewport", "main"} & set(taken_names())
 
 
 def test_network_without_layers() -> None:

@@ -23,7 +23,7 @@ from tvm_tinytrain.passes.fuse_update import HYPER
 from tvm_tinytrain.passes.kernels.builder import kernel_kind, kernel_spec
 from tvm_tinytrain.passes.plan_memory import ALIGN, ArenaPlan
 from tvm_tinytrain.passes.program import Entry, Program, Storage
-from tvm_tinytrain.targets.runtime_files import runtime_folder
+from tvm_tinytrain.targets.runtime_files import runtime_folder, taken_names
 
 _ROLES = {
     "input": "TT_ROLE_INPUT", "label": "TT_ROLE_LABEL", "output": "TT_ROLE_OUTPUT", "loss": "TT_ROLE_LOSS", "param": "TT_ROLE_PARAM",
@@ -118,6 +118,14 @@ def print_kernels(name: str, mod: tvm.IRModule, *, count_macs: bool = False) -> 
     return {k: replace(printed[k], text=kernel_comment(func) + printed[k].text) for k, func in found}
 
 
+def check_name(name: str) -> None:
+    """Raises PlanError where a library's files or symbols would be the C runtime's, which a program has beside it."""
+    taken = taken_names()
+    if name.lower() in taken:  # TT_LOOP_H guards tt_Loop.h too
+        allowed = f"a name other than {', '.join(taken)}"
+        raise PlanError("config", "name", repr(name), allowed, "choose another name")
+
+
 def emit_c(library: Library) -> dict[str, bytes]:
     """The library's C files."""
     texts = {
@@ -134,15 +142,7 @@ def emit_c(library: Library) -> dict[str, bytes]:
     files["tinytrain.h"] = (runtime_folder() / "include" / "tinytrain.h").read_bytes()
     if library.adaptive is None:
         return files
-    carried = runtime_files()
-    if set(files) & set(carried):
-        taken = ", ".join(
-            sorted(n.removeprefix("tt_").removesuffix(".h") for n in carried if n.endswith(".h"))
-        )
-        raise PlanError(
-            "emit C", "name", repr(library.name), f"a name other than {taken}", "choose another name"
-        )
-    return files | carried
+    return files | runtime_files()
 
 
 def _guard(library: Library, suffix: str, body: str) -> str:
