@@ -21,8 +21,8 @@ _BOARDS = """example:
 _PROJECT = """example:
   tinytrain project network.tar --board mps2-an500 -o build/firmware --build
   tinytrain project network.tar --kind arduino -o TinyTrainDigits
-kinds: board (C sources, runtime and linker script for one board, which a Session drives), bare-metal (the same, and the program trains
-by itself), zephyr (a module with a sample), arduino (a library with a sketch), cmake (a project that finds this package).
+kinds: board (C sources, runtime and linker script for one board, which a Session drives), bare-metal (the same, driven by letters
+over a byte stream), zephyr (a module with a sample), arduino (a library with a sketch), cmake (a project that finds this package).
 """
 KINDS = ("board", "bare-metal", "zephyr", "arduino", "cmake")
 _RAW = argparse.RawDescriptionHelpFormatter
