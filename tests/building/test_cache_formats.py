@@ -113,6 +113,7 @@ def test_a_pool_of_its_own_keeps_the_same_and_leaves_the_arena_alone() -> None:
     block, pools = pooled.metadata["adaptive"], pooled.metadata["training"]["pools"]
     assert block["cache"]["pool_bytes"] == POOL
     assert pools["cache"] == {"bytes": POOL, "section": "TT_CACHE_SECTION"}
+    assert b"All arenas of this library share it" in pooled.files[f"tt_{pooled.name}.c"]
     tight = build(update=tt.TaskAdaptive(**adaptive), budget=tt.Budget(memory=16384))
     assert "cache" not in tight.metadata["training"]["pools"]
     words = block["plan_words"]

@@ -35,7 +35,8 @@ def cache_pool(size: int) -> list[str]:
     if not size:
         return []
     return [
-        "/* Where the cache of the frozen prefix lies: define TT_CACHE_SECTION as an attribute to place it. */",
+        "/* Where the cache of the frozen prefix lies: define TT_CACHE_SECTION as an attribute to place it.",
+        " * All arenas of this library share it: one at a time may store and use what it stored. */",
         "#ifndef TT_CACHE_SECTION",
         "#define TT_CACHE_SECTION",
         "#endif",

@@ -1,5 +1,7 @@
 /* The vocabulary between an emitted library and its caller: tensors, entries, status codes.
- * A library allocates nothing and writes nothing but the one arena that its caller owns. */
+ * A library allocates nothing and writes nothing but the one arena that its caller owns. One with a
+ * cache in a pool of its own (cache_bytes) writes that pool too, which is static: what one arena
+ * has stored there is lost when another arena of this library stores. */
 #ifndef TINYTRAIN_H
 #define TINYTRAIN_H
 
