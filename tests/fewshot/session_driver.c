@@ -1,6 +1,7 @@
 /* Runs the session of a standalone task on this machine, with as much scratch as it asks for and no
  * byte more, and writes what it did: entries and results as lines, what every entry read to a file.
  */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,6 +30,18 @@ static int source(void *context, uint32_t index, void *input, uint32_t bytes) {
     ((float *)input)[i] = tt_standalone.scale * value + tt_standalone.offset;
   }
   return TT_OK;
+}
+
+static int no_source(void *context, uint32_t index, void *input, uint32_t bytes) {
+  (void)context, (void)index, (void)input, (void)bytes;
+  return TT_ERR_STATE;
+}
+
+/* The learning rate that the library would train by now. */
+static void print_rate(const char *when, const tt_library *library, const unsigned char *arena) {
+  float rate;
+  memcpy(&rate, arena + named(library, "hyper")->offset, sizeof rate);
+  printf("%s %a\n", when, (double)rate);
 }
 
 static int runner(void *context, const tt_entry *entry, void *arena) {
@@ -64,7 +77,9 @@ int main(int argc, char **argv) {
   task.scratch_bytes = tt_session_scratch_bytes(library, &task);
   task.scratch = malloc(task.scratch_bytes + 1); /* never of size 0 */
   printf("scratch %zu %zu\n", task.scratch_bytes, tt_standalone.scratch_bytes);
+  print_rate("before", library, arena);
   const int status = tt_session_adapt(library, arena, &task, &result);
+  print_rate("after", library, arena);
   printf("result %d %u %u %a %a\n", status, result.layers, result.cached, (double)result.first_loss,
          (double)result.last_loss);
   for (uint32_t i = 0; i < tt_standalone.queries && status == TT_OK; i++) {
@@ -94,6 +109,26 @@ int main(int argc, char **argv) {
   task.scratch_bytes++;
   printf("flat %d\n", tt_session_adapt(&flat, arena, &task, &result));
   free(tensors);
+  task.runner = NULL;
+  task.source = no_source;
+  const float rates[] = {-0.5f, NAN, INFINITY};
+  for (size_t i = 0; i < sizeof rates / sizeof *rates; i++) {
+    task.rate = rates[i];
+    printf("rate %d\n", tt_session_adapt(library, arena, &task, &result));
+  }
+  task.rate = tt_standalone.rate;
+  int32_t *const labels = malloc(task.samples * sizeof *labels);
+  const int32_t outside[] = {-1, (int32_t)task.classes, (int32_t)task.classes - 1};
+  task.labels = labels;
+  for (size_t i = 0; i < sizeof outside / sizeof *outside; i++) {
+    memcpy(labels, tt_standalone.labels, task.samples * sizeof *labels);
+    labels[task.samples - 1] = outside[i];
+    printf("outside %d\n", tt_session_adapt(library, arena, &task, &result));
+  }
+  task.classes--;
+  printf("outside %d\n", tt_session_adapt(library, arena, &task, &result));
+  print_rate("end", library, arena);
+  free(labels);
   free(task.scratch);
   free(arena);
   return 0;

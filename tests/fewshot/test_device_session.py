@@ -90,7 +90,7 @@ class Run:
         for line in done.stdout.splitlines():
             what, *rest = line.split()
             self.said.setdefault(what, []).append(rest)
-        self.entries = [e for (e,) in self.said["entry"]]
+        self.entries = [e for (e,) in self.said.get("entry", [])]
         words = np.frombuffer((folder / "inputs").read_bytes(), np.float32)
         size = int(np.prod(SHAPE))
         adapted = len(self.entries) * size  # the driver's refusals run no entry
@@ -138,6 +138,16 @@ def check(run: Run, given: Standalone, result: Any, host: Any, seen: list[np.nda
     np.testing.assert_allclose(got, [result.losses[0], result.losses[-1]], rtol=1e-4)
     assert run.said["scratch"] == [[str(given.scratch_bytes), str(max(8, given.scratch_bytes + 7) // 8 * 8)]]
     assert (run.said["wrong"], run.said["small"], run.said["flat"]) == ([["-4"]], [["-2"]], [["-15"]])
+    assert run.said["rate"] == [["-4"]] * 3
+    assert run.said["outside"] == [
+        ["-4"],
+        ["-4"],
+        ["-10"],
+        ["-4"],
+    ]  # labels in range: it is the source that fails
+    own = ["0x1.47ae14p-7"]  # float32 0.01, of Adam
+    # whatever ends a session, the next one with rate 0 has the library's own
+    assert run.said["before"] == run.said["after"] == run.said["end"] == [own]
 
 
 @pytest.mark.parametrize("through", [True, False])
@@ -210,9 +220,18 @@ def test_a_session_of_labels_with_augmented_samples(tmp_path: Path, compiled: Co
     assert other.said["result"] != run.said["result"]
 
 
+def test_labels_that_are_no_classes_are_refused(tmp_path: Path, compiled: Compiled) -> None:
+    run = Run(*compiled(tt.MSE()), task(), tmp_path)
+    assert run.said["result"][0][0] == "-6"
+    assert run.entries == []
+
+
 def test_what_cannot_be_augmented_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="seed: found -1"):
         task(seed=-1)
+    for rate in (-0.5, float("nan"), float("inf")):
+        with pytest.raises(PlanError, match=f"rate: found {rate}"):
+            task(rate=rate)
 
     class Flat:
         name, files = "flat", {"tt_session.h": b"", "tt_flat.h": b""}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, field
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from tvm_tinytrain.adaptation import DeviceDraws, DiffAugment
 from tvm_tinytrain.config import Prototypical
-from tvm_tinytrain.errors import ShapeError, TransportError
+from tvm_tinytrain.errors import PlanError, ShapeError, TransportError
 
 DATA_FILE = "tt_standalone_data.c"
 _PREFIX = "tt-standalone: "
@@ -43,6 +44,9 @@ class Standalone:
 
     def __post_init__(self) -> None:
         DeviceDraws(self.seed)  # a seed that no device has is refused
+        if not 0 <= self.rate < math.inf:
+            hint = "0 takes the library's own"
+            raise PlanError("standalone", "rate", self.rate, "a finite number, 0 or more", hint)
         classes = np.unique(self.labels)
         sound = 0 < len(self.labels) <= len(self.samples) and np.array_equal(classes, np.arange(len(classes)))
         if self.samples.dtype != np.uint8 or not sound or self.iterations < 0:

@@ -1,5 +1,6 @@
 #include "tt_session.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "tt_rows.h"
@@ -182,6 +183,15 @@ static int conclude(const tt_session *s) {
   return status == TT_OK ? tt_protonet_prototypes(&set, s->prototypes) : status;
 }
 
+/* Whether rate and labels are as tt_session.h says. */
+static int check_task(const tt_session_task *task) {
+  int sound = task->samples != 0 && task->rate >= 0.0f && task->rate < INFINITY;
+  for (uint32_t i = 0; i < task->samples && sound; i++) {
+    sound = task->labels[i] >= 0 && (uint32_t)task->labels[i] < task->classes;
+  }
+  return sound ? TT_OK : TT_ERR_BAD_VALUE;
+}
+
 static void begin(const tt_session *s) {
   float hyper[3];
   const uint32_t samples = s->task->samples;
@@ -211,31 +221,37 @@ static uint32_t count_cached(const tt_session *s) {
   return slots < s->task->samples ? slots : s->task->samples;
 }
 
+static int adapt(tt_session *s, tt_session_result *result) {
+  begin(s);
+  int status = tt_session_run(s, s->release);
+  status = status == TT_OK ? measure(s) : status;
+  status = status == TT_OK ? tt_session_run(s, s->select) : status;
+  if (status != TT_OK) {
+    return status;
+  }
+  result->layers = count_layers(s);
+  if (result->layers != 0) {
+    s->cached = count_cached(s);
+    result->cached = s->cached;
+    status = train(s, result);
+  }
+  return status == TT_OK ? conclude(s) : status;
+}
+
 int tt_session_adapt(const tt_library *library, void *arena, const tt_session_task *task,
                      tt_session_result *result) {
   tt_session s;
   memset(result, 0, sizeof *result);
   int status = tt_session_open(&s, library, arena, task);
+  status = status == TT_OK ? check_task(task) : status;
   if (status != TT_OK) {
     return status;
   }
-  if (task->samples == 0) {
-    return TT_ERR_BAD_VALUE;
-  }
-  begin(&s);
-  status = tt_session_run(&s, s.release);
-  status = status == TT_OK ? measure(&s) : status;
-  status = status == TT_OK ? tt_session_run(&s, s.select) : status;
-  if (status != TT_OK) {
-    return status;
-  }
-  result->layers = count_layers(&s);
-  if (result->layers != 0) {
-    s.cached = count_cached(&s);
-    result->cached = s.cached;
-    status = train(&s, result);
-  }
-  return status == TT_OK ? conclude(&s) : status;
+  float rate; /* the library's own: of the next session too */
+  memcpy(&rate, s.arena + s.hyper->offset, sizeof rate);
+  status = adapt(&s, result);
+  tt_session_put(&s, s.hyper, &rate, sizeof rate);
+  return status;
 }
 
 int tt_session_classify(const tt_library *library, void *arena, const tt_session_task *task,

@@ -2,10 +2,10 @@
  *
  * Works on any task-adaptive library through its table of tensors and entries. A library with the
  * tensor `seed` (loss Prototypical) is trained as a ProtoNet whose samples are support and queries
- * at once; one with an int32 `label` by its own loss. A library built to accumulate gradients takes
- * one step of the optimizer per iteration, any other one per sample, in the order of the samples.
- * What lies before the earliest selected layer is computed once per sample where the cache has
- * room. Nothing is allocated.
+ * at once; one with a `label` of one int32, a class, by its own loss. A library built to accumulate
+ * gradients takes one step of the optimizer per iteration, any other one per sample, in the order
+ * of the samples. What lies before the earliest selected layer is computed once per sample where
+ * the cache has room. Nothing is allocated.
  *
  * With `augment` the pseudo-queries are made of the samples by tt_augment.h: one of each sample for
  * the Fisher pass, then new ones in every iteration, as tvm_tinytrain.adaptation does on the host;
@@ -39,7 +39,7 @@ typedef struct {
   uint32_t samples;
   uint32_t classes;
   uint32_t iterations;               /* passes over the samples */
-  float rate;                        /* of the optimizer; 0: the library's own */
+  float rate;                        /* of the optimizer in this session; 0: the library's own */
   tt_protonet_options prototypes;    /* for a library with `seed` */
   void *scratch;                     /* aligned to 8; kept until the last tt_session_classify */
   size_t scratch_bytes;              /* at least tt_session_scratch_bytes */
@@ -61,10 +61,11 @@ size_t tt_session_scratch_bytes(const tt_library *library, const tt_session_task
 
 /* Adapts the library, from the network's own weights. Returns TT_OK, also where nothing fits the
  * budgets; TT_ERR_NO_ENTRY or TT_ERR_NO_TENSOR for a library that is not task-adaptive, or has the
- * tensor `seed` and no entry `accumulate`; TT_ERR_NO_IMAGE where queries are to be augmented and
- * the input is no float32[1][channels][height][width]; TT_ERR_ARENA_SMALL for too little scratch;
- * TT_ERR_BAD_VALUE for labels out of range, no sample, or options of the augmentation outside of
- * [0, 1]; or what an entry or the source returned. */
+ * tensor `seed` and no entry `accumulate`, or neither `seed` nor a label of one int32;
+ * TT_ERR_NO_IMAGE where queries are to be augmented and the input is no
+ * float32[1][channels][height][width]; TT_ERR_ARENA_SMALL for too little scratch;
+ * TT_ERR_BAD_VALUE for labels out of range, no sample, a rate that is negative or not finite, or
+ * options of the augmentation outside of [0, 1]; or what an entry or the source returned. */
 int tt_session_adapt(const tt_library *library, void *arena, const tt_session_task *task,
                      tt_session_result *result);
 

@@ -29,6 +29,11 @@ static const tt_tensor *input_of(const tt_library *library) {
   return NULL;
 }
 
+/* One class number; a float32 label (MSE, binary cross-entropy) is none. */
+static int is_class(const tt_tensor *label) {
+  return label != NULL && label->dtype == TT_INT32 && label->bytes == sizeof(int32_t);
+}
+
 static int find(tt_session *s, const tt_library *library) {
   s->release = entry_of(library, "release");
   s->fisher_begin = entry_of(library, "fisher_begin");
@@ -55,7 +60,7 @@ static int find(tt_session *s, const tt_library *library) {
   s->slot = tensor_of(library, "slot");
   s->plan = tensor_of(library, "plan");
   s->options = tensor_of(library, "options");
-  if (s->input == NULL || (s->seed == NULL && s->label == NULL) || s->output == NULL ||
+  if (s->input == NULL || (s->seed == NULL && !is_class(s->label)) || s->output == NULL ||
       s->hyper == NULL || s->slot == NULL || s->plan == NULL || s->options == NULL) {
     return TT_ERR_NO_TENSOR;
   }
