@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 import struct
 import subprocess
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,14 @@ STEPS = 3
 def module(target: str = "c -mcpu=cortex-m7") -> tt.TrainModule:
     example = (torch.zeros(SHAPE),)
     return tt.build(network(), target, example_inputs=example, optimizer=tt.SGD(0.05), name="small_net")
+
+
+@cache
+def adaptive_module(name: str) -> tt.TrainModule:
+    """It carries the runtime's files for selection too."""
+    update = tt.TaskAdaptive(candidates=2)
+    example = (torch.zeros(SHAPE),)
+    return tt.build(network(), "c -mcpu=cortex-m7", example_inputs=example, update=update, name=name)
 
 
 @cache
@@ -114,7 +124,7 @@ ZEPHYR = """\
 function(zephyr_library_named name)
   add_library(${name} STATIC)
   set(ZEPHYR_CURRENT_LIBRARY ${name} PARENT_SCOPE)
-  target_link_libraries(app PRIVATE ${name})
+  target_sources(app PRIVATE $<TARGET_OBJECTS:${name}>) # Zephyr links whole archives
   target_link_libraries(${name} PUBLIC m)
 endfunction()
 function(zephyr_library_sources)
@@ -141,7 +151,8 @@ foreach(setting ${settings})
   set(${symbol} y)
 endforeach()
 foreach(module ${ZEPHYR_EXTRA_MODULES})
-  add_subdirectory(${module}/zephyr ${CMAKE_BINARY_DIR}/module)
+  string(MD5 name ${module})
+  add_subdirectory(${module}/zephyr ${CMAKE_BINARY_DIR}/${name})
 endforeach()
 """
 ZEPHYR_HEADERS = {
@@ -159,7 +170,7 @@ ZEPHYR_HEADERS = {
 @pytest.mark.host_compiler
 @pytest.mark.needs("cmake")
 def test_a_zephyr_module_is_complete_and_trains(tmp_path: Path) -> None:
-    root, zephyr = tmp_path / "module", tmp_path / "zephyr"
+    root = tmp_path / "module"
     export_project(module(), "zephyr", root)
     described = yaml.safe_load((root / "zephyr" / "module.yml").read_text())
     assert described["name"] == "tinytrain_small_net"
@@ -173,15 +184,48 @@ def test_a_zephyr_module_is_complete_and_trains(tmp_path: Path) -> None:
     symbols = (root / "samples" / "loop" / "prj.conf").read_text().splitlines()
     assert "CONFIG_TINYTRAIN_SMALL_NET=y" in symbols
     assert all(re.fullmatch(r"CONFIG_[A-Z_]+=(y|n|\d+)", line) for line in symbols)
+    run(configure_zephyr(root, tmp_path), tmp_path)
+    run(["cmake", "--build", "build"], tmp_path)
+    program = tmp_path / "build" / "app"
+    check_answers(subprocess.run([program], input=commands(), capture_output=True, check=True).stdout)
+
+
+@pytest.mark.host_compiler
+@pytest.mark.needs("cmake")
+def test_several_zephyr_modules_fit_into_one_application(tmp_path: Path) -> None:
+    """One that is fixed, two that carry the selection too; one of another version is refused."""
+    root, others = tmp_path / "module", [tmp_path / "first", tmp_path / "second"]
+    export_project(module(), "zephyr", root)
+    for other in others:
+        export_project(adaptive_module(other.name), "zephyr", other)
+    settings = root / "samples" / "loop" / "prj.conf"
+    settings.write_text(settings.read_text() + "CONFIG_TINYTRAIN_FIRST=y\nCONFIG_TINYTRAIN_SECOND=y\n")
+    command = configure_zephyr(root, tmp_path, others)
+    run(command, tmp_path)
+    run(["cmake", "--build", "build"], tmp_path)
+    program = tmp_path / "build" / "app"
+    check_answers(subprocess.run([program], input=commands(), capture_output=True, check=True).stdout)
+    symbols = subprocess.check_output(["nm", program], text=True)
+    assert {"tt_first_library", "tt_second_library", "tt_small_net_library"} <= set(symbols.split())
+
+    made = adaptive_module("second")
+    newer = made.files | {"tt_rows.h": made.files["tt_rows.h"] + b"/* newer */"}
+    export_project(replace(made, files=newer), "zephyr", others[1])
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "another module has a different tinytrain-adapt" in " ".join(done.stderr.split())
+
+
+def configure_zephyr(root: Path, folder: Path, others: Sequence[Path] = ()) -> list[str]:
+    """The command that configures a module's sample, with a stand-in for Zephyr, in `folder`."""
+    zephyr = folder / "zephyr"
     for name, content in ({"ZephyrConfig.cmake": ZEPHYR} | ZEPHYR_HEADERS).items():
         path = zephyr / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
-    sample_folder = root / "samples" / "loop"
-    run(["cmake", "-S", str(sample_folder), "-B", "build", f"-DZephyr_DIR={zephyr}"], tmp_path)
-    run(["cmake", "--build", "build"], tmp_path)
-    program = tmp_path / "build" / "app"
-    check_answers(subprocess.run([program], input=commands(), capture_output=True, check=True).stdout)
+    listed = f"-DZEPHYR_EXTRA_MODULES={';'.join(map(str, others))}"
+    sample = str(root / "samples" / "loop")
+    return ["cmake", "-S", sample, "-B", "build", f"-DZephyr_DIR={zephyr}", listed]
 
 
 ARDUINO_H = """\
@@ -227,37 +271,64 @@ def test_an_arduino_library_compiles(tmp_path: Path) -> None:
     (tmp_path / "Arduino.h").write_text(ARDUINO_H)
     sketch = root / "examples" / "Loop" / "Loop.ino"
     assert sketch.parent.name == sketch.stem
-    flags = [
-        "-mcpu=cortex-m7",
-        "-mthumb",
-        "-mfloat-abi=hard",
-        "-mfpu=fpv5-sp-d16",
-        "-Os",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-    ]
+    objects = [compile_sketch(sketch, [root], tmp_path), *compile_arduino(root, tmp_path)]
+    check_linked(objects, tmp_path)
+
+
+@pytest.mark.needs("arm-none-eabi-gcc")
+def test_several_arduino_libraries_fit_into_one_sketch(tmp_path: Path) -> None:
+    names, inputs = ("small_net", "first", "second"), []
+    for name in names:
+        made = module() if name == "small_net" else adaptive_module(name)
+        export_project(made, "arduino", tmp_path / name)
+        inputs += compile_arduino(tmp_path / name, tmp_path)
+    (tmp_path / "Arduino.h").write_text(ARDUINO_H)
+    sketch = tmp_path / "Several.ino"
+    heads = "".join(f"#include <tt_{name}.h>\n" for name in names)
+    calls = "".join(f"  tt_loop_once(&tt_{name}_library, nullptr, nullptr, nullptr);\n" for name in names)
+    sketch.write_text(f"{heads}#include <tt_loop.h>\nvoid setup() {{}}\nvoid loop() {{\n{calls}}}\n")
+    roots = [tmp_path / name for name in names]
+    check_linked([compile_sketch(sketch, roots, tmp_path), *inputs], tmp_path)
+
+
+CORTEX_M7 = ["-mcpu=cortex-m7", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv5-sp-d16", "-Os"]
+STRICT = ["-Wall", "-Wextra", "-Werror"]
+
+
+def compile_arduino(root: Path, folder: Path) -> list[Path]:
+    """What Arduino gives the linker for a library: an archive with dot_a_linkage, otherwise its objects."""
+    objects = []
     for source in sorted((root / "src").glob("*.c")):
-        run(
-            ["arm-none-eabi-gcc", "-std=gnu11", *flags, "-c", str(source), "-o", f"{source.stem}.o"], tmp_path
-        )
-    include = ["-include", "Arduino.h", f"-I{root / 'src'}", "-x", "c++", str(sketch)]
-    run(
-        [
-            "arm-none-eabi-g++",
-            "-std=gnu++11",
-            "-fno-exceptions",
-            *flags,
-            "-I.",
-            *include,
+        objects.append(folder / f"{root.name}_{source.stem}.o")
+        command = [
+            "arm-none-eabi-gcc",
+            "-std=gnu11",
+            *CORTEX_M7,
+            *STRICT,
             "-c",
+            str(source),
             "-o",
-            "sketch.o",
-        ],
-        tmp_path,
-    )
-    run(["arm-none-eabi-ld", "-r", *(str(p) for p in sorted(tmp_path.glob("*.o"))), "-o", "all.o"], tmp_path)
-    undefined = subprocess.check_output(["arm-none-eabi-nm", "-u", "all.o"], cwd=tmp_path, text=True)
+            str(objects[-1]),
+        ]
+        run(command, folder)
+    if "dot_a_linkage=true" not in (root / "library.properties").read_text().splitlines():
+        return objects
+    archive = folder / f"{root.name}.a"
+    run(["arm-none-eabi-ar", "rcs", str(archive), *map(str, objects)], folder)
+    return [archive]
+
+
+def compile_sketch(sketch: Path, roots: Sequence[Path], folder: Path) -> Path:
+    include = ["-I.", "-include", "Arduino.h", *(f"-I{root / 'src'}" for root in roots)]
+    options = ["-std=gnu++11", "-fno-exceptions", *CORTEX_M7, *STRICT, *include, "-x", "c++"]
+    run(["arm-none-eabi-g++", *options, str(sketch), "-c", "-o", "sketch.o"], folder)
+    return folder / "sketch.o"
+
+
+def check_linked(inputs: Sequence[Path], folder: Path) -> None:
+    """Nothing of a library's is undefined or defined twice."""
+    run(["arm-none-eabi-ld", "-r", *map(str, inputs), "-o", "all.o"], folder)
+    undefined = subprocess.check_output(["arm-none-eabi-nm", "-u", "all.o"], cwd=folder, text=True)
     assert not [line for line in undefined.split() if line.startswith("tt_")]
 
 

@@ -99,7 +99,24 @@ if(CONFIG_TINYTRAIN_@UPPER@)
   # The plan of the arena assumes nothing about optimisation; speed does.
   zephyr_library_compile_options(-O3)
   zephyr_include_directories(../src)
-endif()
+
+@SHARED@endif()
+"""
+
+ZEPHYR_SHARED = """\
+  # The same for all libraries: the first module of an application compiles it.
+  if(NOT TARGET @TARGET@)
+    zephyr_library_named(@TARGET@)
+    zephyr_library_sources(
+@SOURCES@
+    )
+    zephyr_library_compile_options(-O3)
+    set_target_properties(@TARGET@ PROPERTIES TINYTRAIN_DIGEST @DIGEST@)
+  endif()
+  get_target_property(digest @TARGET@ TINYTRAIN_DIGEST)
+  if(NOT "${digest}" STREQUAL "@DIGEST@")
+    message(FATAL_ERROR "tinytrain_@NAME@: another module has a different @TARGET@; export both with one version of tvm_tinytrain")
+  endif()
 """
 
 ZEPHYR_KCONFIG = """\
@@ -185,6 +202,9 @@ ZEPHYR_README = """\
 
 or add this folder to `ZEPHYR_EXTRA_MODULES` of your application and set `CONFIG_TINYTRAIN_@UPPER@=y`; then
 `#include "tt_@NAME@.h"`. The sample serves the one-letter commands of `src/tt_loop.h` over the console's UART.
+
+Several such modules fit into one application if their names differ and one version of tvm_tinytrain wrote them: the first compiles
+what they share.
 """
 
 ARDUINO_PROPERTIES = """\
@@ -197,6 +217,7 @@ paragraph=Predicts and trains over one arena of TT_@UPPER@_ARENA_BYTES bytes; no
 category=Data Processing
 url=https://arxiv.org/abs/2307.09988
 architectures=*
+dot_a_linkage=true
 includes=tt_@NAME@.h,tt_loop.h
 """
 
@@ -250,6 +271,9 @@ ARDUINO_README = """\
 Put this folder into the sketchbook's `libraries`, or install its zip file. `File > Examples > TinyTrain_@TITLE@ > Loop` serves the
 one-letter commands of `src/tt_loop.h` over the serial port. The arena takes TT_@UPPER@_ARENA_BYTES bytes of RAM (see
 `src/tt_@NAME@.h`), the parameters lie in flash.
+
+Several such libraries fit into one sketch if their names differ and one version of tvm_tinytrain wrote them: each is linked as an
+archive (`dot_a_linkage`), so what they share is taken from the first.
 """
 
 CMAKE_LISTS = """\

@@ -6,6 +6,7 @@ board's byte stream.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -135,10 +136,16 @@ def _run_line(board: Board, name: str) -> str:
 
 def _zephyr(library: Library, board: Board) -> Files:
     files = _sources(library, "src/")
-    listed = "\n".join(f"    ../{name}" for name in _c_files(files))
+    own = {f"src/tt_{library.name}{end}" for end in (".c", ".h", "_internal.h", "_kernels.c", "_params.c")}
+    listed = "\n".join(f"    ../{name}" for name in _c_files(files) if name in own)
+    loop = {f"src/{Path(name).name}" for name in _LOOP}
+    shared = "".join(
+        _zephyr_shared(library, f"tinytrain-{part}", {n: c for n, c in files.items() if n in names})
+        for part, names in (("loop", {"src/tinytrain.h", *loop}), ("adapt", files.keys() - own - loop))
+    )  # no library's name has a hyphen
     stack = str(4096 + 4096)
     files["zephyr/module.yml"] = _fill(text.ZEPHYR_MODULE, library)
-    files["zephyr/CMakeLists.txt"] = _fill(text.ZEPHYR_CMAKE, library, SOURCES=listed)
+    files["zephyr/CMakeLists.txt"] = _fill(text.ZEPHYR_CMAKE, library, SOURCES=listed, SHARED=shared)
     files["zephyr/Kconfig"] = _fill(text.ZEPHYR_KCONFIG, library)
     files["samples/loop/CMakeLists.txt"] = _fill(text.ZEPHYR_SAMPLE_CMAKE, library)
     files["samples/loop/prj.conf"] = _fill(text.ZEPHYR_SAMPLE_CONF, library, STACK=stack)
@@ -148,6 +155,17 @@ def _zephyr(library: Library, board: Board) -> Files:
     files["samples/loop/src/main.c"] = _fill(text.ZEPHYR_SAMPLE_MAIN, library)
     files["README.md"] = _fill(text.ZEPHYR_README, library)
     return files
+
+
+def _zephyr_shared(library: Library, target: str, files: Files) -> str:
+    """The CMake text of sources that other modules of an application bring too; "" without sources."""
+    sources = _c_files(files)
+    if not sources:
+        return ""
+    digest = hashlib.sha256(b"\0".join(files[name] for name in sorted(files))).hexdigest()[:16]
+    listed = "\n".join(f"      ../{name}" for name in sources)
+    words = {"TARGET": target, "SOURCES": listed, "DIGEST": digest}
+    return _fill(text.ZEPHYR_SHARED, library, **words).decode()
 
 
 def _arduino(library: Library, board: Board) -> Files:
