@@ -16,6 +16,7 @@ from tvm_tinytrain.config import Adam, Budget
 from tvm_tinytrain.emit.c_kernel import MAX_STACK_ARRAY
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.selection import TaskAdaptive
+from tvm_tinytrain.targets.runtime_files import runtime_folder
 
 MAX_STACK_BYTES = 512
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -32,6 +33,7 @@ FIRMWARE = (
     "-Wmissing-prototypes",
 )
 """What firmware teams switch on besides -Wall and -Wextra."""
+NOT_FOR_CALLERS = ("tt_search.h", "tt_session_calls.h", "tt_small_internal.h", "tt_cortex_m.h")
 M7_COMPILER = pytest.mark.needs("arm-none-eabi-gcc")
 FROM_LIBC = {"memcpy", "memset", "expf", "logf", "sqrtf", "fminf", "fmaxf"}
 
@@ -70,6 +72,33 @@ def test_header_is_also_cxx(module: TrainModule, tmp_path: Path) -> None:
     (tmp_path / "user.cc").write_text(user)
     command = ["g++", "-std=c++11", "-Wall", "-Wextra", "-Werror", "-pedantic", "-c", "user.cc"]
     subprocess.run(command, cwd=tmp_path, check=True)
+
+
+@pytest.mark.host_compiler
+def test_a_cxx_program_links_with_every_function_of_the_runtime(tmp_path: Path) -> None:
+    """It is the firmware of this machine whose tables are C++, and takes the address of what any public header declares."""
+    given = {"example_inputs": (torch.zeros(1, *Small.shape),), "budget": Budget(memory="64KB")}
+    module = build(small(), "host", name="small", update=TaskAdaptive(candidates=2), **given)
+    objects = compile_objects(module, tmp_path, "gcc", [])
+    runtime = runtime_folder()
+    headers = [*tmp_path.glob("*.h"), *runtime.glob("include/*.h"), *runtime.glob("loop/*.h")]
+    texts = {p.name: p.read_text() for p in headers if p.name not in NOT_FOR_CALLERS}
+    functions = {f for t in texts.values() for f in re.findall(r"^\w[\w *]*\b(tt_\w+)\(", t, re.MULTILINE)}
+    assert {"tt_small_step", "tt_rows_install", "tt_server_feed", "tt_port_read", "tt_loop_once"} <= functions
+    user = [f'#include "{name}"' for name in sorted(texts)]
+    user += ["extern void (*const functions[])();", "void (*const functions[])() = {"]
+    user += [f"    reinterpret_cast<void (*)()>(&{function})," for function in sorted(functions)]
+    user += ["};", "const tt_library *const tt_active_library = &tt_small_library;"]
+    user += ["const tt_standalone_task tt_standalone = tt_standalone_task();", ""]
+    (tmp_path / "user.cc").write_text("\n".join(user))
+    folders = [f"-I{tmp_path}", f"-I{runtime / 'include'}", f"-I{runtime / 'loop'}"]
+    strict = ["-std=c++11", "-Wall", "-Wextra", "-Werror", "-pedantic"]
+    subprocess.run(["g++", *strict, *folders, "-c", "user.cc"], cwd=tmp_path, check=True)
+    sources = [*runtime.glob("src/*.c"), runtime / "loop" / "tt_loop.c", runtime / "port" / "process.c"]
+    arena = f"-DTT_LINKED_ARENA_BYTES={module.metadata['memory']['arena_bytes']}"
+    subprocess.run(["gcc", arena, *folders, "-c", *map(str, sources)], cwd=tmp_path, check=True)
+    linked = ["user.o", *(p.name for p in objects), *(f"{p.stem}.o" for p in sources)]
+    subprocess.run(["g++", *linked, "-lpthread", "-lm", "-o", "user"], cwd=tmp_path, check=True)
 
 
 @pytest.mark.host_compiler

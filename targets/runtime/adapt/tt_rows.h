@@ -15,6 +15,10 @@
 
 #include "tinytrain.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* What a row tensor holds when it is installed. */
 typedef enum {
   TT_ROWS_ZERO = 0, /* gradients and optimizer state */
@@ -98,5 +102,9 @@ uint32_t tt_cache_kept_bytes(const tt_rows_table *table, const tt_cache_item *it
  * TT_ERR_RANGE, and copies nothing, where there is no such slot. */
 int tt_cache_move(const tt_rows_table *table, const uint32_t *plan, const tt_cache_item *items,
                   uint32_t count, uint32_t slot, unsigned char *arena, int load);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif /* TT_ROWS_H */

@@ -5,6 +5,10 @@
 
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 #ifndef TT_BOARD_NAME
 #error "define TT_BOARD_NAME, a string"
 #endif
@@ -44,5 +48,9 @@ void tt_mpu_disable(void);
 
 /* Starts the cycle counter behind tt_port_ticks (ticks_systick.c). */
 void tt_ticks_start(void);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif /* TT_CORTEX_M_H */

@@ -10,6 +10,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 #define TT_FRAME_REQUEST 0x01u
 #define TT_FRAME_REPLY 0x81u
 #define TT_FRAME_HEADER 4u
@@ -57,5 +61,9 @@ static inline void tt_put_u32(uint8_t *p, uint32_t value) {
   p[2] = (uint8_t)(value >> 16);
   p[3] = (uint8_t)(value >> 24);
 }
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif /* TT_FRAME_H */

@@ -5,6 +5,10 @@
 
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Both ends are multiples of four. */
 void tt_paint(uint8_t *lower, uint8_t *upper);
 
@@ -16,5 +20,9 @@ uint32_t tt_painted_peak_from_above(const uint8_t *lower, const uint8_t *upper);
 
 /* Bytes in touched words. */
 uint32_t tt_painted_touched(const uint8_t *lower, const uint8_t *upper);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif /* TT_PAINT_H */

@@ -6,6 +6,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 void tt_port_init(void);
 
 /* Waits for at least one byte; returns how many came, at most max. 0: the other side is gone. */
@@ -30,5 +34,9 @@ void tt_port_stack(uint8_t **lower, uint8_t **upper);
 
 /* The name that the board has in the host's table. */
 const char *tt_port_board(void);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif /* TT_PORT_H */

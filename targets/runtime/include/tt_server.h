@@ -5,6 +5,10 @@
 #include "tinytrain.h"
 #include "tt_frame.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 #ifndef TT_FRAME_PAYLOAD
 #define TT_FRAME_PAYLOAD 1024u /* most bytes of payload in one frame, at least 256 */
 #endif
@@ -77,5 +81,9 @@ void tt_region_end(void);
 /* Serves tt_active_library over the port until the host is gone. */
 extern const tt_library *const tt_active_library;
 int tt_server_main(void);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif /* TT_SERVER_H */

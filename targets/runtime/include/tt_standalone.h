@@ -6,6 +6,10 @@
 #include "tt_checkpoint.h"
 #include "tt_session.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* What is linked into flash with the library. A sample is uint8; an input of float32 gets
  * scale * value + offset. The first `support` samples are trained on, the rest is classified. */
 typedef struct {
@@ -38,5 +42,9 @@ extern const tt_standalone_task tt_standalone;
  *   checkpoint STATUS BYTES CRC32
  * Numbers are decimal. */
 void tt_standalone_run(const tt_library *library, uint8_t *arena);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif /* TT_STANDALONE_H */
