@@ -77,8 +77,8 @@ typedef struct {
   tt_entry_fn run;
 } tt_entry;
 
-/* "init" is the first entry; then "step", "predict", "fisher", "select", as far as the library has
- * them. */
+/* "init" is the first entry. The order of the others is not to be relied on: they are found by name.
+ */
 typedef struct {
   const char *name;
   const char *version;
