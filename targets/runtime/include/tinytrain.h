@@ -77,8 +77,7 @@ typedef struct {
   tt_entry_fn run;
 } tt_entry;
 
-/* "init" is the first entry. The order of the others is not to be relied on: they are found by name.
- */
+/* "init" is the first entry. Nothing is said of the others' order: they are found by name. */
 typedef struct {
   const char *name;
   const char *version;
