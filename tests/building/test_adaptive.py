@@ -226,7 +226,63 @@ def test_calls_out_of_order_are_refused(module: tt.TrainModule) -> None:
         with pytest.raises(TransportError, match="-10"):
             library.step(image, label, "fisher")
         library.call("release")
-        library.step(image, label, "fisher")
+        with pytest.raises(TransportError, match="-10"):
+            library.step(image, label, "fisher")  # fisher_begin is first
+
+
+def test_potentials_are_gone_after_a_prediction(module: tt.TrainModule) -> None:
+    """It uses the same bytes: a selection by what it left there would be one by noise."""
+    image, label = samples(1)[0]
+    with loaded(module) as library:
+        with pytest.raises(TransportError, match="-10"):
+            library.call("select")
+        measured(library)
+        library.predict(image)
+        for call in (lambda: library.step(image, label, "fisher"), lambda: library.call("select")):
+            with pytest.raises(TransportError, match="-10"):
+                call()
+        measured(library)
+        library.call("select")
+        assert library.read("request").any()
+
+
+@pytest.mark.parametrize(("word", "value"), [(3, 256), (3, 7), (5, 256), (5, 2)])
+def test_options_of_no_meaning_are_refused(module: tt.TrainModule, word: int, value: int) -> None:
+    with loaded(module) as library:
+        measured(library)
+        library.view("options")[word] = value
+        with pytest.raises(TransportError, match="-4"):
+            library.call("select")
+        assert not library.read("request").any()
+
+
+def test_an_arena_without_init_is_refused(module: tt.TrainModule) -> None:
+    with loaded(module) as library:
+        library.arena[:] = 0xFF
+        for entry in ("predict", "accumulate", "apply", "fisher", "fisher_begin", "select"):
+            with pytest.raises(TransportError, match="-10"):
+                library.call(entry)
+
+
+@pytest.mark.parametrize("again", ["install", "select"])
+def test_a_new_plan_begins_with_a_new_optimizer(module: tt.TrainModule, again: str) -> None:
+    """Adam's moments are cleared, so its corrections for their beginning are too."""
+    image, label = samples(1)[0]
+    with loaded(module) as library, loaded(module) as fresh:
+        install(library, module, CHOICES[0])
+        for _ in range(5):
+            library.step(image, label, "step")
+        assert library.read("hyper")[1] > 0
+        library.call("release")
+        for each in (library, fresh):
+            if again == "select":
+                measured(each)
+                each.call("select")
+            else:
+                install(each, module, CHOICES[1])
+        np.testing.assert_array_equal(library.read("hyper"), fresh.read("hyper"))
+        assert library.step(image, label, "step") == fresh.step(image, label, "step")
+        np.testing.assert_array_equal(library.predict(image), fresh.predict(image))
 
 
 def test_a_plan_that_does_not_fit_changes_nothing(module: tt.TrainModule) -> None:
@@ -262,5 +318,8 @@ def test_what_was_learnt_is_saved_and_loaded_and_damage_is_refused(module: tt.Tr
         assert fresh._library.tt_model_load(target, buffer, ctypes.c_size_t(size)) != 0
         np.testing.assert_array_equal(fresh.predict(image), before)
         buffer[size // 2] ^= 1
+        fresh.view("hyper")[1:3] = 0.5  # of a plan before
         assert fresh._library.tt_model_load(target, buffer, ctypes.c_size_t(size)) == 0
+        assert not fresh.read("hyper")[1:3].any()
+        np.testing.assert_array_equal(fresh.read("request"), trained.read("request"))
         np.testing.assert_array_equal(fresh.predict(image), trained.predict(image))

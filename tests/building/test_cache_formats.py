@@ -44,6 +44,36 @@ def as_kept(values: np.ndarray, cache_format: str) -> np.ndarray:
     return (np.clip(rounded, -127, 127) * unit).astype(np.float32)
 
 
+@pytest.mark.parametrize(
+    ("first", "expected"),
+    [
+        ([3e-37, -1e-37, 0.0, 1e-37], [0.0] * 4),
+        ([np.nan, 1.0, -2.0, 0.0], [0.0, 1.0, -2.0, 0.0]),
+        ([np.inf, 1.0, -np.inf, np.nan], [np.inf, 0.0, -np.inf, 0.0]),
+    ],
+)
+def test_bytes_keep_what_they_can_of_values_that_are_no_numbers(
+    first: list[float], expected: list[float]
+) -> None:
+    """The same on every core: neither a unit that is infinite nor a cast of what does not fit."""
+    made = build(
+        update=tt.TaskAdaptive(candidates=4, cache_format="int8", cached_samples=0),
+        budget=tt.Budget(memory=60000),
+    )
+    x = np.zeros(made.metadata["tensors"][0]["shape"], np.float32)
+    x.flat[:4] = first
+    with loaded(made) as library:
+        install(library, made, FIRST)
+        library.write("slot", np.array([0], np.int32))
+        library.write("x", x)
+        library.call("predict_store")
+        found = np.frombuffer(kept(library, made, 0), np.uint8)
+    unit = found[:4].copy().view(np.float32)[0]
+    with np.errstate(over="ignore"):
+        restored = found[4:8].copy().view(np.int8).astype(np.float32) * unit
+    np.testing.assert_allclose(restored, expected, rtol=1e-2)
+
+
 def test_an_input_is_kept_as_numpy_would(module: tt.TrainModule) -> None:
     """With the first layer trained the cache holds the input itself: halves of all magnitudes, or bytes with their unit."""
     cache_format = module.metadata["adaptive"]["cache"]["format"]

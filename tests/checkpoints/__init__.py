@@ -111,7 +111,7 @@ class Process:
     def state(self) -> tuple[np.ndarray, np.ndarray]:
         """The plan's words and the arena's bytes."""
         self.ask("g")
-        words = 3 + len(self.table.channels) + len(self.table.rows) + 3
+        words = 3 + len(self.table.channels) + len(self.table.rows) + 4
         plan = np.frombuffer(self._stdout.read(4 * words), np.uint32)
         return plan, np.frombuffer(self._stdout.read(self.table.arena_bytes), np.uint8)
 

@@ -93,7 +93,7 @@ class AdaptiveLibrary:
         """Where what stands in the tensor ``plan`` (``tt_rows.h``)."""
         end = 3 + len(self.layers) + len(self.plan.rows)
         return {"depth": 0, "selected": 1, "rows": 3, "offsets": 3 + len(self.layers), "end": end,
-                "cache_point": end + 1, "cache_slots": end + 2}  # fmt: skip
+                "cache_point": end + 1, "measured": end + 2, "cache_slots": end + 3}  # fmt: skip
 
     def metadata(self, program: Program) -> dict[str, Any]:
         """The block ``adaptive`` of the library's metadata."""
@@ -116,7 +116,7 @@ class AdaptiveLibrary:
 
 def plan_word_count(candidates: int, tensors: int) -> int:
     """Words of the tensor ``plan`` (``tt_rows.h``)."""
-    return 3 + candidates + tensors + 3
+    return 3 + candidates + tensors + 4
 
 
 def row_kind(source: str) -> str:
@@ -295,16 +295,22 @@ def adaptive_entry(
         lines.append(
             "  const uint64_t selected = (uint64_t)plan[TT_PLAN_SELECTED + 1] << 32 | plan[TT_PLAN_SELECTED];"
         )
+    refused = {
+        "predict": (f"plan[TT_PLAN_DEPTH] > {none}", "init first"),
+        "fisher": (
+            f"plan[TT_PLAN_DEPTH] != {none} || plan[TT_PLAN_MEASURED(&rows_table)] == 0",
+            "fisher_begin first",
+        ),
+        **dict.fromkeys((*TRAINING, "apply"), (f"plan[TT_PLAN_DEPTH] >= {none}", "nothing is selected")),
+    }
+    if entry.name in refused:
+        condition, why = refused[entry.name]
+        lines += [f"  if ({condition}) /* {why} */", "    return TT_ERR_STATE;"]
+    if entry.name == "predict":  # its tensors lie where the potentials do
+        lines.append("  TT_PLAN(base)[TT_PLAN_MEASURED(&rows_table)] = 0;")
     if table:
         depth = "0" if entry.name == "fisher" else "plan[TT_PLAN_DEPTH]"
         lines.append(f"  const uint32_t *const at = {entry.name}_at[{depth}];")
-    if entry.name in (*TRAINING, "apply"):
-        lines += [
-            f"  if (plan[TT_PLAN_DEPTH] == {none}) /* nothing is selected */",
-            "    return TT_ERR_STATE;",
-        ]
-    elif entry.name == "fisher":
-        lines += [f"  if (plan[TT_PLAN_DEPTH] != {none}) /* release first */", "    return TT_ERR_STATE;"]
     if not table and "plan[" not in "".join(lines[3:]):
         lines.append("  (void)plan;")
     if not points:

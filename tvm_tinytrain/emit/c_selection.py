@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 PLAN_TENSOR = "plan"
 REQUEST_TENSOR = "request"
 OPTIONS_TENSOR = "options"
+HYPER_TENSOR = "hyper"
+"""Learning rate, then Adam's bias corrections 1 − β^t."""
 NORMS_TENSOR = "squared_norms"
 """Potentials of the criterion "l2", in flash."""
 OPTION_WORDS = 9
@@ -27,7 +29,7 @@ def selection_entries(adaptive: AdaptiveLibrary, prefix: str, arena: ArenaPlan) 
     scratch = fisher.plans["fisher"]["fisher.scratch"]
     size = next(b.size for b in fisher.problems["fisher"].buffers if b.name == "fisher.scratch")
     request, options = arena.fixed[REQUEST_TENSOR], arena.fixed[OPTIONS_TENSOR]
-    plan = arena.fixed[PLAN_TENSOR]
+    plan, hyper = arena.fixed[PLAN_TENSOR], arena.fixed[HYPER_TENSOR]
     l2 = (
         f"known = {prefix}_{NORMS_TENSOR};"
         if adaptive.has_norms
@@ -50,13 +52,17 @@ int {prefix}_fisher_begin(void *arena) {{
     return TT_ERR_STATE;
   for (uint32_t c = 0; c < {count}; ++c)
     memset(base + delta_at[c], 0, candidate_channels[c] * sizeof(float));
+  TT_PLAN(base)[TT_PLAN_MEASURED(&rows_table)] = 1;
   return TT_OK;
 }}
 
-/* What the cache keeps depends on the samples that it should have room for: the last word of the options. */
+/* Behind every new plan. Adam begins anew: its bias corrections are those before the first step. What the cache keeps depends on
+ * the samples that it should have room for: the last word of the options. */
 static int settled(unsigned char *base, int status) {{
-  if (status == TT_OK)
+  if (status == TT_OK) {{
+    memset(base + {hyper} + sizeof(float), 0, 2 * sizeof(float));
     tt_cache_choose(&rows_table, TT_PLAN(base), ((const uint32_t *)(const void *)(base + {options}))[{OPTION_WORDS - 1}]);
+  }}
   return status;
 }}
 
@@ -90,7 +96,10 @@ int {prefix}_save_to(const void *arena, tt_checkpoint_sink sink, void *context) 
 
 {step}int {prefix}_load(void *arena, const void *bytes, size_t count) {{
   unsigned char *const base = (unsigned char *)arena;
-  return settled(base, tt_checkpoint_load(&rows_table, {prefix}_library.digest, bytes, count, TT_PLAN(base), base));
+  const int status = settled(base, tt_checkpoint_load(&rows_table, {prefix}_library.digest, bytes, count, TT_PLAN(base), base));
+  if (status == TT_OK)
+    memcpy(base + {request}, (const unsigned char *)bytes + TT_CHECKPOINT_HEADER, {(total + 7) // 8}); /* what is installed */
+  return status;
 }}
 
 int {prefix}_select(void *arena) {{
@@ -106,7 +115,11 @@ int {prefix}_select(void *arena) {{
   int status;
   if (TT_PLAN(base)[TT_PLAN_DEPTH] != {count}) /* release first */
     return TT_ERR_STATE;
+  if (words[3] > TT_SELECT_EXACT || words[5] > TT_SELECT_STOP)
+    return TT_ERR_BAD_VALUE;
 {norms}
+  else if (options.criterion != TT_SELECT_RANDOM && TT_PLAN(base)[TT_PLAN_MEASURED(&rows_table)] == 0) /* fisher_begin first */
+    return TT_ERR_STATE;
   for (uint32_t c = 0; c < {count}; ++c) {{
     memcpy(potentials + first, base + delta_at[c], candidate_channels[c] * sizeof(float));
     first += candidate_channels[c];

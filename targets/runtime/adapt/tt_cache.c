@@ -2,6 +2,7 @@
  * result per sample is kept: behind the trained rows, or in a pool of its own. */
 #include "tt_rows.h"
 
+#include <float.h>
 #include <string.h>
 
 #define LARGEST_INT8 127.0f
@@ -89,19 +90,30 @@ static void restore_half(const unsigned char *place, uint32_t count, float *valu
   }
 }
 
+/* -127 to 127; not a number is 0. */
+static int8_t to_int8(float scaled) {
+  if (scaled >= LARGEST_INT8)
+    return 127;
+  if (scaled <= -LARGEST_INT8)
+    return -127;
+  return (int8_t)(scaled > 0.0f ? scaled + 0.5f : scaled < 0.0f ? scaled - 0.5f : 0.0f);
+}
+
+/* A tensor whose unit would be subnormal is kept as zeros: 1 / unit need not be finite, and cores
+ * differ in what they make of it. */
 static void keep_int8(const float *values, uint32_t count, unsigned char *place) {
   float largest = 0.0f;
   for (uint32_t i = 0; i < count; ++i) {
     const float magnitude = values[i] < 0.0f ? -values[i] : values[i];
     largest = magnitude > largest ? magnitude : largest;
   }
-  const float unit = largest / LARGEST_INT8;
+  largest = largest > FLT_MAX ? FLT_MAX : largest;
+  const float whole = largest / LARGEST_INT8;
+  const float unit = whole >= FLT_MIN ? whole : 0.0f;
   const float inverse = unit > 0.0f ? 1.0f / unit : 0.0f;
   memcpy(place, &unit, sizeof unit);
   for (uint32_t i = 0; i < count; ++i) {
-    const float scaled = values[i] * inverse;
-    const int32_t rounded = (int32_t)(scaled < 0.0f ? scaled - 0.5f : scaled + 0.5f);
-    const int8_t kept = (int8_t)(rounded > 127 ? 127 : rounded < -127 ? -127 : rounded);
+    const int8_t kept = unit > 0.0f ? to_int8(values[i] * inverse) : 0;
     memcpy(place + sizeof unit + i, &kept, 1);
   }
 }

@@ -8,7 +8,9 @@
  *   then         trained channels of each candidate
  *   then         offset in the arena of each row tensor, in bytes
  *   then         where the rows end; behind lies the frozen prefix's cache, if it has no pool
- *   then         what the cache keeps (tt_cache_point), and for how many samples it has room
+ *   then         what the cache keeps (tt_cache_point)
+ *   then         1 while Fisher potentials are in the arena: predict writes over them
+ *   the last     for how many samples the cache has room
  */
 #ifndef TT_ROWS_H
 #define TT_ROWS_H
@@ -85,13 +87,14 @@ typedef struct {
   uint32_t floats; /* its number of float32 values, 0 for another type */
 } tt_cache_item;
 
-/* Offsets of the last words of the plan behind its offsets of row tensors. */
+/* Places of the last words of the plan, behind its offsets of row tensors. */
 #define TT_PLAN_END(table) (TT_PLAN_ROWS + (table)->num_candidates + (table)->num_tensors)
 #define TT_PLAN_POINT(table) (TT_PLAN_END(table) + 1)
-#define TT_PLAN_SLOTS(table) (TT_PLAN_END(table) + 2)
+#define TT_PLAN_MEASURED(table) (TT_PLAN_END(table) + 2)
+#define TT_PLAN_SLOTS(table) (TT_PLAN_END(table) + 3)
 
 /* Decides what the cache keeps: TT_CACHE_RESULT where it then has room for `samples` samples (0:
- * not known), else TT_CACHE_INPUT. Writes the last two words of the plan; what was kept before is
+ * not known), else TT_CACHE_INPUT. Writes these two words of the plan; what was kept before is
  * gone. */
 void tt_cache_choose(const tt_rows_table *table, uint32_t *plan, uint32_t samples);
 
