@@ -42,7 +42,8 @@ class FuseUpdate:
     """``g = weight_grad(x, dy); return loss, g``  →  ``w' = weight_grad_update(x, dy, w, state…, hyper) in place; return loss, w'``.
 
     With ``accumulate`` the function becomes ``accumulate`` (gradients are added to tensors ``g_<param>``) and a second one, ``apply``,
-    updates the weights from them and clears them. A gradient that is a sum of several kernels is applied by a kernel of its own; so is
+    updates the weights from them and clears them. A gradient that is a sum of several kernels, or that something else reads too (the
+    adjoint of a sum is that of both operands), is applied by a kernel of its own; so is
     one whose update reads all of a block first (moments in 8 bits), unless ``by_rows``: then trained rows are made and updated one
     by one in a single kernel.
     """
@@ -70,7 +71,7 @@ class FuseUpdate:
         result = func.body.body
         while result in defs:
             result = defs[result]
-        targets: dict[relax.Var, _Target] = {}
+        targets: dict[relax.Var, list[_Target]] = {}  # two parameters that are added up have one gradient
         new_params: list[relax.Var] = []
 
         def tensor(name: str, value: np.ndarray, role: str) -> relax.Var:
@@ -91,7 +92,7 @@ class FuseUpdate:
                 )
             )
             lists = tuple(by_name[entry[k]] for k in ("channels", "inputs") if entry[k])
-            targets[grad] = _Target(
+            target = _Target(
                 by_name[name],
                 lists,
                 bool(entry["channels"]),
@@ -99,8 +100,8 @@ class FuseUpdate:
                 bool(entry.get("rows")),
                 kept,
             )
+            targets.setdefault(grad, []).append(target)
 
-        sinks = {g: self._sink(t.param) for g, t in targets.items()}
         uses = use_counts(func)
 
         def body(r: Rebuilder) -> relax.Expr:
@@ -111,22 +112,25 @@ class FuseUpdate:
                     if not isinstance(b.value, relax.Tuple):
                         r.keep(b)
                     continue
-                own = sinks[b.var]
+                target = targets[b.var][0]
+                own = self._sink(target.param)
                 if now is hyper and isinstance(own, AdamUpdate) and not self.accumulate:
                     # here and not in front: the forward pass may end in an error, or begin at a cached sample
                     now = r.kernel_inplace(advance(own), [hyper], [0], "hyper_now")
-                target, fusable = targets[b.var], uses[b.var] == 1
                 sink: Sink = Accumulate() if self.accumulate else own
-                fusable = fusable and not _needs_whole_blocks(sink)
+                alone = uses[b.var] == 1  # one parameter's, and nobody else reads it
+                fusable = alone and not _needs_whole_blocks(sink)
                 kernel = _with_sink(mod, b.value, sink, target.rows) if fusable else None
-                if self.by_rows and target.rows and uses[b.var] == 1 and _needs_whole_blocks(sink):
+                if self.by_rows and target.rows and alone and _needs_whole_blocks(sink):
                     kernel = _by_rows(mod, b.value, sink)
-                if kernel is None:
-                    r.keep(b)
-                    outputs.append(self._apply(r, target, r.look(b.var), sink, now))
-                else:
+                if kernel is not None:
                     args = [r.look(a) for a in b.value.args[1].fields]
                     outputs.append(_call(r, kernel, args, target, sink, now))
+                    continue
+                r.keep(b)
+                for each in targets[b.var]:
+                    sink = Accumulate() if self.accumulate else self._sink(each.param)
+                    outputs.append(self._apply(r, each, r.look(b.var), sink, now))
             return relax.Tuple([r.look(result.fields[0]), *outputs])
 
         attrs = {"num_input": int(func.attrs["num_input"])}
@@ -134,7 +138,7 @@ class FuseUpdate:
         mod = rebuild(mod, entry_name, body, params=[*func.params, *new_params], source="step", attrs=attrs)
         if self.accumulate:
             del mod["step"]
-            mod = self._apply_function(mod, list(targets.values()), hyper)
+            mod = self._apply_function(mod, [t for shared in targets.values() for t in shared], hyper)
         keep = ["predict", "accumulate", "apply"] if self.accumulate else ["predict", "step"]
         mod = relax.transform.DeadCodeElimination(keep)(mod)
         return with_roles(with_values(mod, values), roles)
@@ -147,22 +151,34 @@ class FuseUpdate:
         return AdamUpdate(o.betas[0], o.betas[1], o.eps, o.weight_decay, isinstance(o, AdamW), scale, state)
 
     def _apply(
-        self, r: Rebuilder, target: _Target, grad: relax.Expr, sink: Sink, hyper: relax.Expr
+        self,
+        r: Rebuilder,
+        target: _Target,
+        grad: relax.Expr,
+        sink: Sink,
+        hyper: relax.Expr,
+        *,
+        clears: bool = False,
     ) -> relax.Expr:
-        """Hands a gradient that exists as a tensor to its sink."""
-        if isinstance(sink, Accumulate):  # the sum of several uses of one weight
-            out = r.kernel_inplace(apply_update(shape_of(grad), sink), [grad, target.kept[0]], [0, 1])
-            return r.emit(relax.TupleGetItem(out, 1))
+        """Hands a gradient that exists as a tensor to its sink.
+
+        Only an accumulated one is cleared: any other may be the adjoint of a sum, which the layers in front read too.
+        """
+        if isinstance(sink, Accumulate):
+            kernel = apply_update(shape_of(grad), sink, clears=False)
+            return r.kernel_inplace(kernel, [grad, target.kept[0]], [1])
         shape = shape_of(target.param)
         vectors = () if target.rows else target.lists
         sizes = [shape_of(v)[0] for v in vectors]
         channels = sizes.pop(0) if sizes and target.has_channels else None
         make: Any = apply_block_update if _needs_whole_blocks(sink) else apply_update
-        kernel = make(shape, sink, channels=channels, inputs=sizes.pop(0) if sizes else None)
+        inputs = sizes.pop(0) if sizes else None
+        kernel = make(shape, sink, channels=channels, inputs=inputs, clears=clears)
         args = [grad, *vectors, target.param, *target.kept, hyper]
-        inplace = [0, *range(1 + len(vectors), len(args) - 1)]
+        first = 1 + len(vectors)
+        inplace = [*([0] if clears else []), *range(first, len(args) - 1)]
         out = r.kernel_inplace(kernel, args, inplace)
-        return r.emit(relax.TupleGetItem(out, 1))
+        return out if len(inplace) == 1 else r.emit(relax.TupleGetItem(out, inplace.index(first)))
 
     def _apply_function(self, mod: tvm.IRModule, targets: list[_Target], hyper: relax.Var) -> tvm.IRModule:
         """Adds ``apply``: every accumulated gradient goes into its weight and is cleared."""
@@ -177,7 +193,7 @@ class FuseUpdate:
             outs = []
             for t, sink in zip(targets, sinks, strict=True):
                 lean = _Target(t.param, t.lists, t.has_channels, t.has_inputs, t.rows, t.kept[1:])
-                outs.append(self._apply(r, lean, t.kept[0], sink, now))
+                outs.append(self._apply(r, lean, t.kept[0], sink, now, clears=True))
             return relax.Tuple(outs)
 
         return rebuild(mod, "apply", body, params=unique, source="accumulate", attrs={"num_input": 0})

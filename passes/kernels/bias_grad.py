@@ -61,14 +61,20 @@ def bias_grad(
 
 
 def apply_update(
-    shape: tuple[int, ...], sink: Sink, *, channels: int | None = None, inputs: int | None = None
+    shape: tuple[int, ...],
+    sink: Sink,
+    *,
+    channels: int | None = None,
+    inputs: int | None = None,
+    clears: bool = True,
 ) -> tirx.PrimFunc:
-    """Hands an accumulated gradient to ``sink`` and clears it. Arguments: g (compact, in place), (channels), (inputs), the sink's.
+    """Hands a gradient to ``sink`` and, where it ``clears``, sets it to zero in place. Arguments: g (compact), (channels), (inputs),
+    the sink's.
 
     ``shape`` is the full parameter's; the gradient's first two axes are as long as the lists where there are lists.
     """
     compact = (channels or shape[0], *((inputs or shape[1],) if len(shape) > 1 else ()), *shape[2:])
-    args = [Arg("g", compact, role="inout")]
+    args = [Arg("g", compact, role="inout" if clears else "in")]
     if channels is not None:
         args.append(Arg("channels", (channels,), "int32"))
     if inputs is not None:
@@ -89,11 +95,12 @@ def apply_update(
             if ins is not None:
                 where[1] = ins[at[1]]
             sink.emit(bufs[own:], at, where, g[tuple(at)])
-            T.buffer_store(g, f32(0.0), at)
+            if clears:
+                T.buffer_store(g, f32(0.0), at)
 
     return make_kernel(
         "apply_update", {"shape": list(shape)}, args, body, sink=sink.kind, update=asdict(sink), channels=channels,
-        inputs=inputs, macs=0,
+        inputs=inputs, macs=0, clears=clears,
     )  # fmt: skip
 
 

@@ -31,16 +31,21 @@ def words_of(shape: tuple[int, ...]) -> int:
 
 
 def apply_block_update(
-    shape: tuple[int, ...], sink: AdamUpdate, *, channels: int | None = None, inputs: int | None = None
+    shape: tuple[int, ...],
+    sink: AdamUpdate,
+    *,
+    channels: int | None = None,
+    inputs: int | None = None,
+    clears: bool = True,
 ) -> tirx.PrimFunc:
     """As `bias_grad.apply_update`, for ``sink.state`` "int8".
 
-    Arguments: g (in place, cleared), (channels), (inputs), weight (in place), words[rows, ⌈n/2⌉] int32 and scales[rows, 2] (both in
-    place), hyper.
+    Arguments: g (in place where it is cleared), (channels), (inputs), weight (in place), words[rows, ⌈n/2⌉] int32 and
+    scales[rows, 2] (both in place), hyper.
     """
     compact = (channels or shape[0], inputs or shape[1], *shape[2:])
     rows = compact[0]
-    args = [Arg("g", compact, role="inout")]
+    args = [Arg("g", compact, role="inout" if clears else "in")]
     args += [Arg("channels", (channels,), "int32")] if channels is not None else []
     args += [Arg("inputs", (inputs,), "int32")] if inputs is not None else []
     own = len(args)
@@ -55,11 +60,12 @@ def apply_block_update(
         lists = list(bufs[1:own])
         outs = lists.pop(0) if channels is not None else None
         ins = lists.pop(0) if inputs is not None else None
-        update_blocks(bufs[0], bufs[own:], block_peaks(rows), compact, sink, outs=outs, ins=ins)
+        peaks = block_peaks(rows)
+        update_blocks(bufs[0], bufs[own:], peaks, compact, sink, outs=outs, ins=ins, clears=clears)
 
     return make_kernel(
         "apply_update", {"shape": list(shape)}, args, body, sink=sink.kind, update=asdict(sink), channels=channels,
-        inputs=inputs, macs=0,
+        inputs=inputs, macs=0, clears=clears,
     )  # fmt: skip
 
 
@@ -78,10 +84,11 @@ def update_blocks(
     outs: Any = None,
     ins: Any = None,
     only: Any = None,
+    clears: bool = False,
 ) -> None:
     """Emits the update from the gradient ``g[compact]``; ``state`` are weight, words, scales, hyper, ``outs`` and ``ins`` the lists.
 
-    With ``only``, the variable of a loop over rows, the block of that row, whose gradient is not cleared.
+    With ``only``, the variable of a loop over rows, the block of that row. ``clears``: the gradient is zero afterwards.
     """
     weight, words, scales, hyper = state
     rows, size = compact[0], math.prod(compact[1:])
@@ -124,7 +131,7 @@ def update_blocks(
                 now = now * (f32(1.0) - rate * f32(sink.weight_decay))
             corrected = tirx.sqrt(v / hyper[2]) + f32(sink.eps)
             T.buffer_store(weight, now - rate * (m / hyper[1] / corrected), where)
-            if only is None:
+            if clears:
                 T.buffer_store(g, f32(0.0), at)
 
     for which, name in enumerate(("largest_m", "largest_v")):

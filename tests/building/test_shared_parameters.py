@@ -1,0 +1,102 @@
+"""Parameters beside the layers, and parameters that several operators read: trained as PyTorch does, or refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tvm_tinytrain as tt
+from tvm_tinytrain.micro.in_process import InProcess
+
+
+class Net(nn.Module):
+    """``forward(net, x)`` over the modules and tensors that are given by name."""
+
+    def __init__(self, forward: Callable[[Any, Tensor], Tensor], **parts: nn.Module | Tensor) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, nn.Parameter(part) if isinstance(part, Tensor) else part)
+        self.body = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self, x)
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(*shape) * 0.5
+
+
+def trains_like_torch(net: Net, x: Tensor, *, adam: bool = False, **options: Any) -> None:
+    """Three steps of all of the network's parameters."""
+    accumulate = options.get("accumulate", False)
+    options["optimizer"] = tt.Adam(0.01, eps=1e-4) if adam else tt.SGD(0.1, 0.9)
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9)
+    if adam:
+        optimizer = torch.optim.Adam(net.parameters(), 0.01, eps=1e-4)
+    with InProcess(tt.build(net, "host", example_inputs=(x,), **options)) as library:
+        start = net(x).detach().numpy()
+        for label in (0, 2, 1):
+            loss = nn.functional.cross_entropy(net(x), torch.tensor([label]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            got = library.step(x, label, "accumulate" if accumulate else "step")
+            assert got == pytest.approx(loss.item(), rel=1e-5)
+            if accumulate:
+                library.call("apply")
+        expected = net(x).detach().numpy()
+        assert np.abs(expected - start).max() > 1e-2
+        np.testing.assert_allclose(library.predict(x), expected, rtol=1e-4, atol=1e-5)
+        for name, parameter in net.named_parameters():
+            got = library.read(name.replace(".", "_"))
+            np.testing.assert_allclose(got, parameter.detach().numpy(), rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def with_positions(net: Any, x: Tensor) -> Tensor:
+    return net.head(torch.tanh(net.embed(x) + net.pos).mean(1))
+
+
+def with_two(net: Any, x: Tensor) -> Tensor:
+    return net.head(torch.tanh(net.embed(x) + net.pos + net.kind).mean(1))
+
+
+def residual(net: Any, x: Tensor) -> Tensor:
+    y = net.embed(x) + net.pos
+    return net.head((net.inner(torch.tanh(y)) + y + net.kind).mean(1))
+
+
+@pytest.mark.host_compiler
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("adam", [False, True])
+@pytest.mark.parametrize("forward", [with_positions, with_two, residual])
+def test_parameters_that_are_added(forward: Callable[..., Tensor], adam: bool, accumulate: bool) -> None:
+    """The gradient of such a parameter is the adjoint that the layers in front go on from."""
+    torch.manual_seed(0)
+    parts = {"embed": nn.Linear(4, 6), "head": nn.Linear(6, 3), "pos": random(1, 5, 6)}
+    if forward is not with_positions:
+        parts["kind"] = random(1, 5, 6)
+    if forward is residual:
+        parts["inner"] = nn.Linear(6, 6)
+    net = Net(forward, **parts)
+    also = tuple(name for name in ("pos", "kind") if name in parts)
+    trains_like_torch(net, random(1, 5, 4), adam=adam, also_train=also, accumulate=accumulate)
+
+
+@pytest.mark.host_compiler
+def test_moments_in_8_bits_leave_the_layer_in_front_its_gradient() -> None:
+    torch.manual_seed(0)
+    net = Net(with_positions, embed=nn.Linear(4, 6), head=nn.Linear(6, 3), pos=random(1, 5, 6))
+    x = random(1, 5, 4)
+    options: Any = {"optimizer": tt.Adam(0.01, state="int8"), "also_train": ("pos",)}
+    with InProcess(tt.build(net, "host", example_inputs=(x,), **options)) as library:
+        before = library.read("embed_weight")
+        library.step(x, 1)
+        nn.functional.cross_entropy(net(x), torch.tensor([1])).backward()
+        assert net.embed.weight.grad is not None
+        moved = np.sign(before - library.read("embed_weight"))
+    np.testing.assert_array_equal(moved, np.sign(net.embed.weight.grad.numpy()))
