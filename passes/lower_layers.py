@@ -14,6 +14,7 @@ from tvm_tinytrain.passes.kernels.conv2d import conv2d
 from tvm_tinytrain.passes.kernels.conv2d_transpose import conv2d_transpose
 from tvm_tinytrain.passes.kernels.conv_spec import Conv2DSpec
 from tvm_tinytrain.passes.kernels.linear import LinearSpec, linear
+from tvm_tinytrain.passes.reverse_mode import differentiable_variables
 from tvm_tinytrain.passes.rewriting import (
     Rebuilder,
     bindings,
@@ -23,7 +24,7 @@ from tvm_tinytrain.passes.rewriting import (
     shape_of,
     use_counts,
 )
-from tvm_tinytrain.passes.state import Layer, get_values, with_layers, with_values
+from tvm_tinytrain.passes.state import Layer, get_fixed, get_values, with_layers, with_values
 
 CONVOLUTIONS = (
     "relax.nn.conv2d",
@@ -48,8 +49,9 @@ class _Chain:
 class LowerLayers:
     """``conv2d → add(bias) → clip`` becomes one ``call_tir`` of the kernel ``conv2d``; likewise ``matmul`` → ``linear``.
 
-    An intermediate that something else reads ends the chain. ``main`` becomes ``predict``; the layers' table is written to
-    ``tt.layers`` in order of execution.
+    An intermediate that something else reads ends the chain. ``main`` becomes ``predict``; the table of the layers that can be
+    trained is written to ``tt.layers`` in order of execution. A weight that is no parameter of the network, and one that has no
+    gradient, stay frozen: they get the same kernels, but no layer id.
     """
 
     def transform_module(self, mod: tvm.IRModule, ctx: tvm.transform.PassContext) -> tvm.IRModule:
@@ -63,6 +65,7 @@ class LowerLayers:
         fresh = {v: _as_kernel_weight(c, v, values) for v, c in by_weight.items()}
         params = [fresh.get(p, p) for p in func.params]
         layers: list[Layer] = []
+        fixed, differentiable = get_fixed(mod), differentiable_variables(func)
 
         def body(r: Rebuilder) -> relax.Expr:
             r.env.update(fresh)
@@ -70,7 +73,9 @@ class LowerLayers:
                 if binding.var in absorbed:
                     continue
                 if binding.var in chains:
-                    r.env[binding.var] = _emit(r, chains[binding.var], layers, binding.var.name)
+                    chain = chains[binding.var]
+                    frozen = chain.weight.name in fixed or binding.var not in differentiable
+                    r.env[binding.var] = _emit(r, chain, None if frozen else layers, fixed, binding.var.name)
                 else:
                     r.keep(binding)
             return r.look(func.body.body)
@@ -169,7 +174,10 @@ def _as_kernel_weight(chain: _Chain, weight: relax.Var, values: dict[str, np.nda
     return relax.Var(name, relax.TensorType(values[name].shape, "float32"))
 
 
-def _emit(r: Rebuilder, chain: _Chain, layers: list[Layer], hint: str) -> relax.Expr:
+def _emit(
+    r: Rebuilder, chain: _Chain, layers: list[Layer] | None, fixed: frozenset[str], hint: str
+) -> relax.Expr:
+    """The chain as one kernel; it is noted in ``layers`` unless that is None."""
     call = chain.root.value
     x, weight = r.look(call.args[0]), r.look(chain.weight)
     args = [weight] + ([r.look(chain.bias)] if chain.bias is not None else [])
@@ -198,7 +206,9 @@ def _emit(r: Rebuilder, chain: _Chain, layers: list[Layer], hint: str) -> relax.
     y = r.kernel(kernel, [x, *args], y_shape, hint)
     if y_shape != out_shape:
         y = r.emit(relax.op.reshape(y, out_shape))
-    bias = chain.bias.name if chain.bias is not None else None
+    if layers is None:
+        return y
+    bias = chain.bias.name if chain.bias is not None and chain.bias.name not in fixed else None
     known = next((i for i, layer in enumerate(layers) if layer.weight == weight.name), None)
     if known is None:
         depthwise = isinstance(spec, Conv2DSpec) and spec.depthwise

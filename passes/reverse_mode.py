@@ -17,17 +17,28 @@ Watch = Mapping[relax.Var, Callable[[relax.Expr, relax.Expr], None]]
 """For bindings of the forward pass: what to do with (value, adjoint) as soon as the adjoint is complete."""
 
 
+NO_GRADIENT = "relax.grad.no_grad"
+"""The identity through which no gradient flows: PyTorch's ``detach``."""
+
+
+def differentiable_variables(func: relax.Function) -> set[relax.Var]:
+    """Variables from which a path leads to the result of ``func`` that no ``detach`` interrupts."""
+    found = {func.body.body}
+    for b in reversed(bindings(func)):
+        if b.var in found and op_name(b.value) != NO_GRADIENT:
+            found.update(o for o in operands(b.value) if isinstance(o, relax.Var))
+    return found
+
+
 def active_variables(func: relax.Function, targets: list[relax.Var]) -> set[relax.Var]:
-    """Variables on a path from a target to the loss."""
+    """Variables on a path from a target to the loss, which a ``detach`` interrupts."""
     reached = set(targets)
     for b in bindings(func):
+        if op_name(b.value) == NO_GRADIENT:
+            continue
         if any(o in reached for o in operands(b.value) if isinstance(o, relax.Var)):
             reached.add(b.var)
-    useful = {func.body.body}
-    for b in reversed(bindings(func)):
-        if b.var in useful:
-            useful.update(o for o in operands(b.value) if isinstance(o, relax.Var))
-    return reached & useful
+    return reached & differentiable_variables(func)
 
 
 def reverse(

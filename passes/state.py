@@ -6,6 +6,8 @@ attribute          meaning
 ``tt.values``      {parameter name: initial value}; parameters of all functions that share a name share their storage
 ``tt.roles``       {parameter name: role}: input, label, const (flash), param (trainable), state, grad, list
 ``tt.layers``      the trainable layers in order of execution, as JSON (see `Layer`)
+``tt.fixed``       names of values that are no parameters of the network (buffers, constants) and so are never trained, as JSON;
+                   absent where the front end cannot tell
 ``tt.adapters``    names of the parameters of inserted branches (TinyTL), as JSON
 ``tt.outputs``     {function name: [role of each output]}: output, loss, or the name of the parameter that it updates
 ``tt.recomputed``  {function name: {"segments": how many, "macs": multiply-accumulates that are executed once more}}, as JSON
@@ -26,6 +28,7 @@ import tvm
 VALUES = "tt.values"
 ROLES = "tt.roles"
 LAYERS = "tt.layers"
+FIXED = "tt.fixed"
 ADAPTERS = "tt.adapters"
 OUTPUTS = "tt.outputs"
 MEMORY = "tt.memory"
@@ -116,6 +119,16 @@ def get_layers(mod: tvm.IRModule) -> tuple[Layer, ...]:
 def with_layers(mod: tvm.IRModule, layers: tuple[Layer, ...]) -> tvm.IRModule:
     """The module with ``layers`` as its table of layers."""
     return with_json(mod, LAYERS, [asdict(layer) for layer in layers])
+
+
+def get_fixed(mod: tvm.IRModule) -> frozenset[str]:
+    """Names of the values that are no parameters of the network; none where the front end cannot tell."""
+    return frozenset(get_json(mod, FIXED, []))
+
+
+def with_fixed(mod: tvm.IRModule, names: Collection[str]) -> tvm.IRModule:
+    """The module with ``names`` as the values that are no parameters."""
+    return with_json(mod, FIXED, sorted(names))
 
 
 def get_adapters(mod: tvm.IRModule) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from tvm_tinytrain.passes.canonicalize import Canonicalize
 from tvm_tinytrain.passes.compress_masks import CompressMasks
 from tvm_tinytrain.passes.derive_backward import DeriveBackward
 from tvm_tinytrain.passes.derive_fisher import DeriveFisher
+from tvm_tinytrain.passes.drop_gradient_stops import DropGradientStops
 from tvm_tinytrain.passes.fold_batch_norm import FoldBatchNorm
 from tvm_tinytrain.passes.fuse_update import FuseUpdate
 from tvm_tinytrain.passes.insert_adapters import InsertAdapters
@@ -35,7 +36,7 @@ from tvm_tinytrain.passes.reserve_names import ReserveNames
 from tvm_tinytrain.passes.reuse_dead_operands import ReuseDeadOperands
 from tvm_tinytrain.passes.rewriting import use_counts
 from tvm_tinytrain.passes.split_weights import SplitWeights
-from tvm_tinytrain.passes.state import Layer, get_layers, get_roles, get_values
+from tvm_tinytrain.passes.state import Layer, get_fixed, get_layers, get_roles, get_values
 from tvm_tinytrain.passes.stream_blocks import StreamBlocks
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.schedules import RULES, Rule, ScheduleKernels
@@ -86,12 +87,12 @@ def derive(config: TrainConfig, plan: UpdatePlan, layers: tuple[Layer, ...]) -> 
         for name, chosen in ((layer.weight, plan[layer.id].weight), (layer.bias, plan[layer.id].bias))
         if name is not None and chosen
     ]
-    return [AppendLoss(config.loss), DeriveBackward([*wanted, *config.also_train])]
+    return [AppendLoss(config.loss), DeriveBackward([*wanted, *config.also_train]), DropGradientStops()]
 
 
 def check_also_train(names: Sequence[str], mod: tvm.IRModule) -> None:
     """PlanError for a name that is no parameter that ``predict`` reads."""
-    read = {var.name for var in use_counts(mod["predict"])} & set(get_values(mod))
+    read = ({var.name for var in use_counts(mod["predict"])} & set(get_values(mod))) - get_fixed(mod)
     unknown = [name for name in names if name not in read]
     if unknown:
         of_layers = {name for layer in get_layers(mod) for name in (layer.weight, layer.bias)}
@@ -230,6 +231,7 @@ def compile_adaptive(
         [
             DeriveFisher(chosen),
             DeriveBackward(trained),
+            DropGradientStops(),
             PruneBackward(plan, always_lists=True),
             SplitWeights(),
             FuseUpdate(config.optimizer, accumulate=config.accumulate, by_rows=True),

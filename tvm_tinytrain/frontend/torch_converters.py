@@ -107,6 +107,9 @@ CONVERTERS: dict[str, Converter] = {
     "elu.default": _elu,
     "celu.default": _celu,
     "upsample_nearest2d.vec": _upsample_nearest2d,
+    "stop_gradient.default": lambda node, importer: _emit(
+        importer, relax.op.grad.no_grad(importer.env[node.args[0]])
+    ),
     "amax.default": _extremum(relax.op.max),
     "amin.default": _extremum(relax.op.min),
 }

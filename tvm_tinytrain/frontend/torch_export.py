@@ -17,6 +17,8 @@ from tvm_tinytrain.errors import DTypeError, ImportModelError, UnsupportedOperat
 from tvm_tinytrain.frontend.names import clean_name
 from tvm_tinytrain.frontend.relax import from_relax
 from tvm_tinytrain.frontend.torch_converters import CONVERTERS
+from tvm_tinytrain.frontend.torch_gradients import marked_gradient_stops
+from tvm_tinytrain.passes.state import with_fixed
 
 
 def from_torch(module: torch.nn.Module, example_inputs: Sequence[Any] | None) -> tvm.IRModule:
@@ -77,12 +79,15 @@ def _quiet() -> Iterator[None]:
 
 
 def from_exported_program(program: torch.export.ExportedProgram) -> tvm.IRModule:
-    """The program as Relax, parameters named after their place in the module (``features.0.weight`` → ``features_0_weight``)."""
+    """The program as Relax, parameters named after their place in the module (``features.0.weight`` → ``features_0_weight``).
+
+    Buffers and constants, which TVM binds into the function and `from_relax` lifts behind the parameters, are noted as fixed.
+    """
     _check_dtypes(program)
     _check_inputs(program)
     _check_state(program)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), marked_gradient_stops(program):
             warnings.simplefilter("ignore", FutureWarning)
             mod = tvm_from_exported_program(
                 program,
@@ -104,7 +109,9 @@ def from_exported_program(program: torch.export.ExportedProgram) -> tvm.IRModule
         if params["main"]
         else {}
     )
-    return from_relax(mod, values)
+    parameters = len(mod["main"].params)
+    mod = from_relax(mod, values)
+    return with_fixed(mod, [p.name for p in mod["main"].params[parameters:]])
 
 
 def _check_dtypes(program: torch.export.ExportedProgram) -> None:
