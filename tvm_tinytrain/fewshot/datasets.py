@@ -14,7 +14,7 @@ import numpy.typing as npt
 from tvm_tinytrain.errors import ImportModelError, ShapeError, ToolMissingError
 
 Images = npt.NDArray[np.float32]
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -42,34 +42,55 @@ class Dataset:
 
 
 def from_folder(
-    folder: str | Path, size: int, *, group_separator: str | None = None, name: str | None = None
+    folder: str | Path,
+    size: int,
+    *,
+    group_separator: str | None = None,
+    name: str | None = None,
+    least: int = 2,
 ) -> Dataset:
     """A folder of class folders of images, read when needed and resized to size × size RGB.
 
     group_separator: a file name ``<group><separator><rest>`` says which samples belong together, e.g. "_" for
-    GTSRB's tracks. Names are taken in sorted order, hidden files and other kinds are left out. Raises
-    ImportModelError where there are fewer than two classes with two images, ToolMissingError without Pillow.
+    GTSRB's tracks. least: images that make a class; one suffices where nothing is held out. Names are taken in sorted
+    order, hidden files and folders and other kinds are left out. Raises ImportModelError where there are fewer than two
+    classes, ShapeError for a size below 1, ToolMissingError without Pillow.
     """
     root = Path(folder)
     _pillow()
+    if size < 1:
+        raise ShapeError("dataset", "size", size, "1 or more", "pass the width of the network's input")
+    if group_separator == "":
+        hint = "pass what stands between the group and the rest of a file's name, or nothing"
+        raise ImportModelError("dataset", "group separator", "an empty text", 'e.g. "_"', hint)
+    hint = "pass a folder that holds one folder of images for each class"
     if not root.is_dir():
-        hint = "pass a folder that holds one folder of images for each class"
         raise ImportModelError("dataset", str(root), "no such folder", "a folder", hint)
-    files: dict[str, list[Path]] = {}
-    for sub in sorted(p for p in root.iterdir() if p.is_dir()):
-        found = sorted(
-            p for p in sub.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
-        )
-        if len(found) >= 2:
-            files[sub.name] = found
+    try:
+        files = {_text(sub.name): _images(sub) for sub in _visible(root) if sub.is_dir()}
+    except OSError as error:
+        raise ImportModelError("dataset", str(root), error, "folders that can be read", hint) from error
+    files = {key: found for key, found in files.items() if len(found) >= least}
     if len(files) < 2:
-        hint = "pass a folder that holds one folder of images for each class"
-        raise ImportModelError(
-            "dataset", str(root), f"{len(files)} classes of 2 or more images", "2 or more", hint
-        )
+        images = f"{least} or more images" if least > 1 else "images"
+        found = f"{len(files)} classes of {images} ({', '.join(SUFFIXES)})"
+        raise ImportModelError("dataset", str(root), found, "2 or more classes", hint)
     paths = tuple(tuple(found) for found in files.values())
     groups = tuple(_groups([p.stem for p in found], group_separator) for found in paths)
-    return Dataset(name or root.name, tuple(files), groups, _FolderReader(paths, size))
+    return Dataset(_text(name or root.name), tuple(files), groups, _FolderReader(paths, size))
+
+
+def _images(folder: Path) -> list[Path]:
+    return [p for p in _visible(folder) if p.suffix.lower() in SUFFIXES and not p.is_dir()]
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+
+
+def _text(name: str) -> str:
+    """A name that can be printed and stored: bytes that are no UTF-8 are spelt out."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def from_arrays(
@@ -112,18 +133,36 @@ class _ArrayReader:
 
 
 def read_image(path: Path, size: int) -> Images:
-    """One image as float32[3, size, size] in [-1, 1], bilinear, anti-aliased."""
+    """One image as float32[3, size, size] in [-1, 1], bilinear, anti-aliased.
+
+    It stands upright as its EXIF orientation says, and lies on white where it is transparent.
+    """
     image = _pillow()
     try:
         with image.open(path) as opened:
-            pixels = np.asarray(opened.convert("RGB").resize((size, size), image.Resampling.BILINEAR))
-    except OSError as error:
-        raise ImportModelError(
-            "dataset", str(path), error, "an image", "remove or repair the file"
-        ) from error
+            pixels = np.asarray(_rgb(opened).resize((size, size), image.Resampling.BILINEAR))
+    except Exception as error:  # Pillow raises many kinds for a damaged file
+        found = str(error) or type(error).__name__
+        hint = "remove, repair or scale down the file"
+        raise ImportModelError("dataset", str(path), found, "an image", hint) from error
     return np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32) / np.float32(127.5) - np.float32(
         1
     )
+
+
+def _rgb(opened: Any) -> Any:
+    from PIL import Image, ImageOps
+
+    upright = ImageOps.exif_transpose(opened)
+    if upright.mode == "F":
+        raise ValueError("pixels of floating-point numbers, whose range is not known")
+    if upright.mode.startswith("I"):  # 16 bits, which convert("RGB") would cut off at 255
+        levels = np.rint(np.asarray(upright, np.float64) / 257.0).clip(0, 255)
+        return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
+    if "transparency" in upright.info or upright.mode in ("LA", "PA", "RGBA", "RGBa"):
+        ink = upright.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", ink.size, "white"), ink).convert("RGB")
+    return upright.convert("RGB")
 
 
 def _groups(stems: list[str], separator: str | None) -> npt.NDArray[np.int64]:
