@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -120,9 +122,12 @@ def _evaluate(a: argparse.Namespace) -> int:
     from tvm_tinytrain.fewshot.tasks import AdaptOptions
     from tvm_tinytrain.micro.in_process import InProcess
 
-    options = AdaptOptions(iterations=a.iterations, rates=_rates(a.rates), rate_by=(a.rate_by,))
+    steps = {"iterations": a.iterations, "tuning_iterations": a.iterations}
+    options = AdaptOptions(**steps, rates=_rates(a.rates), rate_by=(a.rate_by,))
     sampler: Sampler = VariousWays(max_support=a.max_support) if a.various else FixedWays(a.ways, a.shots)
-    datasets = tuple(from_folder(d, a.size, group_separator=a.group_separator) for d in a.data)
+    datasets = tuple(
+        from_folder(d, a.size, group_separator=a.group_separator, name=d.resolve().name) for d in a.data
+    )
     network = load_network(a.network, a.weights)
     bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*bar, console=Console(stderr=True), transient=True) as shown:
@@ -144,6 +149,11 @@ def _evaluate(a: argparse.Namespace) -> int:
         load = partial(InProcess, build_dir=folder)
         results = evaluate(contest, load, path=a.state, processes=a.processes, progress=progress)
     rows = results.rows()
+    untrained = Counter(r.outcome.method for r in results.records if a.iterations and r.outcome.fits_nothing)
+    for name, count in untrained.items():
+        print(
+            f"{name}: no channel fits the budgets in {count} tasks; nothing is trained there", file=sys.stderr
+        )
     if os.environ.get("RANK", "0") == "0":
         printed: dict[str, Callable[[Sequence[Row]], str]] = {
             "text": as_text,

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import tvm_tinytrain as tt
 from tests.fewshot.small import SIZE, digits, small_backbone
 from tvm_tinytrain.errors import ArchiveError, PlanError
-from tvm_tinytrain.fewshot.datasets import from_arrays
+from tvm_tinytrain.fewshot.datasets import Dataset, from_arrays
 from tvm_tinytrain.fewshot.episodes import FixedWays
-from tvm_tinytrain.fewshot.evaluate import Contest, evaluate
+from tvm_tinytrain.fewshot.evaluate import Contest, _choose, evaluate
 from tvm_tinytrain.fewshot.methods import Method, build_methods
-from tvm_tinytrain.fewshot.results import Results, as_csv, as_text, interval
+from tvm_tinytrain.fewshot.results import HeldOut, Results, as_csv, as_text, interval
 from tvm_tinytrain.fewshot.tasks import RATE_BY, AdaptOptions, best_rate
 from tvm_tinytrain.micro.in_process import InProcess
 
@@ -111,7 +114,7 @@ def test_rate_of_least_mean_loss_the_smallest_of_equals() -> None:
     assert best_rate(rates, losses) == 1e-3
     assert best_rate(rates, losses[:1]) == 1e-2
     assert best_rate(rates, [{"0": 1.0, "0.001": 1.0, "0.01": 1.0}]) == 0.0
-    assert best_rate((1e-2, 0.0), [{}, {}]) == 1e-2
+    assert best_rate((1e-2, 0.0), [{}, {}]) is None and best_rate((1e-3,), []) == 1e-3
     with pytest.raises(PlanError, match="rate_by"):
         AdaptOptions(rate_by=("day",))
 
@@ -169,3 +172,77 @@ def test_unknown_methods_and_damaged_results(tmp_path: Path) -> None:
     path.write_text('{"format": 1}')
     with pytest.raises(ArchiveError):
         Results.load(path, {})
+
+
+def _data(name: str, first: int = 0) -> Dataset:
+    images, labels = digits()
+    return from_arrays(images[first::10], labels[first::10], name=name)
+
+
+@pytest.fixture(scope="module")
+def last_layer() -> tuple[Method, ...]:
+    return build_methods(small_backbone(), (torch.zeros(1, 3, SIZE, SIZE),), ("lastlayer",))
+
+
+def _contest(
+    methods: tuple[Method, ...], data: Dataset, episodes: int, shots: int = 3, **options: Any
+) -> Contest:
+    given = AdaptOptions(**{"iterations": 2, "tuning_iterations": 1, "held_out_copies": 0, **options})
+    return Contest("small", methods, (data,), (FixedWays(3, shots, 2),), episodes, given)
+
+
+def test_rows_of_the_same_name_are_refused(last_layer: tuple[Method, ...]) -> None:
+    one = _contest(last_layer, _data("digits"), 1)
+    for datasets in ((_data("digits"), _data("digits", 5)), (_data(""),)):
+        with pytest.raises(PlanError, match="names that differ"):
+            replace(one, datasets=datasets)
+
+
+def test_a_choice_without_a_sample_to_choose_by_is_refused(last_layer: tuple[Method, ...]) -> None:
+    with pytest.raises(PlanError, match="more shots"):
+        evaluate(_contest(last_layer, _data("digits"), 1, shots=1, rates=(0.0, 1e-3)), InProcess)
+    one_rate = evaluate(_contest(last_layer, _data("digits"), 1, shots=1, rates=(1e-3,)), InProcess)
+    assert [r.outcome.rate for r in one_rate.records] == [1e-3]
+
+
+def test_a_task_that_can_spare_no_sample_takes_the_rate_of_its_domain(last_layer: tuple[Method, ...]) -> None:
+    contest = _contest(last_layer, _data("digits"), 2, rates=(0.0, 1e-3), rate_by=("task",))
+    known = [{"lastlayer": {"0": 1.0, "0.001": 0.5}}, {"lastlayer": {}}]
+    held_out = [HeldOut(*contest.task((0, 0, e)), losses) for e, losses in enumerate(known)]
+    assert set(_choose(contest, Results({}, [], held_out)).values()) == {1e-3}
+
+
+def test_a_rate_whose_loss_is_no_number_is_the_worst(last_layer: tuple[Method, ...], tmp_path: Path) -> None:
+    for rates in ((1e30, 1e-3), (1e-3, 1e30)):
+        path = tmp_path / f"{rates[0]}.json"
+        data = _contest(last_layer, _data("digits"), 1, rates=rates, rate_by=RATE_BY)
+        found = evaluate(data, InProcess, path=path)
+        assert [r.outcome.rate for r in found.records] == [1e-3, 1e-3]
+        json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+        again = evaluate(data, InProcess, path=path)
+        assert again.records == found.records
+
+
+def test_a_state_of_more_tasks_or_of_other_groups_is_refused(
+    last_layer: tuple[Method, ...], tmp_path: Path
+) -> None:
+    path, data = tmp_path / "state.json", _data("digits")
+    evaluate(_contest(last_layer, data, 2, rates=(1e-3,)), InProcess, path=path)
+    before = path.read_bytes()
+    with pytest.raises(PlanError, match="at most 1"):
+        evaluate(_contest(last_layer, data, 1, rates=(1e-3,)), InProcess, path=path)
+    grouped = replace(data, groups=tuple(np.arange(len(g)) // 2 for g in data.groups))
+    with pytest.raises(ArchiveError, match="datasets"):
+        evaluate(_contest(last_layer, grouped, 2, rates=(1e-3,)), InProcess, path=path)
+    assert path.read_bytes() == before
+
+
+def test_a_budget_that_no_channel_fits_is_told(methods: tuple[Method, ...]) -> None:
+    adaptive = next(m for m in methods if m.name == "exact")
+    tight = build_methods(
+        small_backbone(), (torch.zeros(1, 3, SIZE, SIZE),), ("exact",),
+        budget=tt.Budget("64KB", 1e-6), task_adaptive=tt.TaskAdaptive(candidates=7),
+    )  # fmt: skip
+    for given, nothing in (((adaptive,), False), (tight, True)):
+        found = evaluate(_contest(given, _data("digits"), 1, rates=(1e-3,)), InProcess)
+        assert [r.outcome.fits_nothing for r in found.records] == [nothing]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -35,6 +36,13 @@ class Dataset:
     def sizes(self) -> tuple[int, ...]:
         """Samples of each class."""
         return tuple(len(group) for group in self.groups)
+
+    def digest(self) -> str:
+        """16 hex digits of the names of the classes and the groups of their samples."""
+        known = hashlib.sha256("\n".join(self.classes).encode(errors="surrogateescape"))
+        for group in self.groups:
+            known.update(np.asarray(group, "<i8").tobytes() + b"\n")
+        return known.hexdigest()[:16]
 
     def load(self, label: int, samples: npt.NDArray[np.int64]) -> Images:
         """Pixels of samples of one class, float32[n, channels, height, width] in [-1, 1]."""

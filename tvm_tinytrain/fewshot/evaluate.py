@@ -21,13 +21,20 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tvm_tinytrain.errors import TransportError
+from tvm_tinytrain.errors import PlanError, TransportError
 from tvm_tinytrain.fewshot.datasets import Dataset
 from tvm_tinytrain.fewshot.episodes import Episode, Sampler, sample_episode
 from tvm_tinytrain.fewshot.methods import LibraryFiles, Method
 from tvm_tinytrain.fewshot.ranks import Ranks
 from tvm_tinytrain.fewshot.results import HeldOut, Record, Results, Task
-from tvm_tinytrain.fewshot.tasks import AdaptOptions, RestartableLibrary, best_rate, held_out_losses, run_task
+from tvm_tinytrain.fewshot.tasks import (
+    AdaptOptions,
+    RestartableLibrary,
+    best_rate,
+    held_out_losses,
+    name_of,
+    run_task,
+)
 
 Loader = Callable[[LibraryFiles], RestartableLibrary]
 """Loads a library into a worker process; must be picklable. `tvm_tinytrain.micro.in_process.InProcess` is one."""
@@ -37,6 +44,8 @@ Job = tuple[int, int, int]
 """Data set, sampler, episode."""
 Key = tuple[Task, str, str]
 """Task, method, what its rate is chosen for."""
+Losses = Mapping[str, Mapping[str, float]]
+"""{method: {rate: cross-entropy of what was held out}}."""
 _Answer = TypeVar("_Answer")
 
 
@@ -52,12 +61,18 @@ class Contest:
     options: AdaptOptions
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        names = [d.name for d in self.datasets]
+        if len(set(names)) < len(names) or not all(names):
+            hint = "they are the names of the rows: rename a folder, or evaluate one after the other"
+            raise PlanError("evaluate", "data sets", ", ".join(map(repr, names)), "names that differ", hint)
+
     def describe(self) -> dict[str, Any]:
         """What decides the records, for the results' file. The number of episodes may grow when a run goes on."""
         return {
             "network": self.network,
             "libraries": {m.name: m.library.metadata["digest"] for m in self.methods},
-            "datasets": {d.name: [len(d.classes), sum(d.sizes)] for d in self.datasets},
+            "datasets": {d.name: [len(d.classes), sum(d.sizes), d.digest()] for d in self.datasets},
             "samplers": [s.name for s in self.samplers],
             "adapt": asdict(self.options),
             "seed": self.seed,
@@ -99,6 +114,10 @@ def evaluate(
     """
     with Ranks.joined() as ranks, _Workers(contest, load, processes) as workers:
         results = ranks.load(path, contest.describe())
+        kept = 1 + max((r.episode for r in (*results.records, *results.held_out)), default=-1)
+        if kept > contest.episodes:  # fewer would choose other rates and mix them with what is there
+            hint = "ask for as many, or name another file"
+            raise PlanError("evaluate", f"episodes in {path}", kept, f"at most {contest.episodes}", hint)
         jobs = ranks.share(contest.jobs())
         tuned = {h.task for h in results.held_out}
         to_tune = [job for job in jobs if contest.tunes and contest.task(job) not in tuned]
@@ -152,10 +171,23 @@ def _choose(contest: Contest, results: Results) -> dict[Key, float]:
     chosen: dict[Key, float] = {}
     for peers, method, by in product(domains.values(), contest.methods, contest.options.rate_by):
         for deciding in [peers] if by == "domain" else [[task] for task in peers]:
-            found = [losses[t].get(method.name, {}) for t in deciding if t in losses]
-            rate = best_rate(contest.options.rates, found) if method.trains else 0.0
+            rate = _rate(contest, method, losses, deciding, peers) if method.trains else 0.0
             chosen |= {(task, method.name, by): rate for task in deciding}
     return chosen
+
+
+def _rate(
+    contest: Contest, method: Method, losses: Mapping[Task, Losses], deciding: list[Task], peers: list[Task]
+) -> float:
+    """By the tasks that decide; by all of the domain where those can spare no sample. PlanError where none can."""
+    for tasks in (deciding, peers):
+        found = [losses[t].get(method.name, {}) for t in tasks if t in losses]
+        rate = best_rate(contest.options.rates, found)
+        if rate is not None:
+            return rate
+    hint = "a class keeps one back if it has two or more: give more shots, or one rate"
+    where, rates = f"{peers[0][1]}, {peers[0][2]}", ", ".join(map(name_of, contest.options.rates))
+    raise PlanError("evaluate", where, f"rates {rates} and no support sample to choose by", "one", hint)
 
 
 def _rates_of(contest: Contest, job: Job, rates: Mapping[Key, float]) -> dict[str, dict[str, float]]:

@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from math import sqrt
+from math import isfinite, nan, sqrt
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -101,14 +101,13 @@ class Results:
 
     def save(self, path: Path) -> None:
         """Write the file whole or not at all."""
-        text = json.dumps(
-            {
-                "format": _FORMAT,
-                "options": self.options,
-                "held_out": [asdict(h) for h in self.held_out],
-                "records": [asdict(r) for r in self.records],
-            }
-        )
+        whole = {
+            "format": _FORMAT,
+            "options": self.options,
+            "held_out": [asdict(h) for h in self.held_out],
+            "records": [asdict(r) for r in self.records],
+        }
+        text = json.dumps(_null_for_no_number(whole), allow_nan=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")
         part.write_text(text + "\n", encoding="utf-8")
@@ -125,7 +124,7 @@ class Results:
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             records = [Record(**{**r, "outcome": _outcome(r["outcome"])}) for r in raw["records"]]
-            held_out = [HeldOut(**h) for h in raw["held_out"]]
+            held_out = [HeldOut(**{**h, "losses": _held_out(h["losses"])}) for h in raw["held_out"]]
             found = raw["options"]
         except (ValueError, KeyError, TypeError) as error:
             hint = "remove it, or name another file"
@@ -151,7 +150,24 @@ class Results:
 
 
 def _outcome(raw: Mapping[str, Any]) -> Outcome:
-    return Outcome(**{**raw, "losses": tuple(raw["losses"])})
+    return Outcome(**{**raw, "losses": tuple(map(_number, raw["losses"]))})
+
+
+def _held_out(raw: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, float]]:
+    return {method: {rate: _number(v) for rate, v in losses.items()} for method, losses in raw.items()}
+
+
+def _number(value: float | None) -> float:
+    return nan if value is None else value
+
+
+def _null_for_no_number(value: Any) -> Any:
+    """JSON has no word for what a loss is when a rate was far too high."""
+    if isinstance(value, Mapping):
+        return {k: _null_for_no_number(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_null_for_no_number(v) for v in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _row(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf, isfinite
 from statistics import fmean
 from typing import Any, Protocol
 
@@ -42,7 +43,8 @@ class AdaptOptions:
     (`held_out`, at least one, where the class has two or more) is kept back, the rest adapts for `tuning_iterations` at
     each rate, and the rate of least cross-entropy on what was kept back wins, the smallest of equals. Each held-out
     sample is also seen `held_out_copies` times augmented, which steadies the choice. rate_by: "domain", the mean over all
-    tasks of a domain and sampler decides; "task", each task for itself; both, for a table of both. No query is looked at.
+    tasks of a domain and sampler decides; "task", each task for itself, or its domain where it can spare no sample; both, for
+    a table of both. No query is looked at.
     queries_per_iteration: bounds the cost of an iteration over a large support set. loss: without gradients
     through the prototypes an iteration costs one backward pass per pseudo-query instead of two.
     fisher_through_prototypes: whether the Fisher pass measures what flows through them all the same. On 100 tasks of five
@@ -90,6 +92,11 @@ class Outcome:
     trained_weights: int
     seconds: float
 
+    @property
+    def fits_nothing(self) -> bool:
+        """Whether there were iterations and a rate, and no channel fitted the budgets."""
+        return self.rate > 0.0 and not self.losses
+
 
 def held_out_losses(
     episode: Episode,
@@ -107,12 +114,20 @@ def held_out_losses(
     }
 
 
-def best_rate(rates: Sequence[float], losses: Iterable[Mapping[str, float]]) -> float:
-    """The rate of least mean loss, the smallest of equals; the first one where nothing was measured."""
+def best_rate(rates: Sequence[float], losses: Iterable[Mapping[str, float]]) -> float | None:
+    """The rate of least mean loss, the smallest of equals; None where nothing was measured and there is a choice.
+
+    A rate at which any loss is not finite is the worst.
+    """
     measured = [found for found in losses if found]
     if not measured:
-        return rates[0]
-    return min(rates, key=lambda r: (fmean(found[name_of(r)] for found in measured), r))
+        return rates[0] if len(rates) == 1 else None
+
+    def mean(rate: float) -> float:
+        values = [found[name_of(rate)] for found in measured]
+        return fmean(values) if all(map(isfinite, values)) else inf
+
+    return min(rates, key=lambda r: (mean(r), r))
 
 
 def name_of(rate: float) -> str:
