@@ -12,10 +12,13 @@ from tvm import relax
 
 from tvm_tinytrain.errors import PlanError
 from tvm_tinytrain.passes.derive_backward import GRADIENTS
+from tvm_tinytrain.passes.kernels.builder import kernel_kind
 from tvm_tinytrain.passes.kernels.parameter_grads import is_parameter_grad, remake
-from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, callee, op_name, rebuild, shape_of
+from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, callee, op_name, operands, rebuild, shape_of
 from tvm_tinytrain.passes.state import Layer, get_layers, get_roles, get_values, with_roles, with_values
 from tvm_tinytrain.plan import LayerUpdate, UpdatePlan
+
+_LAYERS = ("conv2d", "conv2d_transpose", "linear")
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class PruneBackward:
     def transform_module(self, mod: tvm.IRModule, ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Rewrites ``step`` and its attribute ``tt.gradients``: per gradient the parameter and the names of its lists."""
         layers = {layer.id: layer for layer in get_layers(mod)}
-        check_plan(self.plan, layers, self.also)
+        check_plan(self.plan, mod, self.also, always_lists=self.always_lists)
         values, roles = get_values(mod), get_roles(mod)
         lists: list[relax.Var] = []
         wanted: dict[str, Selection] = {}
@@ -97,8 +100,11 @@ class PruneBackward:
         return with_roles(with_values(mod, values), roles)
 
 
-def check_plan(plan: UpdatePlan, layers: dict[int, Layer], also: Sequence[str] = ()) -> None:
-    """Raises PlanError where the plan names a layer or channel that the network does not have."""
+def check_plan(
+    plan: UpdatePlan, mod: tvm.IRModule, also: Sequence[str] = (), *, always_lists: bool = False
+) -> None:
+    """Raises PlanError where the plan names a layer or channel that the network does not have, or channels of a shared parameter."""
+    layers = {layer.id: layer for layer in get_layers(mod)}
     if not plan.layers and not also:
         raise PlanError(
             "prune backward", "update plan", "no layers", "at least one layer", "select a layer to train"
@@ -127,6 +133,56 @@ def check_plan(plan: UpdatePlan, layers: dict[int, Layer], also: Sequence[str] =
                     "prune backward", f"layer {layer.id} ({layer.weight})", f"{what} {max(chosen)}", f"0 to {size - 1}",
                     "choose existing channels",
                 )  # fmt: skip
+    _check_shared(plan, mod, also, always_lists)
+
+
+def _check_shared(plan: UpdatePlan, mod: tvm.IRModule, also: Sequence[str], always_lists: bool) -> None:
+    """Raises PlanError where a parameter is trained in part that more than the layer's own operators read.
+
+    The rows of such a parameter are no layer's own: another reader would need them too, or asks for other ones.
+    """
+    layers = {layer.id: layer for layer in get_layers(mod)}
+    readers = _readers(mod)
+    for update in plan.layers:
+        layer = layers[update.layer]
+        rows = always_lists or len(update.outputs) < layer.channels
+        columns = always_lists or (update.inputs is not None and len(update.inputs) < layer.inputs)
+        shared = []
+        if update.weight and (rows or columns) and readers[layer.weight] != {layer.weight}:
+            shared.append(layer.weight)
+        if update.bias and layer.bias is not None and rows:
+            if readers[layer.bias] != {layer.weight}:
+                shared.append(layer.bias)
+            shared.extend(layer.other_biases)
+        shared = [name for name in shared if name not in also]
+        if not shared:
+            continue
+        if always_lists:
+            hint = "leave the layer out of TaskAdaptive(candidates=...)"
+        elif layer.weight in shared:
+            hint = "train all its channels, or leave the layer out of the plan"
+        else:
+            hint = "train all its channels, or its weight only (LayerUpdate with bias=False), or leave it out of the plan"
+        raise PlanError(
+            "prune backward", f"layer {layer.id} ({layer.weight})", f"single channels of the shared {', '.join(shared)}",
+            "all channels: a shared parameter can only be trained whole", hint,
+        )  # fmt: skip
+
+
+def _readers(mod: tvm.IRModule) -> dict[str, set[str]]:
+    """{parameter: what reads it in ``predict``}: a layer, called by its weight, or an operator."""
+    weights = {layer.weight for layer in get_layers(mod)}
+    readers: dict[str, set[str]] = {}
+    for b in bindings(mod["predict"]):
+        args = operands(b.value)
+        names = [a.name if isinstance(a, relax.Var) else None for a in args]
+        gv = callee(b.value)
+        is_layer = gv is not None and kernel_kind(mod[gv]) in _LAYERS and names[1] in weights
+        for position, name in enumerate(names):
+            if name is not None:
+                by_layer = is_layer and position in (1, 2)  # x, weight, bias
+                readers.setdefault(name, set()).add(str(names[1]) if by_layer else op_name(b.value))
+    return readers
 
 
 def full_update(layer: Layer) -> LayerUpdate:

@@ -59,16 +59,16 @@ class SplitWeights:
             channels = values[entry["channels"]]
             weight = _new(values, roles, layer.weight, values[layer.weight][channels])
             bias = None
-            if layer.bias is not None and layer.bias in trained:
+            own = trained.get(layer.bias or "", {})
+            # a bias that is trained whole, with another layer that adds it, stays as it is
+            if layer.bias is not None and own.get("channels") == entry["channels"]:
                 bias = _new(values, roles, layer.bias, values[layer.bias][channels])
             splits[layer.weight] = _Split(layer, weight, bias, by_name[entry["channels"]])
         if not splits:
             return mod
+        split_off = {v.name for s in splits.values() for v in (s.weight, s.bias) if v is not None}
         for entry in described:
-            owner = next(
-                (s for s in splits.values() if entry["param"] in (s.layer.weight, s.layer.bias)), None
-            )
-            if owner is not None:
+            if entry["param"] + ROWS_SUFFIX in split_off:
                 entry |= {"param": entry["param"] + ROWS_SUFFIX, "rows": True}
         for name in ("predict", "step"):
             mod = self._rewrite(mod, name, splits, described)

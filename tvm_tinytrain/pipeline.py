@@ -192,7 +192,7 @@ def compile_module(
     plan = choose(mod)
     layers = get_layers(mod)
     check_also_train(config.also_train, mod)
-    check_plan(plan, {layer.id: layer for layer in layers}, config.also_train)
+    check_plan(plan, mod, config.also_train)
     config = with_shared_biases(config, plan, layers)
     mod = runner(mod, derive(config, plan, layers))
     mod = runner(mod, prune_and_fuse(config, plan))

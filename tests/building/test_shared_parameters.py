@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import tvm_tinytrain as tt
+from tvm_tinytrain.errors import PlanError
 from tvm_tinytrain.micro.in_process import InProcess
 
 
@@ -100,3 +102,92 @@ def test_moments_in_8_bits_leave_the_layer_in_front_its_gradient() -> None:
         assert net.embed.weight.grad is not None
         moved = np.sign(before - library.read("embed_weight"))
     np.testing.assert_array_equal(moved, np.sign(net.embed.weight.grad.numpy()))
+
+
+def one_weight(net: Any, x: Tensor) -> Tensor:
+    y = torch.tanh(nn.functional.linear(x, net.w, net.b))
+    return nn.functional.linear(y, net.w, net.c)
+
+
+def one_bias(net: Any, x: Tensor) -> Tensor:
+    y = torch.tanh(nn.functional.linear(x, net.w, net.b))
+    return nn.functional.linear(y, net.v, net.b)
+
+
+def tied(net: Any, x: Tensor) -> Tensor:
+    return nn.functional.linear(torch.relu(nn.functional.linear(x, net.w, net.b)), net.w.t(), net.c)
+
+
+def bias_that_scales(net: Any, x: Tensor) -> Tensor:
+    return nn.functional.linear(nn.functional.linear(x, net.w, net.b) * net.b, net.v)
+
+
+def shared(forward: Callable[..., Tensor]) -> Net:
+    torch.manual_seed(0)
+    return Net(forward, w=random(4, 4), v=random(4, 4), b=random(4), c=random(4))
+
+
+WEIGHT_1_3 = tt.UpdatePlan((tt.LayerUpdate(0, (1, 3), bias=False),))
+ALL = tuple(range(4))
+
+
+@pytest.mark.host_compiler
+@pytest.mark.parametrize(
+    ("forward", "plan", "also", "rows"),
+    [
+        (one_weight, WEIGHT_1_3, (), {"w": (1, 3)}),
+        (one_weight, tt.UpdatePlan.from_channels({0: ALL}), (), {"w": ALL, "b": ALL, "c": ALL}),
+        (one_weight, tt.UpdatePlan.from_channels({0: (1, 3)}), ("b", "c"), {"w": (1, 3), "b": ALL, "c": ALL}),
+        (one_bias, tt.UpdatePlan.from_channels({1: ALL}), (), {"v": ALL, "b": ALL}),
+        (one_bias, tt.UpdatePlan.from_channels({0: ALL, 1: ALL}), (), {"w": ALL, "v": ALL, "b": ALL}),
+        (
+            one_bias,
+            tt.UpdatePlan((*WEIGHT_1_3.layers, tt.LayerUpdate(1, ALL))),
+            (),
+            {"w": (1, 3), "v": ALL, "b": ALL},
+        ),
+    ],
+)
+def test_shared_parameters(
+    forward: Callable[..., Tensor],
+    plan: tt.UpdatePlan,
+    also: tuple[str, ...],
+    rows: dict[str, tuple[int, ...]],
+) -> None:
+    """What is shared is trained whole; beside it, rows of what is not."""
+    net, rate = shared(forward), 0.5
+    x = random(1, 4)
+    options: Any = {"optimizer": tt.SGD(rate), "update": plan, "also_train": also}
+    with InProcess(tt.build(net, "host", example_inputs=(x,), **options)) as library:
+        for label in (0, 2, 1):
+            np.testing.assert_allclose(library.predict(x), net(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+            loss = nn.functional.cross_entropy(net(x), torch.tensor([label]))
+            net.zero_grad()
+            loss.backward()
+            with torch.no_grad():
+                for name, chosen in rows.items():
+                    parameter = getattr(net, name)
+                    parameter[list(chosen)] -= rate * parameter.grad[list(chosen)]
+            assert library.step(x, label) == pytest.approx(loss.item(), rel=1e-5)
+        np.testing.assert_allclose(library.predict(x), net(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("forward", "update", "text"),
+    [
+        (one_weight, tt.UpdatePlan.from_channels({0: (1, 3)}), r"layer 0 \(w\).* shared c;"),
+        (one_bias, tt.UpdatePlan.from_channels({0: (0, 1), 1: (2, 3)}), r"layer 0 \(w\).* shared b;"),
+        (one_bias, tt.UpdatePlan.from_channels({1: (0, 2)}), r"layer 1 \(v\).* shared b;"),
+        (tied, tt.UpdatePlan.from_channels({0: (1, 3)}), r"layer 0 \(w\).* shared w;"),
+        (tied, tt.UpdatePlan((tt.LayerUpdate(0, ALL, (1, 2)),)), r"layer 0 \(w\).* shared w;"),
+        (bias_that_scales, tt.UpdatePlan.from_channels({0: (1, 3)}), r"layer 0 \(w\).* shared b;"),
+        (one_weight, tt.TaskAdaptive(candidates=1), r"layer 0 \(w\).* shared c;.*TaskAdaptive\(candidates"),
+        (one_bias, tt.TaskAdaptive(candidates=2), r"layer 0 \(w\).* shared b;.*TaskAdaptive\(candidates"),
+    ],
+)
+def test_single_channels_of_shared_parameters(
+    forward: Callable[..., Tensor], update: object, text: str
+) -> None:
+    with pytest.raises(PlanError, match="a shared parameter can only be trained whole") as refused:
+        tt.build(shared(forward), "host", example_inputs=(torch.ones(1, 4),), update=update)  # type: ignore[arg-type]
+    assert re.search(text, str(refused.value))
