@@ -13,8 +13,8 @@ from typing import Any
 
 from tvm_tinytrain._version import __version__
 from tvm_tinytrain.cli_adapt import add_commands as add_adapt
-from tvm_tinytrain.cli_adapt import check_output
 from tvm_tinytrain.cli_boards import add_commands as add_board_commands
+from tvm_tinytrain.cli_checks import check_folder, check_output
 from tvm_tinytrain.cli_fewshot import add_commands as add_fewshot_commands
 from tvm_tinytrain.cli_tune import add_tune
 from tvm_tinytrain.cli_update import UPDATES, parse_update
@@ -113,6 +113,7 @@ def _compile(a: argparse.Namespace) -> int:
     from tvm_tinytrain.pipeline import Instruments
 
     check_output(a.output)
+    check_folder(a.dump_ir)
     optimizers: dict[str, config.Optimizer] = {
         "sgd": config.SGD(a.lr, a.momentum),
         "adam": config.Adam(a.lr, state=a.state),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tvm_tinytrain.errors import ArchiveError, ImportModelError
+from tvm_tinytrain.cli_checks import check_least, check_output
+from tvm_tinytrain.errors import CheckpointError, ImportModelError, PlanError
 
 _ADAPT = """example:
   tinytrain adapt network.tar --board mps2-an500 --support mine/ --query others/ -o task.tt
@@ -37,14 +39,6 @@ def board_options(p: argparse.ArgumentParser) -> None:
     )
 
 
-def check_output(*paths: Path | None) -> None:
-    """Raise ArchiveError where the folder that a file is to be written to is missing: before the work, not after it."""
-    for path in paths:
-        if path is not None and not path.absolute().parent.is_dir():
-            hint = "make the folder, or choose another"
-            raise ArchiveError("output", str(path), "no such folder", "a path in an existing folder", hint)
-
-
 def _add_adapt(commands: Any) -> None:
     p = commands.add_parser(
         "adapt", help="adapt a library on a board to your samples", epilog=_ADAPT, formatter_class=_RAW
@@ -68,7 +62,7 @@ def _add_adapt(commands: Any) -> None:
 def read_samples(path: Path, shape: tuple[int, ...]) -> tuple[Any, Any, tuple[str, ...]]:
     """Images float32[n, *shape], labels int64[n] and the classes' names, of a folder of class folders or an .npz file.
 
-    shape: of one sample. Raises ImportModelError where the file or folder does not hold that.
+    shape: of one sample. Raises ImportModelError where the file or folder does not hold that, or fewer than two classes.
     """
     import numpy as np
 
@@ -80,25 +74,61 @@ def read_samples(path: Path, shape: tuple[int, ...]) -> tuple[Any, Any, tuple[st
             raise ImportModelError(
                 "samples", str(path), found, "[3, size, size]", "pass an .npz file instead"
             )
-        data = from_folder(path, shape[1])
+        data = from_folder(path, shape[1], least=1)
         images = [data.load(k, np.arange(size)) for k, size in enumerate(data.sizes)]
         return np.concatenate(images), np.repeat(np.arange(len(data.classes)), data.sizes), data.classes
     try:
         with np.load(path, allow_pickle=False) as arrays:
             found_images, labels = arrays["images"], arrays["labels"]
-    except (OSError, KeyError, ValueError) as error:
+    except Exception as error:  # NumPy and zipfile raise many kinds for another or a damaged file
         hint = "pass a folder of class folders, or np.savez(path, images=..., labels=...)"
         raise ImportModelError("samples", str(path), error, "arrays images and labels", hint) from error
     if (
         found_images.shape[1:] != shape
+        or found_images.dtype.kind not in "fiub"
         or labels.shape != found_images.shape[:1]
         or labels.dtype.kind not in "iu"
     ):
-        found = f"images {found_images.shape}, labels {labels.dtype}{list(labels.shape)}"
+        found = f"images {found_images.dtype}{list(found_images.shape)}, labels {labels.dtype}{list(labels.shape)}"
         hint = "one integer label for each image"
         raise ImportModelError("samples", str(path), found, f"images [n, {str(shape)[1:-1]}]", hint)
+    if not np.isfinite(found_images).all():
+        hint = "check where they come from"
+        raise ImportModelError("samples", str(path), "nan or infinity", "finite numbers", hint)
     names = tuple(str(value) for value in np.unique(labels))
+    if len(names) < 2:
+        found, hint = f"{len(names)} classes", "two are needed: one alone cannot be told from anything"
+        raise ImportModelError("samples", str(path), found, "2 or more", hint)
     return found_images.astype(np.float32), labels.astype(np.int64), names
+
+
+def _check_labels(path: Path, labels: Any, metadata: Mapping[str, Any]) -> None:
+    """PlanError where a network of so many outputs cannot learn these labels; any may be a class of prototypes."""
+    given = next((t for t in metadata["tensors"] if t["role"] == "label"), None)
+    if given is None or given["dtype"] != "int32":
+        return
+    classes = next(int(t["shape"][-1]) for t in metadata["tensors"] if t["role"] == "output")
+    if labels.min() < 0 or labels.max() >= classes:
+        found = f"labels {labels.min()} … {labels.max()}"
+        hint = f"the network has {classes} classes: leave some out, or build it with more"
+        raise PlanError("adapt", str(path), found, f"0 … {classes - 1}", hint)
+
+
+def _check_trains(a: argparse.Namespace, metadata: Mapping[str, Any]) -> None:
+    """What would only be found out after the training: that there is nothing for a checkpoint."""
+    if a.output is None:
+        return
+    if a.iterations == 0 or a.lr == 0.0:
+        option = "--iterations 0" if a.iterations == 0 else "--lr 0"
+        hint = "leave out --output, or train"
+        raise CheckpointError(
+            "adapt", f"--output {a.output}", f"{option}: nothing is trained", "1 or more", hint
+        )
+    if "adaptive" not in metadata:
+        hint = "leave out --output, or compile with --update adaptive"
+        raise CheckpointError(
+            "adapt", f"--output {a.output}", "a fixed plan", "a task-adaptive library", hint
+        )
 
 
 def _adapt(a: argparse.Namespace) -> int:
@@ -110,10 +140,15 @@ def _adapt(a: argparse.Namespace) -> int:
     from tvm_tinytrain.micro import Session
     from tvm_tinytrain.reporting import SessionRecord
 
+    check_least("adapt", {"--iterations": (a.iterations, 0), "--seed": (a.seed, 0)})
+    if not 0.0 <= a.lr < math.inf:
+        raise PlanError("adapt", "--lr", a.lr, "a finite number, 0 or more", "0 means no training")
     check_output(a.output, a.record)
     module = load(a.archive)
+    _check_trains(a, module.metadata)
     shape = _input_shape(module.metadata)
     images, labels, names = read_samples(a.support, shape)
+    _check_labels(a.support, labels, module.metadata)
     query = None if a.query is None else read_samples(a.query, shape)
     if query is not None and query[2] != names:
         found, hint = ", ".join(query[2]), "use the same classes in both"

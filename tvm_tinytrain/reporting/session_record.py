@@ -29,11 +29,16 @@ class SessionRecord:
         return cls(result.losses, result.accuracies, result.fisher, result.plan)
 
     def save(self, path: str | Path) -> None:
-        """Write a JSON file."""
+        """Write a JSON file; ArchiveError where that is impossible."""
         fisher = None if self.fisher is None else json.loads(self.fisher.to_json())
         plan = None if self.plan is None else json.loads(self.plan.to_json())
         fields = {"losses": self.losses, "accuracies": self.accuracies, "fisher": fisher, "plan": plan}
-        Path(path).write_text(json.dumps({"format": _FORMAT, **fields}) + "\n", encoding="utf-8")
+        text = json.dumps({"format": _FORMAT, **fields}) + "\n"
+        try:
+            Path(path).write_text(text, encoding="utf-8")
+        except OSError as error:
+            hint = "choose another folder"
+            raise ArchiveError("adapt", str(path), error, "a writable path", hint) from error
 
     @classmethod
     def load(cls, path: str | Path) -> SessionRecord:

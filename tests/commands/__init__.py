@@ -1,0 +1,1 @@
+"""Tests of the command line: what it refuses before any work."""

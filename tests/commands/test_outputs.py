@@ -1,0 +1,43 @@
+"""Where commands write: a folder in a file's place, or a file in a folder's, is refused before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.commands.refused import refused
+from tvm_tinytrain.cli_checks import check_folder, check_output
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "compile none.pt2 -o {}/folder",
+        "compile none.pt2 -o {}/x.tar --dump-ir {}/file",
+        "compile none.pt2 -o {}/x.tar --dump-ir {}/file/ir",
+        "tune --network none.pt2 -o {}/folder",
+        "tune --network none.pt2 -o {}/file/x.json",
+        "tune --network none.pt2 -o {}/x.json --work {}/file",
+    ],
+)
+def test_outputs(tmp_path: Path, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("mine")
+    refused(capsys, tmp_path, *words.split(), says="error: output: ")
+
+
+@pytest.mark.parametrize("option", ["--size", "--classes", "--trials"])
+def test_numbers_of_tune(tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["tune", "--network", "mcunet", "-o", "{}/x.json", option, "0"]
+    refused(capsys, tmp_path, *words, says=f"{option}: found 0; allowed 1 or more")
+
+
+def test_what_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    check_output(None, tmp_path / "new", tmp_path / "file", Path("relative"))
+    check_output(tmp_path / "new" / "deep" / "file", Path("a/b"), makes_folders=True)
+    check_folder(None)
+    check_folder(tmp_path)
+    check_folder(tmp_path / "new" / "deep")

@@ -1,0 +1,43 @@
+"""What the subcommands check before their work begins: where they are to write, and numbers that nothing would come of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from tvm_tinytrain.errors import ArchiveError, PlanError
+
+
+def check_output(*paths: Path | None, makes_folders: bool = False) -> None:
+    """Raise ArchiveError where a file cannot be written: it is a folder, or its folder is missing.
+
+    makes_folders: whether the writer makes missing folders, so that only a file in their place is in the way.
+    """
+    for path in paths:
+        if path is None:
+            continue
+        if path.is_dir():
+            raise ArchiveError("output", str(path), "a folder", "a file's path", "add a file's name")
+        if makes_folders:
+            check_folder(path.absolute().parent)
+        elif not path.absolute().parent.is_dir():
+            hint = "make the folder, or choose another"
+            raise ArchiveError("output", str(path), "no such folder", "a path in an existing folder", hint)
+
+
+def check_folder(path: Path | None) -> None:
+    """Raise ArchiveError where a folder cannot be made because a file stands in its place, or above it."""
+    if path is None:
+        return
+    places = [path.absolute(), *path.absolute().parents]
+    first = next(place for place in places if place.exists() or place.is_symlink())
+    if not first.is_dir():
+        hint = "remove the file, or choose another folder"
+        raise ArchiveError("output", str(first), "a file", "a folder", hint)
+
+
+def check_least(stage: str, least: Mapping[str, tuple[int, int]]) -> None:
+    """Raise PlanError for the first option whose value is too small. least: {option: (value, least)}."""
+    for option, (value, low) in least.items():
+        if value < low:
+            raise PlanError(stage, option, value, f"{low} or more", f"see tinytrain {stage} --help")
