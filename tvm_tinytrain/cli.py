@@ -18,7 +18,7 @@ from tvm_tinytrain.cli_checks import check_folder, check_output
 from tvm_tinytrain.cli_fewshot import add_commands as add_fewshot_commands
 from tvm_tinytrain.cli_tune import add_tune
 from tvm_tinytrain.cli_update import UPDATES, parse_update
-from tvm_tinytrain.errors import TinyTrainError
+from tvm_tinytrain.errors import PlanError, TinyTrainError
 
 _EXAMPLE = """example:
   tinytrain compile network.pt2 --target "c -mcpu=cortex-m7" --update last-layer -o network.tar
@@ -111,9 +111,24 @@ def _compile(a: argparse.Namespace) -> int:
     from tvm_tinytrain import config
     from tvm_tinytrain.build import build
     from tvm_tinytrain.pipeline import Instruments
+    from tvm_tinytrain.selection import TaskAdaptive
 
     check_output(a.output)
     check_folder(a.dump_ir)
+    update = parse_update("compile", a.update)
+    adaptive = isinstance(update, TaskAdaptive)
+    for option, value, fits, hint in (
+        ("--momentum", a.momentum or None, a.optimizer == "sgd", "it is SGD's: --optimizer sgd"),
+        (
+            "--state",
+            a.state if a.state != "float32" else None,
+            a.optimizer != "sgd",
+            "it is Adam's: --optimizer adam",
+        ),
+        ("--compute", a.compute, adaptive, "a fixed update has its own work: --update adaptive"),
+    ):
+        if value is not None and not fits:
+            raise PlanError("compile", option, value, "none here", hint)
     optimizers: dict[str, config.Optimizer] = {
         "sgd": config.SGD(a.lr, a.momentum),
         "adam": config.Adam(a.lr, state=a.state),
@@ -139,7 +154,7 @@ def _compile(a: argparse.Namespace) -> int:
             a.target,
             loss=losses[a.loss],
             optimizer=optimizers[a.optimizer],
-            update=parse_update("compile", a.update),
+            update=update,
             budget=config.Budget(memory=a.memory, compute=a.compute),
             accumulate=a.accumulate,
             name=a.name,

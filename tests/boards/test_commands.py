@@ -78,6 +78,21 @@ def test_compile_prints_its_metadata(
     assert found["entries"] == ["init", "predict", "step"]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--optimizer", "adam", "--momentum", "0.9"], "--momentum: found 0.9"),
+        (["--state", "int8"], "--state: found int8"),
+        (["--compute", "0.5", "--update", "last-layer"], "--compute: found 0.5"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    words: list[str], said: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compile", str(folder / "net.pt2"), "-o", str(tmp_path / "x.tar"), *words]) == 1
+    assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_candidates_by_what_they_do(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["compile", folder / "net.pt2", "-o", tmp_path / "x.tar", "--update"]
     every = run(capsys, *words, "adaptive")["adaptive"]["candidates"]
