@@ -150,6 +150,17 @@ def shapes_and_slices() -> Iterator[OperatorCase]:
             x, size=(9, 8), mode="bilinear", align_corners=True
         ),
         "upsample bilinear to (7, 11)": lambda x: F.interpolate(x, size=(7, 11), mode="bilinear"),
+        "upsample bilinear by 1.7": lambda x: F.interpolate(x, scale_factor=1.7, mode="bilinear"),
+        "upsample bilinear by (0.7, 2)": lambda x: F.interpolate(x, scale_factor=(0.7, 2.0), mode="bilinear"),
+        "upsample bilinear, antialiased": lambda x: F.interpolate(
+            x, scale_factor=2, mode="bilinear", antialias=True
+        ),
+        "index": lambda x: x[:, [2, 0, -1]],
+        "index by a matrix": lambda x: x[:, torch.tensor([[0, 3], [-1, 2]])],
+        "indices in pairs": lambda x: x[:, :, [0, 2, -1], [1, 3, 0]],
+        "indices in triples": lambda x: x[:, [0, -1], [1, 0], [4, 4]],
+        "indices of a grid": lambda x: x[:, :, torch.tensor([[3], [-1], [1]]), torch.tensor([0, -1])],
+        "indices of a grid and pairs": lambda x: x[:, [[1], [2]], torch.tensor([[3], [0]]), [1, 2]],
         "pixel shuffle": lambda x: F.pixel_shuffle(x, 2),
         "pixel unshuffle": lambda x: F.pixel_unshuffle(x[:, :, :, :4], 2),
     }

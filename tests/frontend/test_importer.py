@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 import tvm
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
@@ -169,6 +171,49 @@ def test_operator_that_tvm_lacks() -> None:
 
     with pytest.raises(UnsupportedOperatorError, match=r"torch\.export program: .*bessel_j0.*; allowed"):
         import_model(Bessel(), example_inputs=(X,))
+
+
+class Function(nn.Module):
+    def __init__(self, function: Callable[[Function, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        self.register_buffer("mask", torch.tensor([True, False, True]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(self, x)
+
+
+@pytest.mark.parametrize(
+    ("function", "found"),
+    [
+        (lambda s, x: F.interpolate(x, size=(4, 5), mode="bilinear", antialias=True), "antialias from .* to"),
+        (
+            lambda s, x: F.avg_pool2d(x, 4, 3, ceil_mode=True, divisor_override=3),
+            "divisor_override with ceil",
+        ),
+        (lambda s, x: x[:, s.mask], "a mask as index; .* mask.nonzero"),
+        (lambda s, x: x[:, [0, 1], :, [1, 2]], r"indices at axes \[1, 3\]"),
+    ],
+)
+def test_operators_that_would_be_others(
+    function: Callable[[Function, torch.Tensor], torch.Tensor], found: str
+) -> None:
+    with pytest.raises(UnsupportedOperatorError, match=rf"frontend: aten\..*: found {found}"):
+        import_model(Function(function), example_inputs=(X,))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.GroupNorm(3, 3, affine=False),
+        nn.Sequential(nn.Unflatten(1, (1, 3)), nn.AvgPool3d(2, 1, 1, divisor_override=3)),
+        nn.AvgPool2d((2, 3), divisor_override=5),
+    ],
+)
+def test_arguments_that_tvm_drops_or_fails_on(model: nn.Module) -> None:
+    np.testing.assert_allclose(
+        run(import_model(model, example_inputs=(X,)), X), model(X), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("model", [None, 3, {"weight": 1}])

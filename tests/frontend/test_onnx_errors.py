@@ -64,6 +64,25 @@ def test_dropout_in_training_mode() -> None:
         from_onnx(model(bad, **tensors))
 
 
+@pytest.mark.parametrize(
+    ("attributes", "found"),
+    [
+        ({"mode": "linear", "antialias": 1}, "antialias"),
+        ({"mode": "cubic"}, r"scales \[1\.0, 1\.0, 0\.6.*\] of \[1, 3, 8, 8\] with mode cubic"),
+        (
+            {"mode": "linear", "coordinate_transformation_mode": "align_corners"},
+            ".* with mode linear and align_corners",
+        ),
+    ],
+)
+def test_resizing_that_would_be_another(attributes: dict[str, Any], found: str) -> None:
+    bad = model(
+        node("Resize", "x", "", "s", **attributes), opset=18, s=np.array([1, 1, 0.7, 0.7], np.float32)
+    )
+    with pytest.raises(UnsupportedOperatorError, match=rf"onnx: Resize \(n0\): found {found}"):
+        from_onnx(bad)
+
+
 def test_what_tvm_refuses(capsys: pytest.CaptureFixture[str]) -> None:
     bad = model(node("Conv", "x", "w"), shape=(1, 3, 2, 2, 2, 2), w=np.ones((4, 3, 1, 1, 1, 1), np.float32))
     with pytest.raises(

@@ -12,6 +12,7 @@ from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, _get_convert_map
 
 from tvm_tinytrain.errors import UnsupportedOperatorError
+from tvm_tinytrain.frontend.resampling import half_pixel, interpolate, pick
 
 _CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
 _QUANTISED = (
@@ -143,9 +144,55 @@ def _gemm(bb: relax.BlockBuilder, inputs: list[relax.Expr], attrs: Attributes) -
     return relax.op.add(y, c if beta == 1.0 else relax.op.multiply(c, relax.const(beta, "float32")))
 
 
+def _resize(bb: relax.BlockBuilder, inputs: list[relax.Expr], attrs: Attributes) -> relax.Expr | None:
+    """By tables where scales are not the ratios of the sizes, for which TVM takes them."""
+    x, shape = inputs[0], [int(d) for d in inputs[0].ty.shape]
+    scales, sizes = (None if v is None or v.size == 0 else v for v in map(_constant, inputs[2:4]))
+    if attrs.get("keep_aspect_ratio_policy", b"stretch") != b"stretch":
+        raise ValueError("keep_aspect_ratio_policy other than stretch")
+    if attrs.get("antialias", 0) and (scales is None or (scales < 1).any()):
+        raise ValueError("antialias")
+    if scales is None:
+        if sizes is not None and list(sizes[:2]) != shape[:2]:
+            raise ValueError("sizes of other axes than height and width")
+        return None
+    exact = scales.astype(np.float32) * np.array(shape, np.float32)
+    counts = np.floor(exact).astype(int)
+    if (counts == exact).all() and (scales[:2] == 1).all():
+        return None
+    mode = attrs.get("mode", b"nearest").decode()
+    transformation = attrs.get("coordinate_transformation_mode", b"half_pixel").decode()
+    rounding = attrs.get("nearest_mode", b"round_prefer_floor").decode()
+    if mode not in ("nearest", "linear") or transformation not in _POSITIONS:
+        raise ValueError(f"scales {scales.tolist()} of {shape} with mode {mode} and {transformation}")
+    for axis, (scale, count) in enumerate(zip(scales, counts, strict=True)):
+        if scale == 1:
+            continue
+        positions = _POSITIONS[transformation](int(count), scale)
+        if mode == "linear":
+            x = interpolate(bb.emit, x, axis, positions)
+        else:
+            x = pick(bb.emit, x, axis, _ROUNDINGS[rounding](positions))
+    return x
+
+
+_POSITIONS: dict[str, Callable[[int, float], np.ndarray]] = {
+    "half_pixel": lambda count, scale: half_pixel(count, 1 / scale),
+    "pytorch_half_pixel": lambda count, scale: half_pixel(count, 1 / scale) * (count > 1),
+    "asymmetric": lambda count, scale: np.arange(count, dtype=np.float32) / np.float32(scale),
+}
+_ROUNDINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "round_prefer_floor": lambda p: np.ceil(p - 0.5),
+    "round_prefer_ceil": lambda p: np.floor(p + 0.5),
+    "floor": np.floor,
+    "ceil": np.ceil,
+}
+
+
 _CONVERTERS: dict[str, Callable[[relax.BlockBuilder, list[relax.Expr], Attributes], relax.Expr | None]] = {
     "Clip": _clip,
     "Dropout": _dropout,
     "Gemm": _gemm,
     "Pad": _pad,
+    "Resize": _resize,
 }

@@ -48,6 +48,7 @@ def make_static(model: onnx.ModelProto, opset: int, shapes: dict[str, tuple[int,
     _replace(static.graph.output, inferred.graph.output)
     for node in static.graph.node:
         _explicit_padding(node, sizes)
+        _explicit_axes(node, known, sizes)
     _name_parameters(static.graph, known)
     return static
 
@@ -123,6 +124,26 @@ def _explicit_padding(node: onnx.NodeProto, sizes: dict[str, tuple[int, ...]]) -
         ends.append(more if mode == "SAME_UPPER" else less)
     kept = [a for a in node.attribute if a.name not in ("auto_pad", "pads")]
     _replace(node.attribute, [*kept, helper.make_attribute("pads", begins + ends)])
+
+
+def _explicit_axes(
+    node: onnx.NodeProto, known: dict[str, np.ndarray], sizes: dict[str, tuple[int, ...]]
+) -> None:
+    """Scales and sizes of ``Resize`` for all axes instead of some."""
+    axes = next((list(a.ints) for a in node.attribute if a.name == "axes"), None)
+    if node.op_type != "Resize" or axes is None or node.input[0] not in sizes:
+        return
+    shape = sizes[node.input[0]]
+    places = [a % len(shape) for a in axes]
+    whole = {1: [0.0] * len(shape) + [1.0] * len(shape), 2: [1.0] * len(shape), 3: list(shape)}
+    for index, name in enumerate(node.input):
+        if index == 0 or name not in known or known[name].size == 0:
+            continue
+        full = np.array(whole[index], known[name].dtype)
+        full[[*places, *(p + len(shape) for p in places)] if index == 1 else places] = known[name]
+        node.input[index] = f"{name}:{node.output[0]}"
+        known[node.input[index]] = full
+    _replace(node.attribute, [a for a in node.attribute if a.name != "axes"])
 
 
 def _name_parameters(graph: onnx.GraphProto, known: dict[str, np.ndarray]) -> None:

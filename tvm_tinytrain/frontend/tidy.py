@@ -13,7 +13,16 @@ import tvm
 from tvm import relax
 
 from tvm_tinytrain.frontend.names import NameSupply
-from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, callee, op_name, operands, rebuild, shape_of
+from tvm_tinytrain.passes.rewriting import (
+    Rebuilder,
+    bindings,
+    callee,
+    dtype_of,
+    op_name,
+    operands,
+    rebuild,
+    shape_of,
+)
 from tvm_tinytrain.passes.state import get_values, with_values
 
 _ELEMENTWISE = ("relax.add", "relax.subtract", "relax.multiply", "relax.divide")
@@ -151,7 +160,7 @@ def _flatten_vectors(mod: tvm.IRModule) -> tvm.IRModule:
         shape = shape_of(p)
         if p in used and p not in others and len(shape) > 1 and sum(d != 1 for d in shape) <= 1:
             values[p.name] = values[p.name].reshape(-1)
-            vectors[p] = relax.Var(p.name, relax.TensorType(values[p.name].shape, "float32"))
+            vectors[p] = relax.Var(p.name, relax.TensorType(values[p.name].shape, dtype_of(p)))
     if not vectors:
         return mod
 

@@ -2,11 +2,13 @@
 
 Dropped without a word there: ``alpha`` of ``add`` and ``sub``, ``scale`` and ``input_scale`` of ``elu`` (so SELU loses its scale),
 the division by ``alpha`` in ``celu``; nearest upsampling takes half-pixel centres for PyTorch's ⌊i · scale⌋, which differs for other
-than whole factors. Missing: ``amax`` and ``amin``. `tests.passes.operator_oracle` compares all of these with PyTorch.
+than whole factors; bilinear upsampling takes the ratio of the sizes for 1/scale_factor; antialiasing; ``divisor_override``
+of average pools. Missing: ``amax`` and ``amin``. `tests.passes.operator_oracle` compares all of these with PyTorch.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +16,9 @@ from typing import Any
 import numpy as np
 from torch import fx
 from tvm import relax
+
+from tvm_tinytrain.errors import UnsupportedOperatorError
+from tvm_tinytrain.frontend.resampling import half_pixel, interpolate
 
 Converter = Callable[[fx.Node, Any], relax.Var]
 
@@ -90,6 +95,129 @@ def _upsample_nearest2d(node: fx.Node, importer: Any) -> relax.Var:
     return x
 
 
+def _upsample_bilinear2d(node: fx.Node, importer: Any) -> relax.Var:
+    """Without aligned corners and with scale factors, output i lies at (i + ½) / scale_factor − ½, whatever the sizes are."""
+    x = importer.env[node.args[0]]
+    size = _argument(node, 1, "output_size", None)
+    corners = bool(_argument(node, 2, "align_corners", False))
+    factors = _argument(node, 3, "scale_factors", None)
+    extents = [int(d) for d in x.ty.shape][2:]
+    counts = [int(s) for s in size] if size else [int(d * f) for d, f in zip(extents, factors, strict=True)]
+    if size or corners or all(n == d * f for n, d, f in zip(counts, extents, factors, strict=True)):
+        mode = "align_corners" if corners else "half_pixel"
+        resized = relax.op.image.resize2d(
+            x, counts, layout="NCHW", method="linear", coordinate_transformation_mode=mode
+        )
+        return _emit(importer, resized)
+    for axis, (count, factor) in enumerate(zip(counts, factors, strict=True), start=2):
+        x = interpolate(importer.block_builder.emit, x, axis, half_pixel(count, 1.0 / factor))
+    return x
+
+
+def _upsample_bilinear2d_aa(node: fx.Node, importer: Any) -> relax.Var:
+    """Where nothing is made smaller there is nothing to smooth."""
+    x = importer.env[node.args[0]]
+    size = [int(s) for s in _argument(node, 1, "output_size", ())]
+    extents = [int(d) for d in x.ty.shape][2:]
+    if any(n % d for n, d in zip(size, extents, strict=True)) or _argument(node, 2, "align_corners", False):
+        hint = "leave antialias out, or resize the images before the network"
+        raise _unsupported(node, f"antialias from {extents} to {size}", "whole factors", hint)
+    return _emit(importer, relax.op.image.resize2d(x, size, layout="NCHW", method="linear"))
+
+
+def _average_pool(rank: int) -> Converter:
+    """With ``divisor_override`` the sum over each window is divided by that."""
+
+    def convert(node: fx.Node, importer: Any) -> relax.Var:
+        divisor = _argument(node, 6, "divisor_override", None)
+        if divisor is None:
+            return getattr(importer, f"_avg_pool{rank}d")(node)
+        if _argument(node, 4, "ceil_mode", False):
+            hint = "leave ceil_mode or divisor_override out"
+            raise _unsupported(node, "divisor_override with ceil_mode", "either", hint)
+        window = list(_argument(node, 1, "kernel_size", ()))
+        window = window * rank if len(window) == 1 else window
+        stride, padding = _argument(node, 2, "stride", None) or None, _argument(node, 3, "padding", 0)
+        pool = getattr(importer, f"_avg_pool{rank}d_impl")
+        mean = pool(importer.env[node.args[0]], window, stride, padding, False, True)
+        return _emit(importer, relax.op.multiply(mean, relax.const(math.prod(window) / divisor, "float32")))
+
+    return convert
+
+
+def _index(node: fx.Node, importer: Any) -> relax.Var:
+    """Index tensors at neighbouring axes pick one element for each set of their values: of these axes as one, at one index."""
+    x, indices = importer.retrieve_args(node)
+    given = {axis: index for axis, index in enumerate(indices) if index is not None}
+    if any(str(index.ty.dtype) in ("bool", "uint8") for index in given.values()):
+        hint = "index by positions, mask.nonzero().flatten() in the network's constructor"
+        raise _unsupported(node, "a mask as index", "integers", hint)
+    first, last = min(given), max(given)
+    if len(given) != last - first + 1:
+        hint = "index one axis after the other"
+        raise _unsupported(node, f"indices at axes {list(given)}", "neighbouring axes", hint)
+    emit = importer.block_builder.emit
+    extents = [int(d) for d in x.ty.shape]
+    shapes = [tuple(int(d) for d in index.ty.shape) for index in given.values()]
+    out = np.broadcast_shapes(*shapes)
+    if _own_axes(shapes, out):  # one after the other is the same, with smaller tables
+        for axis, index in given.items():
+            x = emit(relax.op.take(x, emit(relax.op.reshape(index, (-1,))), axis))
+        return x
+    position = given[first]
+    for axis in range(first + 1, last + 1):
+        if axis == first + 1:
+            position = _from_start(importer, position, extents[first])
+        scaled = emit(relax.op.multiply(position, relax.const(extents[axis], position.ty.dtype)))
+        position = emit(relax.op.add(scaled, _from_start(importer, given[axis], extents[axis])))
+    joined = (*extents[:first], math.prod(extents[first : last + 1]), *extents[last + 1 :])
+    table = emit(relax.op.reshape(position, (-1,)))
+    picked = emit(relax.op.take(emit(relax.op.reshape(x, joined)), table, first))
+    return _emit(importer, relax.op.reshape(picked, (*extents[:first], *out, *extents[last + 1 :])))
+
+
+def _own_axes(shapes: list[tuple[int, ...]], out: tuple[int, ...]) -> bool:
+    """Whether the k-th of several index tensors varies along the k-th axis of their common shape alone."""
+    alone = [tuple(d if i == k else 1 for i, d in enumerate(out)) for k in range(len(shapes))]
+    return len(out) == len(shapes) and [(1,) * (len(out) - len(s)) + s for s in shapes] == alone
+
+
+def _from_start(importer: Any, index: relax.Var, extent: int) -> relax.Var:
+    """Indices from the end as indices from the start."""
+    return _emit(importer, relax.op.floor_mod(index, relax.const(extent, index.ty.dtype)))
+
+
+def _group_norm(node: fx.Node, importer: Any) -> relax.Var:
+    """Of weights or biases that are left out: ones and zeros."""
+    x = importer.env[node.args[0]]
+    shape = [int(d) for d in x.ty.shape]
+    native = "native" in str(node.target)
+    groups, epsilon = (
+        (_argument(node, 6, "group", 1), 7) if native else (_argument(node, 1, "num_groups", 1), 4)
+    )
+    first = 1 if native else 2
+    gamma, beta = (
+        importer.env[given]
+        if isinstance(given := _argument(node, first + i, name, None), fx.Node)
+        else relax.const(np.full(shape[1], value, np.float32), "float32")
+        for i, (name, value) in enumerate((("weight", 1.0), ("bias", 0.0)))
+    )
+    normed = relax.op.nn.group_norm(
+        x,
+        gamma,
+        beta,
+        num_groups=int(groups),
+        channel_axis=1,
+        axes=list(range(2, len(shape))),
+        epsilon=float(_argument(node, epsilon, "eps", 1e-5)),
+    )
+    return _emit(importer, normed)
+
+
+def _unsupported(node: fx.Node, found: str, allowed: str, hint: str) -> UnsupportedOperatorError:
+    return UnsupportedOperatorError("frontend", f"{node.target} ({node.name})", found, allowed, hint)
+
+
 def _extremum(op: Callable[..., relax.Expr]) -> Converter:
     def convert(node: fx.Node, importer: Any) -> relax.Var:
         axes = _argument(node, 1, "dim", [])
@@ -106,7 +234,14 @@ CONVERTERS: dict[str, Converter] = {
     "sub.Tensor": _scaled_operand(relax.op.subtract, operator.sub),
     "elu.default": _elu,
     "celu.default": _celu,
+    "index.Tensor": _index,
+    "group_norm.default": _group_norm,
+    "native_group_norm.default": _group_norm,
     "upsample_nearest2d.vec": _upsample_nearest2d,
+    "upsample_bilinear2d.vec": _upsample_bilinear2d,
+    "_upsample_bilinear2d_aa.default": _upsample_bilinear2d_aa,
+    "avg_pool2d.default": _average_pool(2),
+    "avg_pool3d.default": _average_pool(3),
     "stop_gradient.default": lambda node, importer: _emit(
         importer, relax.op.grad.no_grad(importer.env[node.args[0]])
     ),

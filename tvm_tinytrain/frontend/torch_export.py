@@ -13,7 +13,7 @@ import tvm
 from tvm.relax.frontend import detach_params
 from tvm.relax.frontend.torch import from_exported_program as tvm_from_exported_program
 
-from tvm_tinytrain.errors import DTypeError, ImportModelError, UnsupportedOperatorError
+from tvm_tinytrain.errors import DTypeError, ImportModelError, TinyTrainError, UnsupportedOperatorError
 from tvm_tinytrain.frontend.names import clean_name
 from tvm_tinytrain.frontend.relax import from_relax
 from tvm_tinytrain.frontend.torch_converters import CONVERTERS
@@ -95,7 +95,9 @@ def from_exported_program(program: torch.export.ExportedProgram) -> tvm.IRModule
                 unwrap_unit_return_tuple=True,
                 custom_convert_map=CONVERTERS,
             )
-    except (AssertionError, NotImplementedError, ValueError) as error:
+    except TinyTrainError:
+        raise
+    except Exception as error:  # translation raises whatever Python or TVM raises
         raise UnsupportedOperatorError(
             "frontend",
             "torch.export program",
