@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from tvm_tinytrain.errors import ArchiveError
+
 _PREFIX = "scratch-"
 _LOCK = "scratch.lock"
 
@@ -19,9 +21,13 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
     """A new folder in ``parent``, removed at the end; what searches left there that are no more is removed at the start.
 
     Who lives holds a lock in its folder, which the operating system takes back from a process that was killed. Folders are made and
-    cleared under the lock of ``parent``, so that none is seen before its own lock is held.
+    cleared under the lock of ``parent``, so that none is seen before its own lock is held. ArchiveError where ``parent`` is no folder.
     """
-    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        hint = "choose another folder"
+        raise ArchiveError("tune", str(parent), error, "a folder, or none yet", hint) from error
     with (parent / _LOCK).open("w") as door:
         fcntl.flock(door, fcntl.LOCK_EX)
         for left in parent.glob(f"{_PREFIX}*"):

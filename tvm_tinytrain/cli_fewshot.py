@@ -12,6 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tvm_tinytrain.cli_checks import check_least, check_output
+from tvm_tinytrain.cli_network import load_network
 from tvm_tinytrain.errors import ArchiveError, ImportModelError, PlanError
 
 _EVALUATE = """example:
@@ -122,6 +124,13 @@ def _evaluate(a: argparse.Namespace) -> int:
     from tvm_tinytrain.fewshot.tasks import AdaptOptions
     from tvm_tinytrain.micro.in_process import InProcess
 
+    least = {
+        "--episodes": (a.episodes, 1),
+        "--processes": (a.processes, 1),
+        "--iterations": (a.iterations, 0),
+    }
+    check_least("evaluate", {**least, "--seed": (a.seed, 0)})
+    check_output(a.state, makes_folders=True)
     steps = {"iterations": a.iterations, "tuning_iterations": a.iterations}
     options = AdaptOptions(**steps, rates=_rates(a.rates), rate_by=(a.rate_by,))
     sampler: Sampler = VariousWays(max_support=a.max_support) if a.various else FixedWays(a.ways, a.shots)
@@ -169,46 +178,6 @@ def _rates(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise PlanError("evaluate", "--rates", text, "numbers and commas", "e.g. 0,1e-4,1e-3") from error
-
-
-def load_network(name: str, weights: Path | None) -> Any:
-    """A network from a file or a name; ImportModelError where it is neither, or the weights do not fit."""
-    import torch
-
-    from tvm_tinytrain import models
-
-    path = Path(name)
-    if path.suffix == ".json":
-        return models.load_int8_backbone(path, path.with_suffix(".npz"))
-    if path.suffix == ".pt2":
-        return str(path)
-    makers = {
-        "mcunet": models.mcunet,
-        "mobilenet-v2": models.mobilenet_v2,
-        "proxyless-nas": models.proxyless_nas,
-    }
-    if name not in makers:
-        allowed = f".json, .pt2, {', '.join(makers)}"
-        raise ImportModelError("network", name, "unknown", allowed, "see tinytrain evaluate --help")
-    torch.manual_seed(0)
-    state = None
-    if weights is not None:
-        try:
-            state = torch.load(weights, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, ValueError, EOFError) as error:
-            hint = "save it with torch.save(model.state_dict(), path)"
-            raise ImportModelError("network", str(weights), error, "a state dict", hint) from error
-        state = {k: v for k, v in state.get("model", state).items() if not k.startswith("head.")}
-    model: torch.nn.Module = makers[name](fused=state is not None and not any(".norm." in k for k in state))
-    if state is not None:
-        try:
-            model.load_state_dict(state)
-        except RuntimeError as error:
-            first = str(error).splitlines()[-1].strip()
-            raise ImportModelError(
-                "network", str(weights), first, f"the weights of {name}", "choose its file"
-            ) from error
-    return model.eval()
 
 
 def _add_meta_train(commands: Any) -> None:
@@ -313,34 +282,11 @@ def _report(a: argparse.Namespace) -> int:
         assert module is not None
         print(json.dumps(module.metadata, indent=1, sort_keys=True) if a.json else module.report())
         return 0
-    from tvm_tinytrain.reporting import Report, SessionRecord
+    from tvm_tinytrain.reporting import Report, SessionRecord, load_accuracy
 
+    check_output(a.html, makes_folders=True)
     session = None if a.session is None else SessionRecord.load(a.session)
-    rows = () if a.accuracy is None else _accuracy_rows(a.accuracy)
+    rows = () if a.accuracy is None else load_accuracy(a.accuracy)
     for path in Report(module, session, rows).write(a.html, pictures=a.pictures):
         print(f"wrote {path}")
     return 0
-
-
-def _accuracy_rows(path: Path) -> Sequence[dict[str, Any]]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        rows = raw["rows"] if isinstance(raw, dict) else raw
-        needed = {
-            "network",
-            "sampler",
-            "domain",
-            "method",
-            "tasks",
-            "accuracy",
-            "interval",
-            "gain",
-            "memory_bytes",
-        }
-        found = [row for row in rows if needed <= set(row)]  # the benchmark's file has other sections too
-        if not found:
-            raise ValueError("no rows of accuracies")
-        return found
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        hint = "pass what `tinytrain evaluate --format json` or benchmarks.accuracy --json wrote"
-        raise ArchiveError("report", str(path), error, "rows of accuracies", hint) from error

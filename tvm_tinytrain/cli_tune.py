@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tvm_tinytrain.cli_checks import check_folder, check_least, check_output
-from tvm_tinytrain.cli_fewshot import load_network
+from tvm_tinytrain.cli_network import load_network
 from tvm_tinytrain.cli_update import UPDATES, parse_update
 from tvm_tinytrain.errors import PlanError
 

@@ -37,7 +37,7 @@ def parse_update(stage: str, text: str, also: str = "") -> Any:
             raise PlanError(stage, f"--update {text}", value, "a share, below 1", hint) from error
     try:
         return UpdatePlan.from_json(Path(text).read_text(encoding="utf-8"))
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         allowed = f"{UPDATES}, {also}or a JSON file"
         raise PlanError(
             stage, f"--update {text}", error, allowed, "check the spelling or the path"

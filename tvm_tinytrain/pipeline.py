@@ -13,7 +13,7 @@ import tvm
 from tvm import relax
 
 from tvm_tinytrain.config import MemoryOptions, TrainConfig, lite_modules
-from tvm_tinytrain.errors import KernelError, PlanError
+from tvm_tinytrain.errors import ArchiveError, KernelError, PlanError
 from tvm_tinytrain.passes.append_loss import AppendLoss
 from tvm_tinytrain.passes.canonicalize import Canonicalize
 from tvm_tinytrain.passes.compress_masks import CompressMasks
@@ -282,8 +282,12 @@ class _Runner:
                     "report this",
                 ) from error
         if self.instruments.dump_ir is not None:
-            self.instruments.dump_ir.mkdir(parents=True, exist_ok=True)
             path = self.instruments.dump_ir / f"{self.count:02d}_{name}.py"
-            path.write_text(mod.script(), encoding="utf-8")
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(mod.script(), encoding="utf-8")
+            except OSError as error:
+                hint = "choose another folder"
+                raise ArchiveError("pipeline", str(path), error, "a writable folder", hint) from error
         if self.instruments.print_ir:
             print(f"# after {name}\n{mod.script()}")  # noqa: T201

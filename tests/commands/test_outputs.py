@@ -8,6 +8,8 @@ import pytest
 
 from tests.commands.refused import refused
 from tvm_tinytrain.cli_checks import check_folder, check_output
+from tvm_tinytrain.errors import ArchiveError
+from tvm_tinytrain.schedules.scratch import scratch_folder
 
 
 @pytest.mark.parametrize(
@@ -41,3 +43,18 @@ def test_what_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     check_folder(None)
     check_folder(tmp_path)
     check_folder(tmp_path / "new" / "deep")
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_scratch_in_a_file(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ArchiveError, match="file"), scratch_folder(tmp_path / place):
+        pass
+
+
+@pytest.mark.parametrize("command", ["compile", "tune"])
+def test_updates_that_are_no_text(tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "plan.json").write_bytes(b"{\xff\xfe}")
+    network = ["{}/none.pt2"] if command == "compile" else ["--network", "{}/none.pt2"]
+    words = [command, *network, "--update", "{}/plan.json", "-o", "{}/x.out"]
+    refused(capsys, tmp_path, *words, says="plan.json")

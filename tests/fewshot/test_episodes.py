@@ -52,6 +52,32 @@ def test_various_ways_are_various_and_imbalanced() -> None:
     assert sum(len({len(s) for s in e.support}) > 1 for e in found) > 50
 
 
+@pytest.mark.parametrize("most", [5, 7, 20])
+def test_various_ways_keep_a_small_limit_of_support(most: int) -> None:
+    found = [sample_episode(made([80] * 30), VariousWays(max_support=most), 1, i) for i in range(30)]
+    assert all(5 <= e.ways <= sum(len(s) for s in e.support) <= most for e in found)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "options"),
+    [
+        *((FixedWays, {name: value}) for name in ("ways", "shots", "queries") for value in (0, -2)),
+        (FixedWays, {"ways": 1}),
+        *((VariousWays, {"max_support": value}) for value in (-1, 0, 4)),
+        (VariousWays, {"max_ways": 4}),
+        *((VariousWays, {name: 0}) for name in ("min_ways", "max_queries", "max_per_class")),
+    ],
+)
+def test_samplers_of_no_task(sampler: type, options: dict[str, int]) -> None:
+    with pytest.raises(PlanError, match=next(iter(options))):
+        sampler(**options)
+
+
+def test_negative_seeds() -> None:
+    with pytest.raises(PlanError, match="seed: found -1"):
+        sample_episode(made([30] * 12), FixedWays(), -1, 0)
+
+
 def test_fixed_ways() -> None:
     for episode in episodes(made([30] * 12), FixedWays(), 20, seed=3):
         check(episode)

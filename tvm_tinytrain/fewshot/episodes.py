@@ -7,7 +7,7 @@ imbalance by weights exp(U[ln 0.5, ln 2]).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import exp, log
 
@@ -27,6 +27,9 @@ class FixedWays:
     ways: int = 5
     shots: int = 5
     queries: int = 15
+
+    def __post_init__(self) -> None:
+        _check_least({"ways": (self.ways, 2), "shots": (self.shots, 1), "queries": (self.queries, 1)})
 
     @property
     def name(self) -> str:
@@ -50,7 +53,7 @@ class FixedWays:
 
 @dataclass(frozen=True)
 class VariousWays:
-    """Meta-Dataset's sampler; see the module. max_support bounds the samples that an adaptation costs."""
+    """Meta-Dataset's sampler; see the module. max_support bounds the samples that an adaptation costs, and so the ways."""
 
     min_ways: int = 5
     max_ways: int = 50
@@ -58,10 +61,17 @@ class VariousWays:
     max_support: int = 500
     max_per_class: int = 100
 
+    def __post_init__(self) -> None:
+        low = self.min_ways
+        _check_least(
+            {"min_ways": (low, 2), "max_ways": (self.max_ways, low), "max_support": (self.max_support, low)}
+        )
+        _check_least({"max_queries": (self.max_queries, 1), "max_per_class": (self.max_per_class, 1)})
+
     @property
     def name(self) -> str:
         """As it stands in tables."""
-        return f"various-way (≤{self.max_ways} ways, ≤{self.max_support} samples)"
+        return f"various-way (≤{min(self.max_ways, self.max_support)} ways, ≤{self.max_support} samples)"
 
     def counts(
         self, sizes: tuple[int, ...], rng: np.random.Generator
@@ -71,7 +81,7 @@ class VariousWays:
         if len(fitting) < self.min_ways:
             found = f"{len(fitting)} classes of 2 or more samples"
             raise PlanError("episodes", self.name, found, f"{self.min_ways} or more", "ask for fewer ways")
-        ways = int(rng.integers(self.min_ways, min(self.max_ways, len(fitting)) + 1))
+        ways = int(rng.integers(self.min_ways, min(self.max_ways, self.max_support, len(fitting)) + 1))
         chosen = rng.choice(fitting, ways, replace=False)
         available = np.array([sizes[c] for c in chosen])
         queries = min(self.max_queries, int(available.min()) // 2)
@@ -79,7 +89,7 @@ class VariousWays:
         beta = 1.0 - rng.random()
         total = min(self.max_support, sum(int(np.ceil(beta * min(self.max_per_class, n))) for n in rest))
         weight = np.array([exp(v) for v in rng.uniform(log(0.5), log(2.0), ways)]) * available
-        shots = np.floor(weight / weight.sum() * max(0, total - ways)).astype(np.int64) + 1
+        shots = np.floor(weight / weight.sum() * (total - ways)).astype(np.int64) + 1
         return chosen, [int(n) for n in np.minimum(shots, rest)], queries
 
 
@@ -118,8 +128,9 @@ def sample_episode(dataset: Dataset, sampler: Sampler, seed: int, index: int) ->
     """Draw task number `index` of a seed. It depends on the data set's class sizes and groups, and nothing else.
 
     Where samples come in groups, support and query never share one: whole groups go to either side. A class may
-    then give fewer support samples than asked for. Raises PlanError where the data set is too small.
+    then give fewer support samples than asked for. Raises PlanError where the data set is too small, or the seed negative.
     """
+    _check_least({"seed": (seed, 0)})
     rng = np.random.default_rng([seed, index])
     classes, shots, queries = sampler.counts(dataset.sizes, rng)
     support, query = [], []
@@ -136,6 +147,13 @@ def sample_episode(dataset: Dataset, sampler: Sampler, seed: int, index: int) ->
 def episodes(dataset: Dataset, sampler: Sampler, count: int, seed: int = 0) -> Iterator[Episode]:
     """Draw tasks 0 … count-1 of a seed."""
     return (sample_episode(dataset, sampler, seed, index) for index in range(count))
+
+
+def _check_least(least: Mapping[str, tuple[int, int]]) -> None:
+    """PlanError for the first value that is too small. least: {name: (value, least)}."""
+    for name, (value, low) in least.items():
+        if value < low:
+            raise PlanError("episodes", name, value, f"{low} or more", "no task can be drawn otherwise")
 
 
 def _split(

@@ -125,8 +125,8 @@ class Results:
             raw = json.loads(path.read_text(encoding="utf-8"))
             records = [Record(**{**r, "outcome": _outcome(r["outcome"])}) for r in raw["records"]]
             held_out = [HeldOut(**{**h, "losses": _held_out(h["losses"])}) for h in raw["held_out"]]
-            found = raw["options"]
-        except (ValueError, KeyError, TypeError) as error:
+            found = dict(raw["options"])
+        except (OSError, AttributeError, ValueError, KeyError, TypeError) as error:
             hint = "remove it, or name another file"
             raise ArchiveError("evaluate", str(path), error, "results of this program", hint) from error
         if json.loads(json.dumps(options)) != found:

@@ -43,10 +43,12 @@ def accuracy(rows: Sequence[Mapping[str, Any]]) -> bytes:
             at, values, width * 0.92, yerr=errors, color=colour, hatch=hatch, edgecolor="white", linewidth=0.0,
             label=method, ecolor=_INK, capsize=1.5,
         )  # fmt: skip
-    axes.set_xticks(np.arange(len(labels)), labels)
+    axes.set_xticks(np.arange(len(labels)), labels, parse_math=False)  # a name may hold a dollar
     axes.set_ylim(0, 100)
     axes.set_ylabel("accuracy, %")
-    axes.legend(ncols=min(6, len(methods)), loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False)
+    legend = axes.legend(ncols=min(6, len(methods)), loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     _tidy(axes, "y")
     return _png(figure)
 
