@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 import tvm_tinytrain as tt
 from tests.frontend.relay_writer import export_program
+from tests.frontend.running import run as run_main
 from tests.passes.operator_oracle import derive, lowered, reference, run
 from tvm_tinytrain.errors import PlanError
 from tvm_tinytrain.frontend import import_model
@@ -136,6 +140,70 @@ def test_gradients_go_through_fixed_filters() -> None:
     F.mse_loss(net(x), torch.from_numpy(label)).backward()
     assert net.c.weight.grad is not None
     np.testing.assert_allclose(got["c_weight"], net.c.weight.grad.numpy(), rtol=1e-4, atol=1e-6)
+
+
+class Scaled(nn.Linear):
+    """Weights and bias times a constant, as in networks with equalised learning rates; the weight has unit rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.bias is not None
+        return F.linear(x, F.normalize(self.weight, dim=1) * 3.0, self.bias * 0.5)
+
+
+class Tied(nn.Linear):
+    """A weight that is also read as it is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * 2.0, self.bias) + self.weight.sum()
+
+
+class Detached(nn.Linear):
+    """A weight that is left as it is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.detach(), self.bias)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "layers", "effective"),
+    [
+        (
+            lambda: parametrizations.weight_norm(nn.Conv2d(2, 4, 3)),
+            (1, 2, 4, 4),
+            [("v0_weight", "v0_bias")],
+            lambda la: la.weight,
+        ),
+        (
+            lambda: parametrizations.spectral_norm(nn.Linear(4, 3)),
+            (1, 4),
+            [("v0_weight", "v0_bias")],
+            lambda la: la.weight,
+        ),
+        (
+            lambda: Scaled(4, 3),
+            (1, 4),
+            [("v0_weight", "v0_bias")],
+            lambda la: F.normalize(la.weight, dim=1) * 3,
+        ),
+        (lambda: Tied(4, 3), (1, 4), [], lambda la: la.weight),
+        (lambda: Detached(4, 3), (1, 4), [], None),
+    ],
+)
+def test_layers_of_computed_weights(
+    layer: Callable[[], nn.Module],
+    shape: tuple[int, ...],
+    layers: list[tuple[str, str]],
+    effective: Callable[[Any], Tensor] | None,
+) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(layer(), nn.Tanh()).eval()
+    x = torch.linspace(-1, 1, math.prod(shape)).reshape(shape)
+    mod = import_model(net, example_inputs=(x,))
+    np.testing.assert_allclose(run_main(mod, x), net(x).detach(), rtol=1e-5, atol=1e-6)
+    assert trained(net, shape) == layers
+    if effective is not None:
+        value = get_values(mod)["v0_weight"]
+        np.testing.assert_allclose(value, effective(net[0]).detach(), rtol=1e-5, atol=1e-6)
 
 
 def test_a_constant_of_the_network_is_one_for_the_compiler() -> None:

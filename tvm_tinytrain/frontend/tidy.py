@@ -6,6 +6,7 @@ Graphs of ONNX and Relay compute with parameters: biases that are reshaped to [1
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from math import prod
 
 import numpy as np
@@ -13,6 +14,7 @@ import tvm
 from tvm import relax
 
 from tvm_tinytrain.frontend.names import NameSupply
+from tvm_tinytrain.passes.reverse_mode import NO_GRADIENT
 from tvm_tinytrain.passes.rewriting import (
     Rebuilder,
     bindings,
@@ -23,7 +25,7 @@ from tvm_tinytrain.passes.rewriting import (
     rebuild,
     shape_of,
 )
-from tvm_tinytrain.passes.state import get_values, with_values
+from tvm_tinytrain.passes.state import FIXED, get_fixed, get_values, with_fixed, with_values
 
 _ELEMENTWISE = ("relax.add", "relax.subtract", "relax.multiply", "relax.divide")
 
@@ -39,7 +41,17 @@ def tidy_parameters(mod: tvm.IRModule) -> tvm.IRModule:
     return _drop_unused(mod)
 
 
-def _fold(mod: tvm.IRModule) -> tvm.IRModule:
+def fold_weights(mod: tvm.IRModule) -> tvm.IRModule:
+    """Evaluates weights and biases of layers that are computed from parameters: of weight or spectral norm, of cosine classifiers.
+
+    What is trained is the effective weight: ``conv(x, v · g / ‖v‖)``  becomes  ``conv(x, w)``. An expression whose parameters are
+    read elsewhere too stays as it is: its value would not follow them.
+    """
+    folded = _fold(mod, weights_only=True)
+    return mod if folded is mod else _drop_unused(folded)
+
+
+def _fold(mod: tvm.IRModule, weights_only: bool = False) -> tvm.IRModule:
     """Evaluates what is computed from parameters and constants alone."""
     func, values = mod["main"], get_values(mod)
     params = set(func.params[int(func.attrs["num_input"]) :])
@@ -53,6 +65,9 @@ def _fold(mod: tvm.IRModule) -> tvm.IRModule:
         else:
             read.update(o for o in inner if isinstance(o, relax.Var))
     read.add(func.body.body)
+    if weights_only:
+        known = _of_weights(func, known, get_fixed(mod))
+        read = {o for b in bindings(func) if b.var not in known for o in operands(b.value)} | {func.body.body}
     wanted = [v for v in known if v in read and isinstance(v.ty, relax.TensorType)]
     wanted = [v for v in wanted if not _is_view(known[v], params)]
     if not wanted:
@@ -61,6 +76,13 @@ def _fold(mod: tvm.IRModule) -> tvm.IRModule:
     fresh, replaced = _new_parameters(func, known, wanted, read)
     values = {n: a for n, a in values.items() if n not in replaced}
     values |= {fresh[v].name: a for v, a in zip(wanted, arrays, strict=True)}
+    if FIXED in mod.attrs:
+        fixed = {
+            fresh[v].name
+            for v in wanted
+            if _sources(v, known, NO_GRADIENT).keys() <= _named(func, get_fixed(mod))
+        }
+        mod = with_fixed(mod, (get_fixed(mod) - replaced) | fixed)
 
     def body(r: Rebuilder) -> relax.Expr:
         r.env.update(fresh)
@@ -72,6 +94,54 @@ def _fold(mod: tvm.IRModule) -> tvm.IRModule:
     kept = [p for p in func.params if p.name not in replaced]
     mod = rebuild(mod, "main", body, params=[*kept, *fresh.values()], attrs=dict(func.attrs))
     return with_values(mod, values)
+
+
+def _of_weights(
+    func: relax.Function, known: dict[relax.Var, relax.Expr], fixed: Collection[str]
+) -> dict[relax.Var, relax.Expr]:
+    """Of what is ``known``: that which only one layer's weight, or bias, is computed from, those included."""
+    readers: dict[relax.Expr, set[relax.Var]] = {}
+    for b in bindings(func):
+        for operand in operands(b.value):
+            readers.setdefault(operand, set()).add(b.var)
+    kept: set[relax.Var] = set()
+    for root in _weights(func, known):
+        inside, stack = set[relax.Var](), [root]
+        while stack:
+            var = stack.pop()
+            if var in known and var not in inside:
+                inside.add(var)
+                stack += [o for o in operands(known[var]) if isinstance(o, relax.Var)]
+        parameters = _sources(root, known).keys() - _named(func, fixed)
+        inner = {v for v in inside if v != root and _sources(v, known).keys() & parameters} | parameters
+        if all(readers[v] <= inside for v in inner):
+            kept |= inside
+    return {v: e for v, e in known.items() if v in kept}
+
+
+def _weights(func: relax.Function, known: dict[relax.Var, relax.Expr]) -> list[relax.Var]:
+    """The computed weights and biases of layers, behind the views by which layers read them."""
+    found: dict[relax.Var, None] = {}
+    layers: set[relax.Var] = set()
+    for b in bindings(func):
+        if b.var in known:
+            continue
+        name, inner = op_name(b.value), operands(b.value)
+        operand, view = None, ""
+        if name.startswith("relax.nn.conv") or (name == "relax.matmul" and len(shape_of(inner[1])) == 2):
+            layers.add(b.var)
+            operand, view = inner[1], "relax.permute_dims" if name == "relax.matmul" else ""
+        elif name == "relax.add" and any(o in layers for o in inner):
+            operand, view = inner[0 if inner[1] in layers else 1], "relax.reshape"
+        if operand in known and op_name(known[operand]) == view:
+            operand = operands(known[operand])[0]
+        if operand in known and (name != "relax.add" or len(shape_of(operand)) == 1):
+            found[operand] = None
+    return list(found)
+
+
+def _named(func: relax.Function, names: Collection[str]) -> set[relax.Var]:
+    return {p for p in func.params if p.name in names}
 
 
 def _new_parameters(
@@ -89,14 +159,18 @@ def _new_parameters(
     fresh: dict[relax.Var, relax.Var] = {}
     replaced: set[str] = set()
     for var in wanted:
-        source = _source(var, known)
+        sources = list(_sources(var, known))
+        source = next((s for s in sources if prod(shape_of(s)) == prod(shape_of(var))), None)
         name = None
         if source is not None and source not in read and source not in views and source.name not in replaced:
-            name = source.name if prod(shape_of(source)) == prod(shape_of(var)) else None
+            name = source.name
         if name is None:
-            name = names.unique(f"folded_{source.name if source is not None else 'constant'}")
+            name = names.unique(f"folded_{sources[0].name if sources else 'constant'}")
         else:
             replaced.add(name)
+            if "_parametrizations_" in name:  # of PyTorch: layer_parametrizations_weight_original0
+                layer, tensor = name.split("_parametrizations_")
+                name = names.unique(f"{layer}_{tensor.rpartition('_original')[0] or tensor}")
         fresh[var] = relax.Var(name, var.ty)
     return fresh, replaced
 
@@ -115,16 +189,22 @@ def _is_view(value: relax.Expr, params: set[relax.Var]) -> bool:
     return (op_name(value), len(shape_of(source))) in (("relax.reshape", 1), ("relax.permute_dims", 2))
 
 
-def _source(var: relax.Var, known: dict[relax.Var, relax.Expr]) -> relax.Var | None:
-    """The first parameter that ``var`` is computed from."""
+def _sources(var: relax.Var, known: dict[relax.Var, relax.Expr], barrier: str = "") -> dict[relax.Var, None]:
+    """The parameters that ``var`` is computed from, in order; not those behind an operator ``barrier``."""
+    found: dict[relax.Var, None] = {}
     stack: list[relax.Expr] = [var]
+    seen: set[relax.Expr] = set()
     while stack:
         top = stack.pop()
+        if top in seen:
+            continue
+        if isinstance(top, relax.Var):
+            seen.add(top)
         if top in known:
-            stack += operands(known[top])[::-1]
+            stack += operands(known[top])[::-1] if op_name(known[top]) != barrier else []
         elif isinstance(top, relax.Var):
-            return top
-    return None
+            found[top] = None
+    return found
 
 
 def _evaluate(

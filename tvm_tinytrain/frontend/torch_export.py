@@ -16,6 +16,7 @@ from tvm.relax.frontend.torch import from_exported_program as tvm_from_exported_
 from tvm_tinytrain.errors import DTypeError, ImportModelError, TinyTrainError, UnsupportedOperatorError
 from tvm_tinytrain.frontend.names import clean_name
 from tvm_tinytrain.frontend.relax import from_relax
+from tvm_tinytrain.frontend.tidy import fold_weights
 from tvm_tinytrain.frontend.torch_converters import CONVERTERS
 from tvm_tinytrain.frontend.torch_gradients import marked_gradient_stops
 from tvm_tinytrain.passes.state import with_fixed
@@ -113,7 +114,7 @@ def from_exported_program(program: torch.export.ExportedProgram) -> tvm.IRModule
     )
     parameters = len(mod["main"].params)
     mod = from_relax(mod, values)
-    return with_fixed(mod, [p.name for p in mod["main"].params[parameters:]])
+    return fold_weights(with_fixed(mod, [p.name for p in mod["main"].params[parameters:]]))
 
 
 def _check_dtypes(program: torch.export.ExportedProgram) -> None:
