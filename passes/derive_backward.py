@@ -21,7 +21,7 @@ class DeriveBackward:
 
     ``wanted`` are parameter names, default: weights and biases of all layers. Only bindings on a path from a wanted parameter to
     the loss get adjoints, so an operator without a gradient costs nothing elsewhere; on the path it is an error. Adjoints of a
-    value that is read more than once are summed.
+    value that is read more than once are summed. A parameter that only steps lead away from (round, sign) has no gradient.
     """
 
     def __init__(self, wanted: Collection[str] | None = None) -> None:
@@ -36,13 +36,15 @@ class DeriveBackward:
         targets = [p for p in func.params if p.name in set(wanted)]
         active = active_variables(func, targets)
         order = [p for p in targets if p in active]
+        names: list[str] = []
 
         def body(r: Rebuilder) -> relax.Expr:
             for b in bindings(func):
                 r.keep(b)
             grads = reverse(r, mod, func, active)
+            names.extend(p.name for p in order if p in grads)
             return relax.Tuple([r.look(func.body.body), *(grads[p] for p in order if p in grads)])
 
-        names = [p.name for p in order]
-        attrs = {"num_input": int(func.attrs["num_input"]), GRADIENTS: json.dumps(names)}
-        return rebuild(mod, "step", body, attrs=attrs)
+        mod = rebuild(mod, "step", body, attrs={"num_input": int(func.attrs["num_input"])})
+        mod["step"] = mod["step"].with_attr(GRADIENTS, json.dumps(names))
+        return mod

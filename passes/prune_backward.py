@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,6 +73,7 @@ class PruneBackward:
             wanted[name] = Selection(None, None)
         func = mod["step"]
         names: list[str] = json.loads(str(func.attrs[GRADIENTS]))
+        _check_gradients(set(wanted) - set(names), layers.values())
         result = _resolve(func, func.body.body)
         kept = [n for n in names if n in wanted]
 
@@ -183,6 +184,20 @@ def _readers(mod: tvm.IRModule) -> dict[str, set[str]]:
                 by_layer = is_layer and position in (1, 2)  # x, weight, bias
                 readers.setdefault(name, set()).add(str(names[1]) if by_layer else op_name(b.value))
     return readers
+
+
+def _check_gradients(missing: Collection[str], layers: Iterable[Layer]) -> None:
+    """Raises PlanError where ``missing``, trained parameters without a gradient, are any."""
+    if not missing:
+        return
+    owners = {name: f"layer {la.id} ({la.weight})" for la in layers for name in (la.weight, la.bias) if name}
+    raise PlanError(
+        "prune backward",
+        ", ".join(sorted({owners.get(name, name) for name in missing})),
+        "no gradient: only steps (round, sign, comparisons) lead to the loss, or it is a frozen statistic",
+        "parameters with which the loss changes smoothly",
+        "leave it out of what is trained",
+    )
 
 
 def full_update(layer: Layer) -> LayerUpdate:

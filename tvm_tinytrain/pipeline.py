@@ -95,9 +95,13 @@ def check_also_train(names: Sequence[str], mod: tvm.IRModule) -> None:
     read = ({var.name for var in use_counts(mod["predict"])} & set(get_values(mod))) - get_fixed(mod)
     unknown = [name for name in names if name not in read]
     if unknown:
-        of_layers = {name for layer in get_layers(mod) for name in (layer.weight, layer.bias)}
-        allowed = ", ".join(sorted(read - of_layers)) or "nothing in this network"
-        hint = "name parameters that belong to no layer"
+        layers = get_layers(mod)
+        of_layers = [n for la in layers for n in (la.weight, la.bias, *la.other_biases) if n is not None]
+        allowed = ", ".join(sorted(read - set(of_layers)))
+        if of_layers:
+            more = f"the layers' own, such as {of_layers[0]}"
+            allowed = f"{allowed}, and {more}" if allowed else more
+        hint = "name parameters that the network reads"
         raise PlanError("config", "also_train", ", ".join(unknown), allowed, hint)
 
 

@@ -9,7 +9,7 @@ from tvm import relax
 
 from tvm_tinytrain.passes.canonical.registry import Rewrite, rule
 from tvm_tinytrain.passes.kernels.activations import Activation, activation
-from tvm_tinytrain.passes.rewriting import op_name, shape_of
+from tvm_tinytrain.passes.rewriting import dtype_of, op_name, shape_of
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,9 @@ class Ramp:
 def emit_activation(ctx: Rewrite, x: relax.Expr, act: Activation) -> relax.Var:
     """A call of the activation's kernel."""
     shape = shape_of(x)
+    if shape == ():  # a kernel wants an axis to loop over
+        value = emit_activation(ctx, ctx.emit(relax.op.reshape(x, (1,))), act)
+        return ctx.emit(relax.op.reshape(value, ()))
     return ctx.kernel(activation(act, shape), [x], shape)
 
 
@@ -82,7 +85,7 @@ PLAIN = {
 @rule(*PLAIN)
 def plain_function(ctx: Rewrite) -> relax.Expr | None:
     """An operator that is a function of the table."""
-    if not ctx.is_float:
+    if dtype_of(ctx.binding.var) != "float32":
         return None
     var = emit_activation(ctx, ctx.args[0], Activation(PLAIN[op_name(ctx.call)]))
     ctx.facts[var] = (PLAIN[op_name(ctx.call)], ctx.args[0])

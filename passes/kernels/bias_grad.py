@@ -73,7 +73,9 @@ def apply_update(
 
     ``shape`` is the full parameter's; the gradient's first two axes are as long as the lists where there are lists.
     """
-    compact = (channels or shape[0], *((inputs or shape[1],) if len(shape) > 1 else ()), *shape[2:])
+    compact = (
+        tuple(selected or size for selected, size in zip((channels, inputs), shape, strict=False)) + shape[2:]
+    )
     args = [Arg("g", compact, role="inout" if clears else "in")]
     if channels is not None:
         args.append(Arg("channels", (channels,), "int32"))
@@ -87,8 +89,8 @@ def apply_update(
         lists = list(bufs[1:own])
         outs = lists.pop(0) if channels is not None else None
         ins = lists.pop(0) if inputs is not None else None
-        with T.grid(*compact) as loops, T.sblock("sink"):
-            at = remap_all(loops, len(compact))
+        with T.grid(*compact or (1,)) as loops, T.sblock("sink"):  # a number has no axis to loop over
+            at = remap_all(loops, len(compact) or 1)[: len(compact)]
             where = list(at)
             if outs is not None:
                 where[0] = outs[at[0]]

@@ -32,8 +32,8 @@ def clip_grad(shape: tuple[int, ...], low: float | None, high: float | None) -> 
     """
 
     def body(y: Any, dy: Any, dx: Any) -> None:
-        with T.grid(*shape) as loops, T.sblock("clip_grad"):
-            at = remap_all(loops, len(shape))
+        with T.grid(*shape or (1,)) as loops, T.sblock("clip_grad"):  # a number has no axis to loop over
+            at = remap_all(loops, len(shape) or 1)[: len(shape)]
             inside = strictly_inside(y[tuple(at)], low, high)
             T.buffer_store(dx, tirx.Select(inside, dy[tuple(at)], f32(0.0)), at)
 

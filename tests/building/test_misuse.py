@@ -163,7 +163,18 @@ SMALL = tt.Budget(memory="64KB")
         (lambda: build(PLAIN, name=3), "name: found 3; allowed a C identifier"),
         (lambda: build(PLAIN, records=3), "records: found int; allowed a path, or records"),
         (lambda: build(PLAIN, also_train="a_bias"), "also_train: found 'a_bias'; allowed a sequence"),
-        (lambda: build(PLAIN, also_train=("b_bias",)), "also_train: found b_bias; allowed nothing in this"),
+        (
+            lambda: build(PLAIN, also_train=("b_bias",)),
+            "found b_bias; allowed the layers' own, such as a_weight;",
+        ),
+        (
+            lambda: build(wrap(lambda n, x: torch.round(n.a(x)) + n.b(x))),
+            r"layer 0 \(a_weight\): found no gradient: only steps .* leave it out of what is trained",
+        ),
+        (
+            lambda: build(wrap(lambda n, x: n.b(torch.sign(n.a(x)))), update=tt.TaskAdaptive(candidates=2)),
+            r"layer 0 \(a_weight\): found no gradient: only steps",
+        ),
         (
             lambda: build(PLAIN, update=tt.TaskAdaptive(), budget=SMALL, also_train=("a_bias",)),
             "task-adaptive: also_train: found a_bias",

@@ -89,6 +89,21 @@ def test_parameters_that_are_added(forward: Callable[..., Tensor], adam: bool, a
     trains_like_torch(net, random(1, 5, 4), adam=adam, also_train=also, accumulate=accumulate)
 
 
+def gated(net: Any, x: Tensor) -> Tensor:
+    return net.head(torch.tanh(net.embed(x) * net.gate.sigmoid() + net.shift)) * net.scale.relu().exp()
+
+
+@pytest.mark.host_compiler
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("adam", [False, True])
+def test_parameters_that_are_one_number(adam: bool, accumulate: bool) -> None:
+    torch.manual_seed(0)
+    names = ("gate", "shift", "scale")
+    numbers = {name: torch.tensor(value) for name, value in zip(names, (0.3, -0.2, 1.5), strict=True)}
+    net = Net(gated, embed=nn.Linear(4, 6), head=nn.Linear(6, 3), **numbers)
+    trains_like_torch(net, random(1, 4), adam=adam, also_train=names, accumulate=accumulate)
+
+
 @pytest.mark.host_compiler
 def test_moments_in_8_bits_leave_the_layer_in_front_its_gradient() -> None:
     torch.manual_seed(0)
