@@ -34,7 +34,7 @@ from tvm_tinytrain.passes.prune_backward import PruneBackward, check_plan, full_
 from tvm_tinytrain.passes.recompute_blocks import RecomputeBlocks
 from tvm_tinytrain.passes.reserve_names import ReserveNames
 from tvm_tinytrain.passes.reuse_dead_operands import ReuseDeadOperands
-from tvm_tinytrain.passes.rewriting import use_counts
+from tvm_tinytrain.passes.reverse_mode import differentiable_variables
 from tvm_tinytrain.passes.split_weights import SplitWeights
 from tvm_tinytrain.passes.state import Layer, get_fixed, get_layers, get_roles, get_values
 from tvm_tinytrain.passes.stream_blocks import StreamBlocks
@@ -91,8 +91,9 @@ def derive(config: TrainConfig, plan: UpdatePlan, layers: tuple[Layer, ...]) -> 
 
 
 def check_also_train(names: Sequence[str], mod: tvm.IRModule) -> None:
-    """PlanError for a name that is no parameter that ``predict`` reads."""
-    read = ({var.name for var in use_counts(mod["predict"])} & set(get_values(mod))) - get_fixed(mod)
+    """PlanError for a name that is no parameter of which ``predict`` has a gradient."""
+    read = {var.name for var in differentiable_variables(mod["predict"])} & set(get_values(mod))
+    read -= get_fixed(mod)
     unknown = [name for name in names if name not in read]
     if unknown:
         layers = get_layers(mod)

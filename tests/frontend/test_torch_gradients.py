@@ -223,3 +223,10 @@ def test_a_buffer_cannot_be_asked_for() -> None:
     }
     with pytest.raises(PlanError, match=f"also_train: found {name}; allowed nothing in this network"):
         tt.build(Blur(), "host", example_inputs=(x,), also_train=(name,))
+
+
+def test_a_parameter_without_gradient_cannot_be_asked_for() -> None:
+    net = Between(lambda y: y * net.scale.detach())
+    net.scale = nn.Parameter(torch.ones(6))
+    with pytest.raises(PlanError, match="also_train: found scale; allowed nothing in this network"):
+        tt.build(net, "host", example_inputs=(torch.zeros(SHAPE),), also_train=("scale",))
