@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tvm_tinytrain.cli_checks import check_least, check_output
+from tvm_tinytrain.cli_checks import check_folder, check_least, check_output
 from tvm_tinytrain.cli_network import load_network
 from tvm_tinytrain.errors import ArchiveError, ImportModelError, PlanError
 
@@ -213,7 +213,7 @@ def _meta_train(a: argparse.Namespace) -> int:
 
     from tvm_tinytrain.fewshot.datasets import from_folder
     from tvm_tinytrain.fewshot.episodes import FixedWays, VariousWays
-    from tvm_tinytrain.fewshot.meta_train import EpochReport, MetaTrainOptions, meta_train
+    from tvm_tinytrain.fewshot.meta_train import EpochReport, MetaTrainOptions, meta_train, weights_digest
 
     options = MetaTrainOptions(
         epochs=a.epochs,
@@ -223,12 +223,15 @@ def _meta_train(a: argparse.Namespace) -> int:
         sampler=VariousWays() if a.various else FixedWays(a.ways, a.shots),
         seed=a.seed,
     )
+    check_folder(a.output)
+    check_output(a.output / "network.pt2", makes_folders=True)
     model = load_network(a.network, a.weights)
     if isinstance(model, str):
         hint = "name a backbone, or an int8 backbone's .json"
         raise ImportModelError("meta-train", a.network, "an exported program", "a PyTorch module", hint)
     train = from_folder(a.data, a.size)
     held_out = None if a.validate is None else from_folder(a.validate, a.size)
+    origin = {"network": Path(a.network).stem, "size": a.size, "weights": weights_digest(model)}
     bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*bar, console=Console(stderr=True), transient=True) as shown:
         task = shown.add_task("meta-train", total=options.epochs * options.episodes)
@@ -246,6 +249,7 @@ def _meta_train(a: argparse.Namespace) -> int:
             options,
             validation=held_out,
             device=a.device,
+            origin=origin,
             progress=progress,
             on_epoch=on_epoch,
         )

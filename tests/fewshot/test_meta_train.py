@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +14,7 @@ from tests.fewshot.small import digits, small_backbone
 from tvm_tinytrain.errors import CheckpointError, PlanError
 from tvm_tinytrain.fewshot.datasets import Dataset, from_arrays
 from tvm_tinytrain.fewshot.episodes import FixedWays
-from tvm_tinytrain.fewshot.meta_train import MetaTrained, MetaTrainOptions, meta_train
+from tvm_tinytrain.fewshot.meta_train import MetaTrained, MetaTrainOptions, meta_train, weights_digest
 
 OPTIONS = MetaTrainOptions(
     epochs=2, episodes=5, rate=1e-2, warmup_epochs=1, sampler=FixedWays(3, 2, 3), validation_episodes=2,
@@ -28,12 +31,13 @@ class Killed(Exception):
     pass
 
 
-def run(folder: Path, stop_after: int | None = None) -> MetaTrained:
+def run(folder: Path, stop_after: int | None = None, **changed: Any) -> MetaTrained:
     def progress(done: int, loss: float) -> None:
         if done == stop_after:
             raise Killed
 
-    return meta_train(small_backbone(), dataset(), folder, OPTIONS, validation=dataset(), progress=progress)
+    given: dict[str, Any] = {"dataset": dataset(), "validation": dataset(), "options": OPTIONS, **changed}
+    return meta_train(small_backbone(), folder=folder, progress=progress, **given)
 
 
 def test_the_papers_schedule() -> None:
@@ -80,3 +84,104 @@ def test_checkpoints_of_other_options_or_torn_ones_are_refused(tmp_path: Path) -
 def test_options_that_make_no_sense() -> None:
     with pytest.raises(PlanError):
         MetaTrainOptions(epochs=5, warmup_epochs=5)
+
+
+@pytest.mark.parametrize(
+    "name", ["rate", "warmup_rate", "least_rate", "momentum", "weight_decay", "scale", "seed"]
+)
+@pytest.mark.parametrize("value", [-5, float("nan"), float("inf")])
+def test_rates_that_are_none(name: str, value: float) -> None:
+    with pytest.raises(PlanError, match=f"{name}: found"):
+        replace(OPTIONS, **{name: value})
+
+
+@pytest.mark.parametrize("device", ["foo", "", "meta", "cuda:99"])
+def test_devices_that_are_not_there(tmp_path: Path, device: str) -> None:
+    with pytest.raises(PlanError, match=f"device {device}: "):
+        run(tmp_path / "new", device=device)
+    assert not (tmp_path / "new").exists()
+
+
+def renamed() -> Dataset:
+    return replace(dataset(), classes=tuple("abcdefghij"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"origin": {"network": "other"}}, "network"),
+        ({"origin": {"size": 32}}, "size"),
+        ({"origin": {"weights": "0123"}}, "weights"),
+        ({"dataset": renamed()}, "dataset"),
+        ({"validation": renamed()}, "validation"),
+        ({"validation": None}, "validation"),
+        ({"options": replace(OPTIONS, rate=2e-2)}, "rate"),
+    ],
+)
+def test_a_checkpoint_of_something_else(tmp_path: Path, changed: dict[str, Any], says: str) -> None:
+    with pytest.raises(Killed):
+        run(tmp_path, 3)
+    with pytest.raises(CheckpointError, match=f"other options or data: {says};"):
+        run(tmp_path, **changed)
+
+
+def test_weights_have_a_digest() -> None:
+    model = small_backbone()
+    before = weights_digest(model)
+    assert before == weights_digest(small_backbone())
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] += 1e-3
+    assert weights_digest(model) != before
+
+
+@pytest.mark.parametrize("broken", ["images", "step"])
+def test_training_ends_at_the_first_value_that_is_not_finite(tmp_path: Path, broken: str) -> None:
+    """Images without values break a loss; a rate without bounds breaks the weights after the last one."""
+    changed: dict[str, Any] = {"validation": None}
+    if broken == "images":
+        images, labels = digits()
+        changed["dataset"] = from_arrays(images[::25] * np.float32("nan"), labels[::25], name="digits")
+    else:
+        changed["options"] = replace(OPTIONS, epochs=1, episodes=1, warmup_epochs=0, rate=1e38, scale=1e30)
+    with pytest.raises(PlanError, match="found nan or infinity"):
+        run(tmp_path, **changed)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("state", [None, {}, {"model": {}, "scale": 1.0}, {"model": 3, "scale": 1.0}])
+def test_best_weights_that_are_lost(tmp_path: Path, state: dict[str, Any] | None) -> None:
+    run(tmp_path)
+    best = tmp_path / "best.pt"
+    if state is None:
+        best.unlink()
+    else:
+        torch.save(state, best)
+    with pytest.raises(CheckpointError, match=r"remove .*checkpoint\.pt, and best\.pt"):
+        run(tmp_path)
+    (tmp_path / "checkpoint.pt").unlink()
+    best.unlink(missing_ok=True)
+    assert len(run(tmp_path).history) == 2
+
+
+def test_without_validation_the_last_weights_are_the_best(tmp_path: Path) -> None:
+    whole = run(tmp_path, validation=None)
+    (tmp_path / "best.pt").unlink()
+    again = run(tmp_path, validation=None)
+    assert again.scale == whole.scale and again.history == whole.history
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("part", ["dataset", "validation"])
+def test_data_that_make_no_task_are_found_before_training(tmp_path: Path, part: str) -> None:
+    images, labels = digits()
+    few = from_arrays(images[::250], labels[::250], name="few")
+    with pytest.raises(PlanError, match="few, 3-way 2-shot"):
+        run(tmp_path, **{part: few})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CheckpointError, match="a writable path"):
+        run(tmp_path / "file")

@@ -11,9 +11,10 @@ number of threads).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,10 @@ class MetaTrainOptions:
         if not 0 <= self.warmup_epochs < self.epochs:
             hint = "leave epochs for the cosine"
             raise PlanError("meta-train", "warmup_epochs", self.warmup_epochs, f"0 … {self.epochs - 1}", hint)
+        for name in ("rate", "warmup_rate", "least_rate", "momentum", "weight_decay", "scale", "seed"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                allowed, hint = "a finite number, 0 or more", "the paper's rate is 5e-5"
+                raise PlanError("meta-train", name, getattr(self, name), allowed, hint)
 
     def rate_at(self, epoch: int) -> float:
         """Learning rate of an epoch (from 0): linear warm-up, then half a cosine; it changes between epochs only."""
@@ -104,9 +109,10 @@ class MetaTrained:
 
     def export(self, path: str | Path, shape: tuple[int, ...]) -> Path:
         """Write a torch.export program for inputs of `shape` (batch 1), which `build` takes."""
+        program = torch.export.export(self.model, (torch.zeros(shape),))
         try:
-            torch.export.save(torch.export.export(self.model, (torch.zeros(shape),)), Path(path))
-        except OSError as error:
+            torch.export.save(program, Path(path))
+        except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
             raise ArchiveError(
                 "meta-train", str(path), error, "a writable path", "choose another folder"
             ) from error
@@ -121,17 +127,24 @@ def meta_train(
     *,
     validation: Dataset | None = None,
     device: str = "cpu",
+    origin: Mapping[str, Any] | None = None,
     progress: Callable[[int, float], object] | None = None,
     on_epoch: Callable[[EpochReport], object] | None = None,
 ) -> MetaTrained:
     """Train `model` (images → embeddings) in place, going on from the checkpoint in `folder` if there is one.
 
+    origin: what the network is and where it comes from, as JSON has it: a checkpoint of another one is refused.
     progress: called after each task with the tasks done and the loss. An exception from it, or Ctrl-C, leaves the
-    last checkpoint; the same call resumes. Raises CheckpointError where the checkpoint is damaged or was made with
-    other options.
+    last checkpoint; the same call resumes. Raises PlanError where a device, or a task of either data set, cannot be had,
+    and at the first loss or weight that is not finite; CheckpointError where the checkpoint is damaged or was made with
+    other options, data or origin, or none can be written.
     """
     options = options or MetaTrainOptions()
-    run = _Run(model.to(device), dataset, Path(folder), options, validation, torch.device(device))
+    where = _device(device)
+    for data, seed in ((dataset, options.seed), (validation, options.seed + _VALIDATION_SEED)):
+        if data is not None:
+            _check_tasks(data, options.sampler, seed)
+    run = _Run(model.to(where), dataset, Path(folder), options, validation, where, origin or {})
     run.resume()
     total = options.epochs * options.episodes
     while run.done < total:
@@ -147,6 +160,36 @@ def meta_train(
     return run.best()
 
 
+def weights_digest(model: nn.Module) -> str:
+    """16 hex digits of all parameters and buffers with their names."""
+    known = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        known.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        known.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return known.hexdigest()[:16]
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        float(torch.zeros(1, device=device))
+    except Exception as error:  # RuntimeError, AssertionError or NotImplementedError, by the device
+        found, hint = (str(error) or type(error).__name__).splitlines()[0], "cpu is always there"
+        raise PlanError(
+            "meta-train", f"device {name}", found, "cpu, or a cuda that is there", hint
+        ) from error
+    return device
+
+
+def _check_tasks(data: Dataset, sampler: Sampler, seed: int) -> None:
+    """PlanError, with the data set's name, where no task can be drawn: before an epoch is spent."""
+    try:
+        sample_episode(data, sampler, seed, 0)
+    except PlanError as error:
+        thing = f"{data.name}, {error.thing}"
+        raise PlanError("meta-train", thing, error.found, error.allowed, error.hint) from error
+
+
 class _Run:
     """State of a training: everything that the checkpoint holds."""
 
@@ -158,6 +201,7 @@ class _Run:
         options: MetaTrainOptions,
         validation: Dataset | None,
         device: torch.device,
+        origin: Mapping[str, Any],
     ) -> None:
         self.model, self.dataset, self.folder, self.options = model, dataset, folder, options
         self.validation, self.device = validation, device
@@ -171,9 +215,8 @@ class _Run:
         self.done = 0
         self.sums = [0.0, 0.0]
         self.history: list[EpochReport] = []
-        self.identity = json.loads(
-            json.dumps({"options": asdict(options), "dataset": dataset.name, "sizes": list(dataset.sizes)})
-        )
+        data = {"dataset": _named(dataset), "validation": None if validation is None else _named(validation)}
+        self.identity = json.loads(json.dumps({**asdict(options), **data, **origin}))
 
     def task(self) -> float:
         """Train on the next task and return its loss."""
@@ -190,6 +233,8 @@ class _Run:
             embeddings[: len(labels)], labels, embeddings[len(labels) :], unit
         )
         loss = nn.functional.cross_entropy(scores, truth)
+        if not math.isfinite(float(loss.detach())):
+            raise _not_finite(f"loss of task {self.done + 1}", self.folder)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -215,6 +260,7 @@ class _Run:
         """Validate, report, keep the weights if they are the best so far, write the checkpoint."""
         o = self.options
         epoch = self.done // o.episodes
+        self._check_weights()
         accuracy = None if self.validation is None else self._validate(self.validation)
         loss, trained = (s / o.episodes for s in self.sums)
         report = EpochReport(epoch, o.epochs, o.rate_at(epoch - 1), loss, trained, accuracy)
@@ -237,8 +283,15 @@ class _Run:
             found.append(nearest_prototype_accuracy(self.model, *self._tensors(episode, None)))
         return float(np.mean(found))
 
+    def _check_weights(self) -> None:
+        """No file may hold what the last step has broken."""
+        for name, value in {**self.model.state_dict(), "scale": self.scale.detach()}.items():
+            if not bool(torch.isfinite(value).all()):
+                raise _not_finite(f"{name} after task {self.done}", self.folder)
+
     def save(self) -> None:
         """Write the checkpoint whole or not at all."""
+        self._check_weights()
         state = {
             "identity": self.identity,
             "model": self.model.state_dict(),
@@ -255,10 +308,14 @@ class _Run:
         path = self.folder / _CHECKPOINT
         if not path.exists():
             return
-        state = _read(path, self.device)
+        state = _read(path, self.device, "remove it to begin anew")
         hint = "remove it, or choose another folder"
-        if state.get("identity") != self.identity:
-            raise CheckpointError("meta-train", str(path), "other options or data", "the same ones", hint)
+        before = state.get("identity")
+        if before != self.identity:
+            known = before if isinstance(before, dict) else {}
+            keys = [k for k in {**self.identity, **known} if known.get(k) != self.identity.get(k)]
+            found = f"other options or data: {', '.join(keys)}"
+            raise CheckpointError("meta-train", str(path), found, "the same ones", hint)
         try:
             self.model.load_state_dict(state["model"])
             with torch.no_grad():
@@ -270,25 +327,53 @@ class _Run:
             raise CheckpointError(
                 "meta-train", str(path), error, "a checkpoint of this network", hint
             ) from error
+        if self.history and self.validation is not None:
+            self._best_state()  # an error now, not after the last epoch
 
     def best(self) -> MetaTrained:
-        """What the folder holds as best."""
-        state = _read(self.folder / _BEST, torch.device("cpu"))
-        model = self.model.cpu()
-        model.load_state_dict(state["model"])
-        return MetaTrained(model.eval(), float(state["scale"]), tuple(self.history))
+        """What the folder holds as best; without validation that is what the last epoch ended with."""
+        model, scale = self.model.cpu(), float(self.scale.detach())
+        if self.validation is not None:
+            state = self._best_state()
+            model.load_state_dict(state["model"])
+            scale = float(state["scale"])
+        return MetaTrained(model.eval(), scale, tuple(self.history))
+
+    def _best_state(self) -> dict[str, Any]:
+        path = self.folder / _BEST
+        hint = f"remove {self.folder / _CHECKPOINT}, and {_BEST} if it is there, to begin anew"
+        state = _read(path, torch.device("cpu"), hint)
+        model = state.get("model")
+        shapes = {k: v.shape for k, v in self.model.state_dict().items()}
+        found = {k: getattr(v, "shape", None) for k, v in model.items()} if isinstance(model, dict) else {}
+        if found != shapes or not isinstance(state.get("scale"), float):
+            allowed = "weights of this network"
+            raise CheckpointError("meta-train", str(path), "something else", allowed, hint)
+        return state
+
+
+def _named(data: Dataset) -> list[Any]:
+    return [data.name, list(data.sizes), data.digest()]
+
+
+def _not_finite(thing: str, folder: Path) -> PlanError:
+    hint = f"begin anew in another folder than {folder} with a lower rate, or check images and weights"
+    return PlanError("meta-train", thing, "nan or infinity", "a finite number", hint)
 
 
 def _write(path: Path, state: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    torch.save(state, part)
-    part.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(state, part)
+        part.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
+        hint = "choose another folder"
+        raise CheckpointError("meta-train", str(path), error, "a writable path", hint) from error
 
 
-def _read(path: Path, device: torch.device) -> dict[str, Any]:
+def _read(path: Path, device: torch.device, hint: str) -> dict[str, Any]:
     try:
         return dict(torch.load(path, map_location=device, weights_only=True))
     except Exception as error:  # torch raises many kinds for a damaged file
-        hint = "remove it to begin anew"
         raise CheckpointError("meta-train", str(path), type(error).__name__, "a checkpoint", hint) from error
