@@ -100,7 +100,9 @@ def _add_compile(commands: Any) -> None:
         help="entries accumulate + apply, or step alone (default: step alone for a fixed update)",
     )
     p.add_argument("--dump-ir", type=Path, metavar="DIR", help="write the module after each pass")
-    p.add_argument("--print-ir-after-all", action="store_true", help="print the module after each pass")
+    p.add_argument(
+        "--print-ir-after-all", action="store_true", help="print the module after each pass, on stderr"
+    )
     p.add_argument("--time-passes", action="store_true", help="print seconds per pass")
     p.add_argument("--verify-each", action="store_true", help="check the module after each pass")
     p.add_argument("--json", action="store_true", help="print the metadata as JSON instead of the report")

@@ -291,6 +291,10 @@ def _report(a: argparse.Namespace) -> int:
     check_output(a.html, makes_folders=True)
     session = None if a.session is None else SessionRecord.load(a.session)
     rows = () if a.accuracy is None else load_accuracy(a.accuracy)
-    for path in Report(module, session, rows).write(a.html, pictures=a.pictures):
-        print(f"wrote {path}")
+    written = Report(module, session, rows).write(a.html, pictures=a.pictures)
+    for path in written:
+        print(f"wrote {path}", file=sys.stderr if a.json else sys.stdout)
+    if a.json:
+        shown = {} if module is None else module.metadata
+        print(json.dumps({**shown, "files": [str(p) for p in written]}, indent=1, sort_keys=True))
     return 0

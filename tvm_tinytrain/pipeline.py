@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -48,7 +49,7 @@ Passes = list[tvm.ir.transform.Pass]
 class Instruments:
     """What to watch while passes run.
 
-    ``dump_ir``: folder for the module after each pass; ``print_ir``: print it; ``verify_each``: check that the module is well
+    ``dump_ir``: folder for the module after each pass; ``print_ir``: print it on stderr; ``verify_each``: check that the module is well
     formed after each pass. ``on_pass`` is called with each pass's name before it runs. ``count_macs``: the emitted kernels count the
     multiply-accumulates that they execute (`emit.count_macs`).
     """
@@ -295,4 +296,5 @@ class _Runner:
                 hint = "choose another folder"
                 raise ArchiveError("pipeline", str(path), error, "a writable folder", hint) from error
         if self.instruments.print_ir:
-            print(f"# after {name}\n{mod.script()}")  # noqa: T201
+            # stdout may be the caller's JSON
+            print(f"# after {name}\n{mod.script()}", file=sys.stderr)  # noqa: T201

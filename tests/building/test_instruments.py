@@ -47,7 +47,9 @@ def test_a_file_for_each_pass_in_order(tmp_path: Path) -> None:
 
 def test_printing(capsys: pytest.CaptureFixture[str]) -> None:
     watched(Instruments(print_ir=True))
-    out = capsys.readouterr().out
+    said = capsys.readouterr()
+    out = said.err
+    assert said.out == ""  # a command prints its JSON there
     assert (
         out.index("# after FoldBatchNorm")
         < out.index("# after FuseUpdate")

@@ -132,3 +132,16 @@ def test_ranks_of_other_options_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
     results = Results({"seed": 0, "network": "small"}, [record(0)])
     with pytest.raises(ArchiveError, match=r"rank 1.*other seed.*rank 0's options"):
         Ranks(0, 2).gather(results)
+
+
+@pytest.mark.parametrize("name", ["new[1].json", "a*.json", "q?.json", "plain.json"])
+def test_files_of_ranks_with_any_name(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    for rank in (0, 12):
+        Results({"seed": 1}, [record(rank)]).save(Ranks(rank, 13).own_file(path))
+    others = [f"{name}.rank1.bak", f"{name}.rank1.part", f"{name}.ranking", f"b{name}.rank0", "ab.json.rank0"]
+    for other in others:
+        (tmp_path / other).write_text("mine")
+    assert [r.episode for r in Ranks().load(path, {"seed": 1}).records] == [0, 12]
+    Ranks().finish(path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(others)

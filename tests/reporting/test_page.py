@@ -121,6 +121,11 @@ def test_the_command(module: tt.TrainModule, tmp_path: Path, capsys: pytest.Capt
         main(["report", str(archive), "--html", str(page), "--session", str(tmp_path / "session.json")]) == 0
     )
     assert f"wrote {page}" in capsys.readouterr().out and "<h2>Fisher map" in page.read_text(encoding="utf-8")
+    assert main(["report", str(archive), "--html", str(page), "--json"]) == 0
+    said = capsys.readouterr()
+    shown = json.loads(said.out)
+    assert shown["digest"] == module.metadata["digest"] and shown["files"] == [str(page)]
+    assert f"wrote {page}" in said.err
     assert main(["report", str(archive)]) == 0
     assert "net for host" in capsys.readouterr().out
     accuracy = (

@@ -5,7 +5,9 @@ A run alone is rank 0 of 1 and needs nothing of torch.
 
 from __future__ import annotations
 
+import glob
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,4 +122,6 @@ class Ranks:
 
 
 def _rank_files(path: Path) -> list[Path]:
-    return sorted(p for p in path.parent.glob(f"{path.name}.rank*") if p.suffix != ".part")
+    """Files of any rank; a name may hold what a pattern would take for something else."""
+    found = path.parent.glob(f"{glob.escape(path.name)}.rank*")
+    return sorted(p for p in found if re.search(r"\.rank\d+$", p.name))
