@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,10 +24,12 @@ def check_output(*paths: Path | None, makes_folders: bool = False) -> None:
         elif not path.absolute().parent.is_dir():
             hint = "make the folder, or choose another"
             raise ArchiveError("output", str(path), "no such folder", "a path in an existing folder", hint)
+        else:
+            check_folder(path.absolute().parent)
 
 
 def check_folder(path: Path | None) -> None:
-    """Raise ArchiveError where a folder cannot be made because a file stands in its place, or above it."""
+    """Raise ArchiveError where a folder cannot be made or written to: a file stands in its place or above it, or it is not ours."""
     if path is None:
         return
     places = [path.absolute(), *path.absolute().parents]
@@ -34,6 +37,9 @@ def check_folder(path: Path | None) -> None:
     if not first.is_dir():
         hint = "remove the file, or choose another folder"
         raise ArchiveError("output", str(first), "a file", "a folder", hint)
+    if not os.access(first, os.W_OK | os.X_OK):
+        hint = "choose another folder, or ask for the right to write"
+        raise ArchiveError("output", str(first), "no right to write", "a folder of your own", hint)
 
 
 def check_least(stage: str, least: Mapping[str, tuple[int, int]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,17 @@ def test_what_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     check_folder(None)
     check_folder(tmp_path)
     check_folder(tmp_path / "new" / "deep")
+
+
+@pytest.mark.parametrize("makes_folders", [False, True])
+def test_folders_of_somebody_else(
+    tmp_path: Path, makes_folders: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: False
+    )  # who runs the tests may be allowed everything
+    with pytest.raises(ArchiveError, match="no right to write"):
+        check_output(tmp_path / "x.json", makes_folders=makes_folders)
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])
