@@ -52,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `tinytrain boards | head`: who reads has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's last flush
         return 1
+    except OSError as error:  # what no check can foresee: a disk that is full, a file that is taken away
+        print(f"tinytrain: error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("tinytrain: interrupted", file=sys.stderr)
         return 130

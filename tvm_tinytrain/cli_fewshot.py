@@ -284,6 +284,11 @@ def _report(a: argparse.Namespace) -> int:
         raise ArchiveError("report", "archive", "none", "a model library archive", hint)
     if a.html is None:
         assert module is not None
+        if a.session or a.accuracy or a.pictures:
+            hint = "add --html FILE: they are drawn there"
+            raise ArchiveError(
+                "report", "--session, --accuracy, --pictures", "given", "none for a text", hint
+            )
         print(json.dumps(module.metadata, indent=1, sort_keys=True) if a.json else module.report())
         return 0
     from tvm_tinytrain.reporting import Report, SessionRecord, load_accuracy

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import tvm_tinytrain as tt
 from tests.commands.refused import refused
 from tests.reporting.test_page import ROWS
 from tvm_tinytrain.cli import main
@@ -65,3 +67,23 @@ def test_a_path_that_is_no_utf_8_is_printed(tmp_path: Path, monkeypatch: pytest.
     page = tmp_path / "page\udcff.html"
     assert main(["report", "--html", str(page), "--accuracy", str(tmp_path / "rows.json")]) == 0
     assert b"wrote " in printed.getvalue() and b"page\\udcff.html" in printed.getvalue()
+
+
+def test_what_only_a_page_shows_asks_for_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = tt.build(torch.nn.Linear(4, 2), "host", example_inputs=(torch.zeros(1, 4),))
+    module.export(tmp_path / "x.tar")
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS))
+    for words in (["--accuracy", "{}/rows.json"], ["--session", "{}/none.json"], ["--pictures"]):
+        refused(capsys, tmp_path, "report", "{}/x.tar", *words, says="--html")
+
+
+def test_a_write_that_fails_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS))
+    monkeypatch.setattr("tvm_tinytrain.reporting.Report.write", full)
+    words = ["report", "--html", "{}/page.html", "--accuracy", "{}/rows.json"]
+    refused(capsys, tmp_path, *words, says="No space left on device")

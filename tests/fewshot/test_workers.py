@@ -25,8 +25,9 @@ from tvm_tinytrain.micro.in_process import InProcess
 
 NOTHING = Contest("nothing", (), (), (), 0, AdaptOptions())
 PARENT = """
-import time
+import signal
 from tests.fewshot import test_workers as t
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 if __name__ == "__main__":
     with t._Workers(t.NOTHING, t.no_library, 2) as workers:
         for pid in workers.each(t.who, [(0,), (1,)]):
