@@ -134,16 +134,20 @@ def check_plan(
                     "prune backward", f"layer {layer.id} ({layer.weight})", f"{what} {max(chosen)}", f"0 to {size - 1}",
                     "choose existing channels",
                 )  # fmt: skip
-    _check_shared(plan, mod, also, always_lists)
+    _check_shared(plan, layers, _readers(mod), also, always_lists)
 
 
-def _check_shared(plan: UpdatePlan, mod: tvm.IRModule, also: Sequence[str], always_lists: bool) -> None:
+def _check_shared(
+    plan: UpdatePlan,
+    layers: dict[int, Layer],
+    readers: dict[str, set[str]],
+    also: Sequence[str],
+    always_lists: bool,
+) -> None:
     """Raises PlanError where a parameter is trained in part that more than the layer's own operators read.
 
     The rows of such a parameter are no layer's own: another reader would need them too, or asks for other ones.
     """
-    layers = {layer.id: layer for layer in get_layers(mod)}
-    readers = _readers(mod)
     for update in plan.layers:
         layer = layers[update.layer]
         rows = always_lists or len(update.outputs) < layer.channels

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tvm_tinytrain.cli_checks import check_least, check_output
+from tvm_tinytrain.cli_checks import check_options, check_output
 from tvm_tinytrain.errors import CheckpointError, ImportModelError, PlanError
 
 _ADAPT = """example:
@@ -140,7 +140,7 @@ def _adapt(a: argparse.Namespace) -> int:
     from tvm_tinytrain.micro import Session
     from tvm_tinytrain.reporting import SessionRecord
 
-    check_least("adapt", {"--iterations": (a.iterations, 0), "--seed": (a.seed, 0)})
+    check_options("adapt", {"--iterations": (a.iterations, 0), "--seed": (a.seed, 0)})
     if not 0.0 <= a.lr < math.inf:
         raise PlanError("adapt", "--lr", a.lr, "a finite number, 0 or more", "0 means no training")
     check_output(a.output, a.record)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from tvm_tinytrain.errors import ArchiveError, PlanError
+from tvm_tinytrain.errors import ArchiveError, check_least
 
 
 def check_output(*paths: Path | None, makes_folders: bool = False) -> None:
@@ -19,13 +19,11 @@ def check_output(*paths: Path | None, makes_folders: bool = False) -> None:
             continue
         if path.is_dir():
             raise ArchiveError("output", str(path), "a folder", "a file's path", "add a file's name")
-        if makes_folders:
-            check_folder(path.absolute().parent)
-        elif not path.absolute().parent.is_dir():
+        folder = path.absolute().parent
+        if not makes_folders and not folder.is_dir():
             hint = "make the folder, or choose another"
             raise ArchiveError("output", str(path), "no such folder", "a path in an existing folder", hint)
-        else:
-            check_folder(path.absolute().parent)
+        check_folder(folder)
 
 
 def check_folder(path: Path | None) -> None:
@@ -42,8 +40,6 @@ def check_folder(path: Path | None) -> None:
         raise ArchiveError("output", str(first), "no right to write", "a folder of your own", hint)
 
 
-def check_least(stage: str, least: Mapping[str, tuple[int, int]]) -> None:
+def check_options(stage: str, least: Mapping[str, tuple[int, int]]) -> None:
     """Raise PlanError for the first option whose value is too small. least: {option: (value, least)}."""
-    for option, (value, low) in least.items():
-        if value < low:
-            raise PlanError(stage, option, value, f"{low} or more", f"see tinytrain {stage} --help")
+    check_least(stage, least, f"see tinytrain {stage} --help")

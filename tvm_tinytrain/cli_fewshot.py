@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tvm_tinytrain.cli_checks import check_folder, check_least, check_output
+from tvm_tinytrain.cli_checks import check_folder, check_options, check_output
 from tvm_tinytrain.cli_network import load_network
 from tvm_tinytrain.errors import ArchiveError, ImportModelError, PlanError
 
@@ -129,14 +129,12 @@ def _evaluate(a: argparse.Namespace) -> int:
         "--processes": (a.processes, 1),
         "--iterations": (a.iterations, 0),
     }
-    check_least("evaluate", {**least, "--seed": (a.seed, 0)})
+    check_options("evaluate", {**least, "--seed": (a.seed, 0)})
     check_output(a.state, makes_folders=True)
     steps = {"iterations": a.iterations, "tuning_iterations": a.iterations}
     options = AdaptOptions(**steps, rates=_rates(a.rates), rate_by=(a.rate_by,))
     sampler: Sampler = VariousWays(max_support=a.max_support) if a.various else FixedWays(a.ways, a.shots)
-    datasets = tuple(
-        from_folder(d, a.size, group_separator=a.group_separator, name=d.resolve().name) for d in a.data
-    )
+    datasets = tuple(from_folder(d, a.size, group_separator=a.group_separator) for d in a.data)
     network = load_network(a.network, a.weights)
     bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*bar, console=Console(stderr=True), transient=True) as shown:

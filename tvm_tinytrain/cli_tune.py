@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tvm_tinytrain.cli_checks import check_folder, check_least, check_output
+from tvm_tinytrain.cli_checks import check_folder, check_options, check_output
 from tvm_tinytrain.cli_network import load_network
 from tvm_tinytrain.cli_update import UPDATES, parse_update
 from tvm_tinytrain.errors import PlanError
@@ -89,7 +89,7 @@ def _tune(a: argparse.Namespace) -> int:
 
     check_output(a.output, makes_folders=True)
     check_folder(a.work)
-    check_least("tune", {"--size": (a.size, 1), "--classes": (a.classes, 1), "--trials": (a.trials, 1)})
+    check_options("tune", {"--size": (a.size, 1), "--classes": (a.classes, 1), "--trials": (a.trials, 1)})
     measure, board, start = None, get_board(a.board), time.monotonic()
     processes = a.jobs or (1 if a.tracker is not None or board.hardware else os.cpu_count() or 1)
     if a.tracker is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 __all__ = [
     "ArchiveError",
     "BoardError",
@@ -17,6 +19,7 @@ __all__ = [
     "ToolMissingError",
     "TransportError",
     "UnsupportedOperatorError",
+    "check_least",
 ]
 
 
@@ -99,3 +102,10 @@ class ImportModelError(TinyTrainError):
 
 class KernelError(TinyTrainError):
     """A kernel cannot be generated, scheduled or verified."""
+
+
+def check_least(stage: str, least: Mapping[str, tuple[int, int]], hint: str) -> None:
+    """Raise PlanError for the first value that is too small. least: {what it is: (value, least)}."""
+    for thing, (value, low) in least.items():
+        if value < low:
+            raise PlanError(stage, thing, value, f"{low} or more", hint)

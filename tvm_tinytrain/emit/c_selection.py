@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tvm_tinytrain.passes.fuse_update import HYPER
 from tvm_tinytrain.passes.plan_memory import ArenaPlan
 
 if TYPE_CHECKING:
@@ -12,8 +13,6 @@ if TYPE_CHECKING:
 PLAN_TENSOR = "plan"
 REQUEST_TENSOR = "request"
 OPTIONS_TENSOR = "options"
-HYPER_TENSOR = "hyper"
-"""Learning rate, then Adam's bias corrections 1 − β^t."""
 NORMS_TENSOR = "squared_norms"
 """Potentials of the criterion "l2", in flash."""
 OPTION_WORDS = 9
@@ -29,7 +28,7 @@ def selection_entries(adaptive: AdaptiveLibrary, prefix: str, arena: ArenaPlan) 
     scratch = fisher.plans["fisher"]["fisher.scratch"]
     size = next(b.size for b in fisher.problems["fisher"].buffers if b.name == "fisher.scratch")
     request, options = arena.fixed[REQUEST_TENSOR], arena.fixed[OPTIONS_TENSOR]
-    plan, hyper = arena.fixed[PLAN_TENSOR], arena.fixed[HYPER_TENSOR]
+    plan, hyper = arena.fixed[PLAN_TENSOR], arena.fixed[HYPER]
     l2 = (
         f"known = {prefix}_{NORMS_TENSOR};"
         if adaptive.has_norms

@@ -85,7 +85,9 @@ def from_folder(
         raise ImportModelError("dataset", str(root), found, "2 or more classes", hint)
     paths = tuple(tuple(found) for found in files.values())
     groups = tuple(_groups([p.stem for p in found], group_separator) for found in paths)
-    return Dataset(_text(name or root.name), tuple(files), groups, _FolderReader(paths, size))
+    return Dataset(
+        _text(name or root.name or root.resolve().name), tuple(files), groups, _FolderReader(paths, size)
+    )
 
 
 def _images(folder: Path) -> list[Path]:

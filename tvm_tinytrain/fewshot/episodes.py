@@ -14,7 +14,7 @@ from math import exp, log
 import numpy as np
 import numpy.typing as npt
 
-from tvm_tinytrain.errors import PlanError
+from tvm_tinytrain.errors import PlanError, check_least
 from tvm_tinytrain.fewshot.datasets import Dataset
 
 Indices = tuple[npt.NDArray[np.int64], ...]
@@ -150,10 +150,7 @@ def episodes(dataset: Dataset, sampler: Sampler, count: int, seed: int = 0) -> I
 
 
 def _check_least(least: Mapping[str, tuple[int, int]]) -> None:
-    """PlanError for the first value that is too small. least: {name: (value, least)}."""
-    for name, (value, low) in least.items():
-        if value < low:
-            raise PlanError("episodes", name, value, f"{low} or more", "no task can be drawn otherwise")
+    check_least("episodes", least, "no task can be drawn otherwise")
 
 
 def _split(

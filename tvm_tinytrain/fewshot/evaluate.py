@@ -263,6 +263,7 @@ def _begin(contest: Contest, load: Loader, evaluation: Connection) -> None:
 
 @contextmanager
 def _ctrl_c_waits() -> Iterator[None]:
+    """Here until the end, and for good in processes that begin meanwhile: a terminal sends it to all, one decides."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -312,9 +313,7 @@ class _Workers:
             theirs, self._alive = context.Pipe(duplex=False)
             begin = (self.contest, self.load, theirs)
             self._pool = ProcessPoolExecutor(self.processes, context, _begin, begin)
-        with (
-            _ctrl_c_waits()
-        ):  # also in the processes that begin here: a terminal sends it to all, one decides
+        with _ctrl_c_waits():
             waiting: set[Future[_Answer]] = {self._pool.submit(_work, do, item) for item in items}
         while waiting:
             ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)

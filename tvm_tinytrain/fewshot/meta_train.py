@@ -173,7 +173,7 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         float(torch.zeros(1, device=device))
-    except Exception as error:  # RuntimeError, AssertionError or NotImplementedError, by the device
+    except (RuntimeError, AssertionError, ImportError) as error:  # by the device
         found, hint = (str(error) or type(error).__name__).splitlines()[0], "cpu is always there"
         raise PlanError(
             "meta-train", f"device {name}", found, "cpu, or a cuda that is there", hint

@@ -94,7 +94,7 @@ class Outcome:
 
     @property
     def fits_nothing(self) -> bool:
-        """Whether there were iterations and a rate, and no channel fitted the budgets."""
+        """No step at a rate above 0: where iterations were asked for, no channel fitted the budgets."""
         return self.rate > 0.0 and not self.losses
 
 

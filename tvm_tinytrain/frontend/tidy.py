@@ -77,11 +77,8 @@ def _fold(mod: tvm.IRModule, weights_only: bool = False) -> tvm.IRModule:
     values = {n: a for n, a in values.items() if n not in replaced}
     values |= {fresh[v].name: a for v, a in zip(wanted, arrays, strict=True)}
     if FIXED in mod.attrs:
-        fixed = {
-            fresh[v].name
-            for v in wanted
-            if _sources(v, known, NO_GRADIENT).keys() <= _named(func, get_fixed(mod))
-        }
+        unchanging = _named(func, get_fixed(mod))
+        fixed = {fresh[v].name for v in wanted if _sources(v, known, NO_GRADIENT).keys() <= unchanging}
         mod = with_fixed(mod, (get_fixed(mod) - replaced) | fixed)
 
     def body(r: Rebuilder) -> relax.Expr:

@@ -18,7 +18,7 @@ from torch import fx
 from tvm import relax
 
 from tvm_tinytrain.errors import UnsupportedOperatorError
-from tvm_tinytrain.frontend.resampling import half_pixel, interpolate
+from tvm_tinytrain.frontend.resampling import half_pixel, interpolate, pick
 
 Converter = Callable[[fx.Node, Any], relax.Var]
 
@@ -82,27 +82,30 @@ def _celu(node: fx.Node, importer: Any) -> relax.Var:
 def _upsample_nearest2d(node: fx.Node, importer: Any) -> relax.Var:
     """Row i reads row ⌊i · s⌋, s being 1/scale_factor where that was given and height/out_height otherwise, in float32."""
     x = importer.env[node.args[0]]
-    size = _argument(node, 1, "output_size", None)
-    factors = _argument(node, 2, "scale_factors", None)
-    extents = [int(d) for d in x.ty.shape][2:]
-    counts = [int(s) for s in size] if size else [int(d * f) for d, f in zip(extents, factors, strict=True)]
+    size, factors, extents, counts = _resizing(node, x, 2)
     if all(n % d == 0 for n, d in zip(counts, extents, strict=True)):
         return _emit(importer, relax.op.image.resize2d(x, counts, layout="NCHW", method="nearest_neighbor"))
     for axis, (extent, count) in enumerate(zip(extents, counts, strict=True)):
         scale = np.float32(extent / count) if size else np.float32(1.0 / factors[axis])
-        index = np.minimum(np.floor(np.arange(count, dtype=np.float32) * scale), extent - 1)
-        x = _emit(importer, relax.op.take(x, relax.const(index.astype(np.int64), "int64"), axis + 2))
+        rows = np.floor(np.arange(count, dtype=np.float32) * scale)
+        x = pick(importer.block_builder.emit, x, axis + 2, rows)
     return x
+
+
+def _resizing(node: fx.Node, x: relax.Var, factors_at: int) -> tuple[Any, Any, list[int], list[int]]:
+    """What was given, output_size or scale_factors; then height and width, before and after."""
+    size = _argument(node, 1, "output_size", None)
+    factors = _argument(node, factors_at, "scale_factors", None)
+    extents = [int(d) for d in x.ty.shape][2:]
+    counts = [int(s) for s in size] if size else [int(d * f) for d, f in zip(extents, factors, strict=True)]
+    return size, factors, extents, counts
 
 
 def _upsample_bilinear2d(node: fx.Node, importer: Any) -> relax.Var:
     """Without aligned corners and with scale factors, output i lies at (i + ½) / scale_factor − ½, whatever the sizes are."""
     x = importer.env[node.args[0]]
-    size = _argument(node, 1, "output_size", None)
+    size, factors, extents, counts = _resizing(node, x, 3)
     corners = bool(_argument(node, 2, "align_corners", False))
-    factors = _argument(node, 3, "scale_factors", None)
-    extents = [int(d) for d in x.ty.shape][2:]
-    counts = [int(s) for s in size] if size else [int(d * f) for d, f in zip(extents, factors, strict=True)]
     if size or corners or all(n == d * f for n, d, f in zip(counts, extents, factors, strict=True)):
         mode = "align_corners" if corners else "half_pixel"
         resized = relax.op.image.resize2d(
