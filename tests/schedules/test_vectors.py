@@ -78,6 +78,7 @@ def test_avx2_equals_the_kernel_as_written() -> None:
         "depthwise_even_dx",
     ):
         assert "tt_f8 acc" in text[name], name
+    assert "tt_half8(" in text["pointwise_even_dw"]  # sums of eight parts are halved as vectors
     assert "tt_even8(" in text["dense_even"] and "tt_f8 " in text["streamed"]
 
 

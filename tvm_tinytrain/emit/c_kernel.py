@@ -17,7 +17,14 @@ from tvm import tirx
 from tvm.sym import Analyzer
 
 from tvm_tinytrain.emit.c_expr import ExprPrinter, c_type, dtype_of
-from tvm_tinytrain.emit.c_vectors import is_constant, lanes_of_dtype, ramp_of, vector_place, vector_type
+from tvm_tinytrain.emit.c_vectors import (
+    half_of,
+    is_constant,
+    lanes_of_dtype,
+    ramp_of,
+    vector_place,
+    vector_type,
+)
 from tvm_tinytrain.emit.count_macs import counting_value
 from tvm_tinytrain.errors import KernelError
 
@@ -124,7 +131,9 @@ class _KernelPrinter:
     def _vector(self, buffer: Any, base: Any, stride: int, lanes: int, *, store: bool) -> str:
         """A vector in memory, or one of the variables that a buffer on the stack has become."""
         if buffer in self.scalars:
-            return self.scalars[buffer][int(base) // lanes]
+            whole = self.lanes[buffer]
+            name = self.scalars[buffer][int(base) // whole]
+            return name if lanes == whole else half_of(name, whole, upper=int(base) % whole > 0)
         return vector_place(self.name, self.buffers[buffer], self.expr(base), stride, lanes, store=store)
 
     def _element(self, buffer: Any, indices: Any, *, store: bool = False) -> str:
@@ -156,30 +165,30 @@ class _KernelPrinter:
         """Buffers on the stack that are only read and written at constant places become scalars."""
         allocated: dict[Any, int] = {}
         dynamic: set[Any] = set()
-        touched = self.touched
+        accesses: dict[Any, list[tuple[Any, int, int, bool]]] = {}
 
         def visit_alloc(stmt: Any) -> None:
             allocated[stmt.buffer] = _size(stmt.buffer)
 
-        def visit_access(buffer: Any, indices: Any) -> None:
+        def visit_access(buffer: Any, indices: Any, *, store: bool) -> None:
             if any(not is_constant(i) for i in indices):
                 dynamic.add(buffer)
                 return
-            base, stride, lanes = ramp_of(indices) or (indices[0], 1, 1)
-            if lanes > 1 and (
-                stride != 1 or int(base) % lanes or self.lanes.setdefault(buffer, lanes) != lanes
-            ):
-                dynamic.add(buffer)
-            touched.setdefault(buffer, set()).add(int(base))
+            accesses.setdefault(buffer, []).append((*(ramp_of(indices) or (indices[0], 1, 1)), store))
 
         tvm_ffi.structural_walk(
             self.func.body,
             [
                 (tirx.AllocBuffer, visit_alloc),
-                (tirx.BufferStore, lambda s: visit_access(s.buffer, s.indices)),
-                (tvm.ir.TensorLoad, lambda e: visit_access(e.source, e.indices)),
+                (tirx.BufferStore, lambda s: visit_access(s.buffer, s.indices, store=True)),
+                (tvm.ir.TensorLoad, lambda e: visit_access(e.source, e.indices, store=False)),
             ],
         )
+        for buffer, found in accesses.items():
+            whole = self.lanes[buffer] = max(lanes for _, _, lanes, _ in found)
+            self.touched[buffer] = {int(base) for base, *_ in found}
+            if not all(_in_variable(*access, whole) for access in found):
+                dynamic.add(buffer)
         for buffer, size in allocated.items():
             if buffer not in dynamic and (buffer.scope() == "local" or size == 1):
                 self.scalars[buffer] = []
@@ -312,6 +321,13 @@ _RESERVED = frozenset(
         "yn", "j0", "j1", "jn",
     )
 )  # fmt: skip
+
+
+def _in_variable(base: Any, stride: int, lanes: int, store: bool, whole: int) -> bool:
+    """Whether an access is to one variable of ``whole`` elements: to all of it, to one of them, or reads half of it."""
+    return lanes == 1 or (
+        stride == 1 and int(base) % lanes == 0 and (lanes == whole or (2 * lanes == whole and not store))
+    )
 
 
 def _constant_trips(loop: tirx.For) -> bool:

@@ -13,7 +13,7 @@ import tvm
 from tvm_tinytrain.errors import KernelError
 
 _DTYPE = re.compile(r"float32x(\d+)$")
-_USED = re.compile(r"\btt_(?:f|splat|min|max|even|fman?)(\d+)u?\b")
+_USED = re.compile(r"\btt_(?:f|splat|min|max|even|half|fman?)(\d+)u?\b")
 
 
 def lanes_of_dtype(dtype: str) -> int:
@@ -29,7 +29,10 @@ def vector_type(lanes: int) -> str:
 
 def vector_helpers(text: str) -> list[str]:
     """Definitions of the vector types and functions that the C text uses."""
-    return [_helpers(n) + _products(n) for n in sorted({int(lanes) for lanes in _USED.findall(text)})]
+    return [
+        _helpers(n) + _products(n) + (_half(n) if f"tt_half{n}(" in text else "")
+        for n in sorted({int(lanes) for lanes in _USED.findall(text)})
+    ]
 
 
 def vector_place(kernel: str, name: str, base: str, stride: int, lanes: int, *, store: bool) -> str:
@@ -49,6 +52,11 @@ def vector_place(kernel: str, name: str, base: str, stride: int, lanes: int, *, 
         return f"tt_even{lanes}({start})"
     elements = ", ".join(f"{name}[{base} + {i * stride}]" for i in range(lanes))
     return f"(({vector_type(lanes)}){{{elements}}})"
+
+
+def half_of(vector: str, lanes: int, *, upper: bool) -> str:
+    """Half of a vector of ``lanes`` elements, as a vector."""
+    return f"tt_half{lanes}({vector}, {int(upper)})"
 
 
 def ramp_of(indices: Any) -> tuple[Any, int, int] | None:
@@ -77,6 +85,17 @@ static inline tt_f{n} tt_splat{n}(float x) {{
 static inline tt_f{n} tt_even{n}(const float *x) {{
   const tt_f{n} low = *(const tt_f{n}u *)x, high = *(const tt_f{n}u *)(x + {n - 1});
   return __builtin_shuffle(low, high, (tt_i{n}){{{half}}});
+}}"""
+
+
+def _half(n: int) -> str:
+    return f"""
+static inline tt_f{n // 2} tt_half{n}(tt_f{n} v, int upper) {{
+  const union {{
+    tt_f{n} whole;
+    tt_f{n // 2} halves[2];
+  }} parts = {{v}};
+  return parts.halves[upper];
 }}"""
 
 
