@@ -234,7 +234,7 @@ def _cells(row: dict[str, Any]) -> list[Any]:
         status = f"{row['memory']} {row['bytes_over']:,} B too small"
     seconds = None
     if count is not None and board.chip.clock_hz:
-        seconds = round(estimate(board, count).seconds, 4)
+        seconds = round(estimate(board, count, board).seconds, 4)
     known = ("flash_bytes", "sram_bytes", "stack_bytes", "parameter_error", "predictions_differ")
     cells = [row["board"], row["core"], row["kernels"], status, *(row.get(key) for key in known)]
     return [*cells, count, seconds]

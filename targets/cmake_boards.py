@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tvm_tinytrain.targets.boards import BOARDS, Board
+from tvm_tinytrain.targets.cores import cores_run_by
 from tvm_tinytrain.targets.memory_map import linker_script
 from tvm_tinytrain.targets.runtime_files import runtime_config, runtime_sources
 
@@ -18,7 +19,7 @@ def cmake_folder() -> Path:
 
 
 def cmake_board(board: Board) -> str:
-    """Return a board as CMake variables: core, compiler flags, sources, configuration, linker script."""
+    """Return a board as CMake variables: core, cores whose objects it runs, flags, sources, configuration, linker script."""
     config = [
         line
         for line in runtime_config(board, 0).splitlines()
@@ -27,6 +28,7 @@ def cmake_board(board: Board) -> str:
     lines = [
         "# Written by `python -m tvm_tinytrain.targets.cmake_boards` from targets/boards.py and targets/chips.py.",
         f"set(TINYTRAIN_BOARD_CORE {board.target.core.name})",
+        f"set(TINYTRAIN_BOARD_OBJECTS {' '.join(cores_run_by(board.target.core))})",
         f"set(TINYTRAIN_BOARD_TRIPLE {board.target.core.triple})",
         f"set(TINYTRAIN_BOARD_FLAGS {' '.join(board.target.core.cflags)})",
         f"set(TINYTRAIN_BOARD_SOURCES {' '.join(runtime_sources(board))})",

@@ -33,8 +33,8 @@ class Core:
     fpu
         ``"none"``, ``"single"`` or ``"double"``: precision of the floating-point unit.
     features
-        Of ``dsp`` (16-bit SIMD in general registers), ``mve``, ``neon``, ``avx2``, ``dotprod``, ``fma``,
-        ``minmax`` (instructions for fminf and fmaxf).
+        Of ``thumb2`` (all of Armv7-M beside Armv6-M), ``dsp`` (16-bit SIMD in general registers), ``v8m`` (Armv8-M),
+        ``mve``, ``neon``, ``avx2``, ``dotprod``, ``fma``, ``minmax`` (instructions for fminf and fmaxf).
     mpu
         ``"none"``, ``"v7m"`` or ``"v8m"``: kind of memory protection unit that the runtime drives.
     llvm_attributes
@@ -54,6 +54,19 @@ class Core:
         """True for Cortex-M: no operating system, firmware is linked with start-up code."""
         return self.triple == BARE_METAL
 
+    def runs_code_for(self, other: Core) -> bool:
+        """Return whether code that was compiled for `other` may run here: its system, its float ABI, no feature that lacks."""
+        same_abi = self.triple == other.triple and (self.fpu == "none") == (other.fpu == "none")
+        has_fpu = _FPUS.index(other.fpu) <= _FPUS.index(self.fpu)
+        return same_abi and has_fpu and other.features <= self.features
+
+    def has_instructions_of(self, other: Core) -> bool:
+        """Return whether both cores have the same instructions, so that a program takes as many on one as on the other."""
+        return self.runs_code_for(other) and other.runs_code_for(self)
+
+
+_FPUS = ("none", "single", "double")  # each runs what is compiled for those before it
+
 
 def _cortex_m(name: str, fpu: str, mpu: str, *features: str, flags: tuple[str, ...] = ()) -> Core:
     float_abi = "soft" if fpu == "none" else "hard"
@@ -62,13 +75,14 @@ def _cortex_m(name: str, fpu: str, mpu: str, *features: str, flags: tuple[str, .
     return Core(name, BARE_METAL, cflags, fpu, frozenset(features), mpu)
 
 
+_V7EM = ("thumb2", "dsp")
 _TABLE = (
     _cortex_m("cortex-m0plus", "none", "none"),
-    _cortex_m("cortex-m3", "none", "v7m"),
-    _cortex_m("cortex-m4", "single", "v7m", "dsp", "fma", flags=("-mfpu=fpv4-sp-d16",)),
-    _cortex_m("cortex-m7", "single", "v7m", "dsp", "fma", "minmax", flags=("-mfpu=fpv5-sp-d16",)),
-    _cortex_m("cortex-m33", "single", "v8m", "dsp", "fma", "minmax", flags=("-mfpu=fpv5-sp-d16",)),
-    _cortex_m("cortex-m55", "double", "v8m", "dsp", "fma", "minmax", "mve", flags=("-mfpu=auto",)),
+    _cortex_m("cortex-m3", "none", "v7m", "thumb2"),
+    _cortex_m("cortex-m4", "single", "v7m", *_V7EM, "fma", flags=("-mfpu=fpv4-sp-d16",)),
+    _cortex_m("cortex-m7", "single", "v7m", *_V7EM, "fma", "minmax", flags=("-mfpu=fpv5-sp-d16",)),
+    _cortex_m("cortex-m33", "single", "v8m", *_V7EM, "v8m", "fma", "minmax", flags=("-mfpu=fpv5-sp-d16",)),
+    _cortex_m("cortex-m55", "double", "v8m", *_V7EM, "v8m", "fma", "minmax", "mve", flags=("-mfpu=auto",)),
     Core(
         "cortex-a7",
         ARMV7,
@@ -103,6 +117,12 @@ _TABLE = (
 )
 
 CORES: dict[str, Core] = {core.name: core for core in _TABLE}
+
+
+def cores_run_by(core: Core) -> tuple[str, ...]:
+    """Return the names of the cores whose compiled code runs on `core`, its own among them."""
+    return tuple(other.name for other in CORES.values() if core.runs_code_for(other))
+
 
 # Other names of the same cores, as compilers and data sheets write them.
 ALIASES: dict[str, str] = {

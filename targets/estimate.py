@@ -52,18 +52,24 @@ class Estimate:
     energy_joules: float | None
 
 
-def estimate(board: Board, instructions: int) -> Estimate:
-    """Estimate a run on `board` from its count of instructions on an emulated board with the same core.
+def estimate(board: Board, instructions: int, counted_on: Board) -> Estimate:
+    """Estimate a run on `board` from its count of instructions on `counted_on`, an emulated board whose core has the same instructions.
 
     Raises
     ------
     BoardError
-        The board's core or clock is not known: this machine, or a user-mode emulator.
+        The board's core or clock is not known (this machine, or a user-mode emulator), or the count is another
+        core's, or not one of instructions.
     """
     core, clock = board.chip.core, board.chip.clock_hz
     if core not in _INSTRUCTIONS_PER_CYCLE or clock == 0:
         hint = "estimate for a board with a chip that exists"
         raise BoardError("estimate", board.name, "no clock", "a board with a clock", hint)
+    emulated = counted_on.runner.startswith("qemu")
+    if not emulated or not board.target.core.has_instructions_of(counted_on.target.core):
+        found = f"a count on {counted_on.name} ({counted_on.target.core.name})"
+        allowed, hint = f"instructions of an emulated core like {core}", "count on an emulated board like it"
+        raise BoardError("estimate", board.name, found, allowed, hint)
     cycles = instructions / _INSTRUCTIONS_PER_CYCLE[core]
     per_cycle = _NANOJOULES_PER_CYCLE.get(board.chip_name)
     energy = None if per_cycle is None else cycles * per_cycle * 1e-9

@@ -7,6 +7,7 @@ import json
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,10 +24,13 @@ PROJECT = """\
 cmake_minimum_required(VERSION 3.19)
 project(user LANGUAGES C)
 find_package(tvm_tinytrain REQUIRED)
-tinytrain_add_library(fake ARCHIVE fake.tar)
+if(NOT ARCHIVE)
+  set(ARCHIVE fake.tar)
+endif()
+tinytrain_add_library(fake ARCHIVE ${ARCHIVE} BOARD ${LIBRARY_BOARD})
 if(BOARD)
   tinytrain_add_firmware(firmware LIBRARY fake BOARD ${BOARD})
-else()
+elseif(NOT LIBRARY_BOARD)
   add_executable(user main.c)
   target_link_libraries(user PRIVATE fake)
 endif()
@@ -54,16 +58,22 @@ int main(void) {
 def user(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a project folder of somebody who has an archive and the package."""
     folder = tmp_path_factory.mktemp("user")
-    files = dict(hand_written().files)
-    files["metadata.json"] = json.dumps({"name": "fake", "memory": {"arena_bytes": ARENA_BYTES}}).encode()
-    with tarfile.open(folder / "fake.tar", "w") as tar:
+    kernels = {"form": "object", "triple": "arm-none-eabi", "mcpu": "cortex-m7"}
+    write_archive(folder / "fake.tar", {}, {})
+    write_archive(folder / "object.tar", {"kernels": kernels}, {"tt_fake_kernels.o": b""})
+    (folder / "CMakeLists.txt").write_text(PROJECT)
+    (folder / "main.c").write_text(MAIN)
+    return folder
+
+
+def write_archive(path: Path, metadata: dict[str, Any], more: dict[str, bytes]) -> None:
+    described = {"name": "fake", "memory": {"arena_bytes": ARENA_BYTES}, **metadata}
+    files = {**hand_written().files, **more, "metadata.json": json.dumps(described).encode()}
+    with tarfile.open(path, "w") as tar:
         for name, content in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-    (folder / "CMakeLists.txt").write_text(PROJECT)
-    (folder / "main.c").write_text(MAIN)
-    return folder
 
 
 def cmake(source: Path, build: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -118,12 +128,40 @@ def test_firmware_by_this_repository(user: Path, tmp_path: Path) -> None:
     assert (tmp_path / "firmware.elf").exists()
 
 
-@pytest.mark.host_compiler
-@pytest.mark.needs("cmake")
-def test_what_is_wrong_is_said(user: Path, tmp_path: Path) -> None:
-    done = cmake(user, tmp_path, f"-Dtvm_tinytrain_DIR={cmake_folder()}", "-DBOARD=mps2")
+@pytest.mark.needs("cmake", "arm-none-eabi-gcc")
+def test_a_library_alone_is_compiled_for_its_board(user: Path, tmp_path: Path) -> None:
+    options = ["-DLIBRARY_BOARD=mps2-an500", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", *toolchain("mps2-an500")]
+    done = cmake(user, tmp_path, f"-Dtvm_tinytrain_DIR={cmake_folder()}", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for entry in json.loads((tmp_path / "compile_commands.json").read_text()):
+        assert {"-O3", *get_board("mps2-an500").target.core.cflags} <= set(entry["command"].split())
+
+
+@pytest.mark.needs("cmake", "arm-none-eabi-gcc")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-DBOARD=mps2"], 'add_firmware(firmware): board "mps2" is not known; choose one of'),
+        (["-DLIBRARY_BOARD=mps2"], 'add_library(fake): board "mps2" is not known; choose one of'),
+        (
+            ["-DLIBRARY_BOARD=mps2-an500", "-DBOARD=mps2-an386"],
+            "fake is compiled for mps2-an500; give both the same",
+        ),
+        (
+            ["-DARCHIVE=object.tar", "-DBOARD=mps2-an386"],
+            "kernels for cortex-m7, the board runs those for cortex-m4;",
+        ),
+        (
+            ["-DARCHIVE=object.tar", "-DLIBRARY_BOARD=mps2-an385"],
+            "the board runs those for cortex-m0plus, cortex-m3;",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said(user: Path, tmp_path: Path, options: list[str], message: str) -> None:
+    found = [f"-Dtvm_tinytrain_DIR={cmake_folder()}", *toolchain("mps2-an500"), *options]
+    done = cmake(user, tmp_path, *found)
     assert done.returncode != 0
-    assert 'board "mps2" is not known; choose one of' in " ".join(done.stderr.split())
+    assert message in " ".join(done.stderr.split())
 
 
 def test_the_boards_files_are_those_of_the_tables() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,8 @@ import tvm_tinytrain as tt
 from tests.building.adaptive_net import program, samples
 from tvm_tinytrain.errors import BoardError
 from tvm_tinytrain.micro import Session, generate_project
+from tvm_tinytrain.targets.boards import get_board
+from tvm_tinytrain.targets.cores import CORES
 
 AARCH64 = "llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a53"
 ARMV7 = "llvm -mtriple=arm-linux-gnueabihf -mcpu=cortex-a7"
@@ -107,3 +111,36 @@ def test_equal_input_gives_equal_objects_and_the_archive_keeps_them(tmp_path: An
         BoardError, match=r"object for aarch64-linux-gnu \(cortex-a53\); allowed arm-none-eabi"
     ):
         generate_project(loaded, "mps2-an500", tmp_path / "project")
+
+
+@pytest.mark.parametrize(
+    ("core", "allowed", "refused"),
+    [
+        ("cortex-m0plus", ("mps2-an385",), ("mps2-an386", "mps2-an500")),
+        ("cortex-m4", ("mps2-an386", "mps2-an500", "mps2-an505", "mps3-an547"), ("mps2-an385",)),
+        ("cortex-m7", ("mps2-an500", "mps2-an505", "mps3-an547"), ("mps2-an385", "mps2-an386")),
+        ("cortex-m33", ("mps2-an505", "mps3-an547"), ("mps2-an386", "mps2-an500")),
+        ("cortex-m55", ("mps3-an547",), ("mps2-an500", "mps2-an505")),
+        ("cortex-a53", ("qemu-aarch64", "raspberry-pi-4", "jetson-nano"), ("qemu-arm", "host")),
+        ("cortex-a76", (), ("qemu-aarch64", "raspberry-pi-4")),
+    ],
+)
+def test_an_object_is_for_boards_whose_core_has_its_instructions(
+    fake: Any, tmp_path: Path, core: str, allowed: tuple[str, ...], refused: tuple[str, ...]
+) -> None:
+    kernels = {"form": "object", "triple": CORES[core].triple, "mcpu": core}
+    native = replace(fake, metadata={**fake.metadata, "kernels": kernels})
+    for board in allowed:
+        generate_project(native, board, tmp_path / board)
+    for board in refused:
+        with pytest.raises(BoardError, match=rf"found an object for .* \({core}\); allowed .* \(.*\); build"):
+            generate_project(native, board, tmp_path / board)
+
+
+def test_what_this_machine_has_is_for_its_owner_to_say(fake: Any, tmp_path: Path) -> None:
+    triple = get_board("host").target.core.triple
+    more = max(
+        (core for core in CORES.values() if core.triple == triple), key=lambda core: len(core.features)
+    )
+    kernels = {"form": "object", "triple": triple, "mcpu": more.name}
+    generate_project(replace(fake, metadata={**fake.metadata, "kernels": kernels}), "host", tmp_path)

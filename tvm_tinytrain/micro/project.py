@@ -16,6 +16,7 @@ from tvm_tinytrain.micro.standalone import DATA_FILE, Standalone, standalone_sou
 from tvm_tinytrain.micro.toolchain import Compilation, MemoryOverflowError, compile_all, link
 from tvm_tinytrain.targets.boards import BOARDS, Board, get_board, rpc_board
 from tvm_tinytrain.targets.chips import Memory
+from tvm_tinytrain.targets.cores import CORES, cores_run_by
 from tvm_tinytrain.targets.memory_map import linker_script
 from tvm_tinytrain.targets.runtime_files import (
     STANDALONE_SOURCE,
@@ -140,14 +141,18 @@ def arena_bytes_of(library: Library) -> int:
 
 
 def _check_object(library: Library, board: Board) -> None:
-    """Kernels that are compiled already must be for the board's system."""
+    """Kernels that are compiled already must be for the board's system, of instructions that its core has."""
     kernels = library.metadata.get("kernels")
     if not isinstance(kernels, Mapping) or kernels.get("form") != "object":
         return
-    if kernels["triple"] != board.target.core.triple:
-        found = f"an object for {kernels['triple']} ({kernels['mcpu']})"
+    core, made_for = board.target.core, CORES.get(str(kernels.get("mcpu")))
+    # Which features this machine has beside those that `host` assumes is known to who builds for them.
+    runs = made_for is not None and (core.runs_code_for(made_for) or board.chip.core == "host")
+    if kernels.get("triple") != core.triple or not runs:
+        found = f"an object for {kernels.get('triple')} ({kernels.get('mcpu')})"
         hint = 'build the module with "c -mcpu=..." or for the board\'s own target'
-        raise BoardError("project", f"{library.name} on {board.name}", found, board.target.core.triple, hint)
+        allowed = f"{core.triple} ({', '.join(cores_run_by(core))})"
+        raise BoardError("project", f"{library.name} on {board.name}", found, allowed, hint)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -1,5 +1,6 @@
 # Written by `python -m tvm_tinytrain.targets.cmake_boards` from targets/boards.py and targets/chips.py.
 set(TINYTRAIN_BOARD_CORE cortex-m7)
+set(TINYTRAIN_BOARD_OBJECTS cortex-m4 cortex-m7)
 set(TINYTRAIN_BOARD_TRIPLE arm-none-eabi)
 set(TINYTRAIN_BOARD_FLAGS -mcpu=cortex-m7 -mthumb -mfloat-abi=hard -mfpu=fpv5-sp-d16 -ffp-contract=fast -fno-math-errno -fno-trapping-math)
 set(TINYTRAIN_BOARD_SOURCES src/frame.c src/paint.c src/server.c src/main.c port/semihosting.c cortex_m/startup.c cortex_m/fault.c cortex_m/mpu_v7m.c)

@@ -1,5 +1,6 @@
 # Written by `python -m tvm_tinytrain.targets.cmake_boards` from targets/boards.py and targets/chips.py.
 set(TINYTRAIN_BOARD_CORE cortex-a53)
+set(TINYTRAIN_BOARD_OBJECTS cortex-a53 cortex-a57 cortex-a72)
 set(TINYTRAIN_BOARD_TRIPLE aarch64-linux-gnu)
 set(TINYTRAIN_BOARD_FLAGS -mcpu=cortex-a53 -ffp-contract=fast -fno-math-errno -fno-trapping-math)
 set(TINYTRAIN_BOARD_SOURCES src/frame.c src/paint.c src/server.c src/main.c port/process.c)
