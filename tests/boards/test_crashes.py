@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.boards.conftest import EMULATED, HOST
@@ -175,6 +177,60 @@ def test_a_session_in_a_short_lived_thread_lives_on(built: Any, board: str) -> N
     thread.join()
     with session:
         session.call("step")
+
+
+@pytest.mark.host_compiler
+def test_threads_take_turns(built: Any) -> None:
+    rng = np.random.default_rng(0)
+    samples = [rng.normal(size=(1, 16)).astype(np.float32) for _ in range(3)]
+    found: dict[int, list[bytes]] = {0: [], 1: [], 2: []}
+    with Session(built("host")) as session:
+        expected = [session.predict(x).tobytes() for x in samples]
+
+        def predict(i: int) -> None:
+            found[i] += [session.predict(samples[i]).tobytes() for _ in range(40)]
+
+        threads = [threading.Thread(target=predict, args=(i,)) for i in found]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert found == {i: [value] * 40 for i, value in enumerate(expected)}
+
+
+@pytest.mark.host_compiler
+def test_a_session_is_closed_while_another_thread_waits(built: Any) -> None:
+    said: list[TransportError] = []
+    session = Session(built("host"), timeout_s=LATE_S).open()
+
+    def hang() -> None:
+        with pytest.raises(TransportError) as caught:
+            session.call("hang")
+        said.append(caught.value)
+
+    thread = threading.Thread(target=hang)
+    thread.start()
+    time.sleep(0.3)
+    session.close()
+    thread.join(LATE_S)
+    assert len(said) == 1  # its program ended, or the session is closed: what the thread sees first
+
+
+@pytest.mark.host_compiler
+def test_a_process_with_many_open_files(built: Any) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2048:
+        pytest.skip("this machine allows fewer than 2048 open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2048, hard))
+    many = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        with Session(built("host")) as session:
+            session.call("step")
+            session.write("bytes", np.zeros((3, 10, 100), np.uint8))
+    finally:
+        for descriptor in many:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @BOTH

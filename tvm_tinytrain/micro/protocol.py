@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import os
 import struct
+import threading
 import time
 from dataclasses import dataclass
 
@@ -59,7 +60,7 @@ class LinkStatistics:
 
 
 class Link:
-    """One request at a time to the server on a board.
+    """One request at a time to the server on a board, whatever thread asks.
 
     A request is sent again when the board reports a damaged frame, and at growing intervals while it says
     nothing; a board runs a repeated request only once. The answer must come within the time that the request
@@ -71,6 +72,7 @@ class Link:
         self._thing = thing
         self._parser = FrameParser(_MOST_CAPACITY + 16)
         self._id = int.from_bytes(os.urandom(1), "little")
+        self._lock = threading.Lock()
         self._repeated = 0
         self._stale = 0
 
@@ -101,9 +103,10 @@ class Link:
         TransportError
             No answer within `seconds`, a closed transport, or a status other than OK.
         """
-        self._id = (self._id + 1) % UNKNOWN_ID
-        encoded = encode_frame(Frame(REQUEST, command, self._id, payload))
-        reply = self._exchange(encoded, command, seconds)
+        with self._lock:
+            self._id = (self._id + 1) % UNKNOWN_ID
+            encoded = encode_frame(Frame(REQUEST, command, self._id, payload))
+            reply = self._exchange(encoded, command, seconds)
         if reply.code != Status.OK:
             self._raise_status(command, reply)
         return reply.payload

@@ -126,26 +126,20 @@ class RemoteLibrary:
         listed: list[TensorInfo] = []
         while len(listed) < self.info.tensor_count:
             page = self._page(Command.TENSORS, len(listed))
-            count, position = int.from_bytes(page[:4], "little"), 4
-            for _ in range(count):
-                dtype, role, ndim, _, *numbers = _TENSOR.unpack_from(page, position)
-                position += _TENSOR.size
-                end = page.index(b"\0", position)
-                name = page[position:end].decode("utf-8", "replace")
-                position = end + 1
-                if dtype >= len(DTYPES) or role >= len(ROLES) or ndim > 6:
-                    found = f"dtype {dtype}, role {role}, {ndim} axes"
-                    raise TransportError("transport", f"tensor {name}", found, "tinytrain.h", "build again")
-                shape, (bytes_, offset, in_flash) = tuple(numbers[:ndim]), numbers[6:]
-                kind = np.dtype(DTYPES[dtype])
-                listed.append(TensorInfo(name, ROLES[role], kind, shape, offset, bytes_, bool(in_flash)))
+            try:
+                listed += _tensors(page)
+            except (struct.error, ValueError) as error:
+                raise _nonsense(f"tensors from {len(listed)}", page, "descriptions of tensors") from error
         return listed
 
     def _list_entries(self) -> tuple[str, ...]:
         names: list[str] = []
         while len(names) < self.info.entry_count:
             page = self._page(Command.ENTRIES, len(names))
-            names += [text.decode("utf-8", "replace") for text in page[4:].split(b"\0")[:-1]]
+            found = page[4:].split(b"\0")[:-1]
+            if len(found) != int.from_bytes(page[:4], "little"):
+                raise _nonsense(f"entries from {len(names)}", page, "names that end in a zero byte")
+            names += [text.decode("utf-8", "replace") for text in found]
         return tuple(names)
 
     def _page(self, command: Command, first: int) -> bytes:
@@ -215,24 +209,58 @@ class RemoteLibrary:
         """Run an entry; return the ticks of the board's clock that it took, 0 without a clock."""
         check_entry(self.entries, entry, "session")
         request = struct.pack("<II", self.entries.index(entry), times)
-        status, ticks = struct.unpack("<iQ", self._link.request(Command.CALL, request, seconds))
+        status, ticks = self._numbers("<iQ", Command.CALL, request, seconds)
         self._check(f"entry {entry}", status)
         return int(ticks)
 
     def reset(self, seconds: float) -> None:
         """Paint the memories and call "init" again."""
-        (status,) = struct.unpack("<i", self._link.request(Command.RESET, b"", seconds))
+        (status,) = self._numbers("<i", Command.RESET, b"", seconds)
         self._check('reset, entry "init"', status)
 
     def memory(self) -> tuple[int, int, int, int]:
         """Return stack bytes, stack peak, arena peak, arena bytes touched."""
-        limit, stack, arena, touched = struct.unpack(
-            "<4I", self._link.request(Command.MEMORY, b"", _REQUEST_S)
-        )
+        limit, stack, arena, touched = self._numbers("<4I", Command.MEMORY, b"", _REQUEST_S)
         return limit, stack, arena, touched
+
+    def _numbers(self, form: str, command: Command, payload: bytes, seconds: float) -> tuple[int, ...]:
+        reply = self._link.request(command, payload, seconds)
+        if len(reply) != struct.calcsize(form):
+            raise _nonsense(command.name.lower(), reply, f"{struct.calcsize(form)} bytes")
+        return struct.unpack(form, reply)
 
     @staticmethod
     def _check(thing: str, status: int) -> None:
         if status != 0:
             hint = "see tt_status in tinytrain.h"
             raise TransportError("session", thing, status_text(status), "0", hint)
+
+
+def _tensors(page: bytes) -> list[TensorInfo]:
+    """The tensors that a page of the list describes; struct.error or ValueError where it describes none."""
+    listed: list[TensorInfo] = []
+    count, position = int.from_bytes(page[:4], "little"), 4
+    for _ in range(count):
+        dtype, role, ndim, _, *numbers = _TENSOR.unpack_from(page, position)
+        position += _TENSOR.size
+        end = page.index(b"\0", position)
+        name = page[position:end].decode("utf-8", "replace")
+        position = end + 1
+        if dtype >= len(DTYPES) or role >= len(ROLES) or ndim > 6:
+            found = f"dtype {dtype}, role {role}, {ndim} axes"
+            raise TransportError("transport", f"tensor {name}", found, "tinytrain.h", "build again")
+        shape, (bytes_, offset, in_flash) = tuple(numbers[:ndim]), numbers[6:]
+        tensor = TensorInfo(name, ROLES[role], np.dtype(DTYPES[dtype]), shape, offset, bytes_, bool(in_flash))
+        if tensor.size * tensor.dtype.itemsize != bytes_:
+            found = f"{bytes_} bytes for {tensor.dtype}{list(shape)}"
+            raise TransportError(
+                "transport", f"tensor {name}", found, "as many as its elements", "build again"
+            )
+        listed.append(tensor)
+    return listed
+
+
+def _nonsense(thing: str, found: bytes, allowed: str) -> TransportError:
+    """The error for a reply that is a frame and not an answer."""
+    hint = "the host and the firmware differ: build and flash again"
+    return TransportError("transport", thing, f"{len(found)} bytes, {found[:24].hex()}", allowed, hint)

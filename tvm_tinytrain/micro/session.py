@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import shutil
 import tempfile
+import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,10 +31,24 @@ _LOG = logging.getLogger(__name__)
 _START_S = 20.0
 _DEFAULT_CALL_S = 120.0
 _SLOWEST_INSTRUCTIONS_PER_SECOND = 2e6
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _alone(method: _Method) -> _Method:
+    """A call that no call of another thread comes between: its requests belong together."""
+
+    @functools.wraps(method)
+    def alone(self: Session, *args: Any, **options: Any) -> Any:
+        with self._lock:
+            return method(self, *args, **options)
+
+    return cast(_Method, alone)
 
 
 class Session:
     """Builds a library for a board, starts it there, and drives it; a context manager.
+
+    Calls of several threads run one after the other, each as a whole; `close` does not wait, and ends the one that runs.
 
     Parameters
     ----------
@@ -76,6 +92,7 @@ class Session:
                 "session", "module", type(module).__name__, "what tt.build or tt.load returned", hint
             )
         self._module = module
+        self._lock = threading.RLock()
         self.board = module.board if isinstance(module, GeneratedProject) else get_board(board)
         if port is not None and port.startswith("rpc://") and self.board.runner != "rpc":
             if isinstance(module, GeneratedProject):
@@ -93,6 +110,7 @@ class Session:
         self._remote: RemoteLibrary | None = None
         self._link: Link | None = None
 
+    @_alone
     def open(self) -> Session:
         """Build, flash, start and connect; `with` does it.
 
@@ -190,10 +208,12 @@ class Session:
         """Return the last lines of the board's console."""
         return self._link.console() if self._link is not None else []
 
+    @_alone
     def read(self, name: str) -> NDArray[np.generic]:
         """Return a copy of a tensor; ShapeError when there is none of that name."""
         return self.remote.read(name)
 
+    @_alone
     def write(self, name: str, array: ArrayLike) -> None:
         """Write a tensor.
 
@@ -204,6 +224,7 @@ class Session:
         """
         self.remote.write(name, np.asarray(array))
 
+    @_alone
     def call(self, entry: str) -> None:
         """Run an entry and wait for its end.
 
@@ -214,6 +235,7 @@ class Session:
         """
         self.remote.call(entry, 1, self._call_s)
 
+    @_alone
     def step(self, x: ArrayLike, label: ArrayLike) -> float:
         """Run one training step on one sample and return its loss.
 
@@ -224,12 +246,14 @@ class Session:
         self.call("step")
         return float(self.read(self.remote.only("loss").name).reshape(-1)[0])
 
+    @_alone
     def predict(self, x: ArrayLike) -> NDArray[np.generic]:
         """Run inference on one sample and return the output tensor."""
         self._write_role("input", x)
         self.call("predict")
         return self.read(self.remote.only("output").name)
 
+    @_alone
     def adapt(self, support_images: ArrayLike, support_labels: ArrayLike, **options: Any) -> AdaptResult:
         """Adapt to a labelled support set, driven from here.
 
@@ -239,14 +263,17 @@ class Session:
         """
         return adapt(self, support_images, support_labels, **options)
 
+    @_alone
     def learn(self, images: ArrayLike, labels: ArrayLike, **options: Any) -> LearnResult:
         """Train on labelled samples by the library's own loss, driven from here: `tvm_tinytrain.adaptation.learn`."""
         return learn(self, images, labels, **options)
 
+    @_alone
     def trained_rows(self) -> dict[str, NDArray[np.float32]]:
         """Return {weight or bias: float32[trained channels, values of a row]} of a task-adaptive library."""
         return read_rows(self, self._module.metadata)
 
+    @_alone
     def save(self, path: str | Path) -> Path:
         """Write what a task-adaptive library has trained to a checkpoint file (``.tt``); returns its path.
 
@@ -254,6 +281,7 @@ class Session:
         """
         return write_checkpoint(path, take_checkpoint(self, self._module.metadata))
 
+    @_alone
     def load(self, path: str | Path) -> None:
         """Install a checkpoint file's plan and rows.
 
@@ -262,10 +290,12 @@ class Session:
         layout = CheckpointLayout.from_metadata(self._module.metadata)
         put_checkpoint(self, self._module.metadata, read_checkpoint(path, layout))
 
+    @_alone
     def read_arena(self, offset: int, count: int) -> bytes:
         """Return bytes of the arena; TransportError where they are not in it."""
         return self.remote.read_arena(offset, count)
 
+    @_alone
     def write_arena(self, offset: int, data: bytes) -> None:
         """Write bytes into the arena; TransportError where they do not lie in it."""
         self.remote.write_arena(offset, data)
@@ -274,6 +304,7 @@ class Session:
         tensor = self.remote.only(role)
         self.remote.write(tensor.name, array_for(tensor, value, "session"))
 
+    @_alone
     def time(self, entry: str) -> int:
         """Run an entry once and return what it took, in `time_unit`: exact instructions on an emulator."""
         ticks = self.remote.call(entry, 1, self._call_s)
@@ -287,6 +318,7 @@ class Session:
             return "instructions"
         return "nanoseconds" if self.info.ticks_per_second == 1_000_000_000 else "cycles"
 
+    @_alone
     def function_instructions(self) -> dict[str, int]:
         """Return the instructions of each function in the last call; needs ``by_function=True``."""
         counter = self._connection.counter if self._connection is not None else None
@@ -295,6 +327,7 @@ class Session:
             raise BoardError("session", self.board.name, "no counts by function", "by_function=True", hint)
         return counter.read()[1]
 
+    @_alone
     def instruction_log(self) -> list[tuple[int, int]]:
         """Return for every call of an entry since the start the instructions before it and in it; emulated boards only."""
         counter = self._connection.counter if self._connection is not None else None
@@ -303,6 +336,7 @@ class Session:
             raise BoardError("session", self.board.name, "no counts", "an emulated board", hint)
         return counter.log()
 
+    @_alone
     def memory(self) -> dict[str, int]:
         """Return measured and linked bytes.
 
@@ -324,6 +358,7 @@ class Session:
             "flash_bytes": sizes.flash_bytes,
         }
 
+    @_alone
     def reset(self) -> None:
         """Paint the arena and the free stack, and call "init": everything that was learnt is gone."""
         self.remote.reset(self._call_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import socket
@@ -15,6 +16,7 @@ from tvm_tinytrain.micro.process import Process
 
 _READ_BYTES = 65536
 _SERIAL_FRAME_BITS = 1100 * 10
+_LONGEST_WAIT_S = 3600.0
 
 
 class Transport(Protocol):
@@ -78,6 +80,13 @@ def last_words(console: Sequence[str], lines: int = 12) -> str:
     return "; last words of its console:\n  " + "\n  ".join(spoken[-lines:]) + "\n"
 
 
+def _wait(descriptor: int, event: int, seconds: float) -> bool:
+    """Wait for an event of a descriptor, whatever its number (`select.select` takes those below 1024 only); False: none came."""
+    waiting = select.poll()
+    waiting.register(descriptor, event)
+    return bool(waiting.poll(math.ceil(1000 * min(max(0.0, seconds), _LONGEST_WAIT_S))))
+
+
 class _Descriptors:
     """Reading and writing of file descriptors with time limits."""
 
@@ -89,14 +98,13 @@ class _Descriptors:
 
     def read(self, seconds: float) -> bytes | None:
         """Return bytes, b"" after `seconds`, None at the end of the stream."""
-        ready, _, _ = select.select([self._reader], [], [], max(0.0, seconds))
-        if not ready:
-            return b""
         try:
+            if not _wait(self._reader, select.POLLIN, seconds):
+                return b""
             return os.read(self._reader, _READ_BYTES) or None
         except BlockingIOError:
             return b""
-        except OSError:
+        except (OSError, ValueError):  # a descriptor of -1: closed by another thread
             return None
 
     def write(self, data: bytes, seconds: float) -> int | None:
@@ -112,9 +120,10 @@ class _Descriptors:
             except OSError:
                 return None
             left = deadline - time.monotonic()
-            if left <= 0:
+            if not left > 0:  # nor a number
                 break
-            select.select([], [self._writer], [], left)
+            with contextlib.suppress(OSError, ValueError):  # closed by another thread: the next write says it
+                _wait(self._writer, select.POLLOUT, left)
         return sent
 
     def close(self) -> None:
@@ -214,14 +223,14 @@ class SerialTransport:
             self._port.timeout = max(0.0, seconds)
             first: bytes = self._port.read(1)
             return first + self._port.read(self._port.in_waiting) if first else b""
-        except (self._errors, OSError, TypeError) as error:
+        except (self._errors, OSError, TypeError, ValueError) as error:  # pyserial waits by select.select
             raise closed_error(self._thing, f"serial port: {error}", []) from error
 
     def write(self, data: bytes, seconds: float) -> None:
         try:
             self._port.write_timeout = max(seconds, 0.1)
             self._port.write(data)
-        except (self._errors, OSError, TypeError) as error:
+        except (self._errors, OSError, TypeError, ValueError) as error:
             raise closed_error(self._thing, f"serial port: {error}", []) from error
 
     def console(self) -> list[str]:
@@ -243,7 +252,7 @@ class TcpTransport:
         self._thing = thing
         try:
             self._socket = socket.create_connection((host, port), timeout=seconds)
-        except OSError as error:
+        except (OSError, UnicodeError, OverflowError) as error:  # a name that is none, a port above 65535
             hint = "start the board's server and name its address"
             found = f"{host}:{port}: {error}"
             raise TransportError("transport", thing, found, "a listening server", hint) from error
