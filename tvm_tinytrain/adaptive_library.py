@@ -34,7 +34,8 @@ from tvm_tinytrain.passes.rewriting import bindings, callee
 from tvm_tinytrain.passes.split_weights import ROWS_SUFFIX
 from tvm_tinytrain.passes.state import Layer, get_layers, get_values
 from tvm_tinytrain.plan import UpdatePlan
-from tvm_tinytrain.selection import TaskAdaptive, block_starts, of_kind, squared_norms
+from tvm_tinytrain.selection import TableAccounting, TaskAdaptive, block_starts, of_kind, squared_norms
+from tvm_tinytrain.selection.table_accounting import MAX_CANDIDATES
 
 NO_LIMIT = 0xFFFFFFFF
 
@@ -44,12 +45,20 @@ def choose_candidates(update: TaskAdaptive, layers: tuple[Layer, ...]) -> tuple[
     those of the kind asked for.
 
     A block is a depthwise convolution with the 1×1 convolution that widens its input, if there is one, and what follows it. Raises
-    PlanError where the network has fewer blocks than asked for, or no layer of that kind.
+    PlanError where the network has fewer blocks than asked for, no layer of that kind, or too many of them.
     """
+    chosen = of_kind(update.layer_kind, layers, _in_place(update, layers))
+    if len(chosen) > MAX_CANDIDATES:
+        hint = "a device keeps what is selected in 64 bits: choose fewer layers"
+        raise PlanError("task-adaptive", "candidates", len(chosen), f"1 to {MAX_CANDIDATES}", hint)
+    return chosen
+
+
+def _in_place(update: TaskAdaptive, layers: tuple[Layer, ...]) -> tuple[int, ...]:
+    """Ids of the layers where candidates may stand, whatever their kind."""
     wanted = update.candidates
     if update.blocks is None:
-        chosen = tuple(layer.id for layer in layers[-wanted:]) if isinstance(wanted, int) else tuple(wanted)
-        return of_kind(update.layer_kind, layers, chosen)
+        return tuple(layer.id for layer in layers[-wanted:]) if isinstance(wanted, int) else tuple(wanted)
     starts = block_starts(layers)
     if len(starts) < update.blocks:
         hint = "ask for fewer blocks, or name the candidates"
@@ -57,8 +66,7 @@ def choose_candidates(update: TaskAdaptive, layers: tuple[Layer, ...]) -> tuple[
             f"1 to {len(starts)} of this network" if starts else "None: no depthwise convolution begins one"
         )
         raise PlanError("task-adaptive", "blocks", update.blocks, allowed, hint)
-    chosen = tuple(layer.id for layer in layers[starts[-update.blocks] :])
-    return of_kind(update.layer_kind, layers, chosen)
+    return tuple(layer.id for layer in layers[starts[-update.blocks] :])
 
 
 def row_tensors(
@@ -91,8 +99,8 @@ def make_adaptive(
 ) -> tuple[AdaptiveLibrary, Program, dict[str, np.ndarray]]:
     """The adaptive part of a library, the program with the plan's own tensors, and those tensors' initial values.
 
-    Raises PlanError for a candidate that has no kernels over rows, BudgetError where the memory budget is below the frozen network's
-    need.
+    Raises PlanError for a candidate that has no kernels over rows, or is larger than the device's tables can say; BudgetError where
+    the memory budget is below the frozen network's need.
     """
     layers = get_layers(lowered)
     rows = row_tensors(layers, plan, config)
@@ -137,18 +145,24 @@ def make_adaptive(
         update.cache_bytes,
         bool(norms),
     )
-    largest = planned.activation_bytes[0] + sum(
-        planned.channel_bytes(i) * c for i, (_, c, _, _) in enumerate(described)
-    )
-    limit = largest if capacity is None else capacity
+    _check_tables(library, program)
     values: dict[str, np.ndarray] = {
         PLAN_TENSOR: np.zeros(own[0].shape, np.int32),
         REQUEST_TENSOR: np.zeros(own[1].shape, np.uint8),
-        OPTIONS_TENSOR: _options(update, config, full_macs, limit),
+        OPTIONS_TENSOR: _options(update, config, full_macs, arena_bytes(library, config)),
         SLOT_TENSOR: np.zeros(1, np.int32),
         **norms,
     }
     return library, program, values
+
+
+def _check_tables(library: AdaptiveLibrary, program: Program) -> None:
+    """PlanError for a table that the device's types do not hold."""
+    try:
+        TableAccounting.from_metadata({"adaptive": library.metadata(program)})
+    except PlanError as error:
+        hint = "leave such layers out of TaskAdaptive(candidates=...)"
+        raise PlanError("task-adaptive", error.thing, error.found, error.allowed, hint) from error
 
 
 def _norms(
@@ -200,8 +214,8 @@ def merge_arena(library: AdaptiveLibrary, config: TrainConfig) -> ArenaPlan:
 
 def arena_bytes(library: AdaptiveLibrary, config: TrainConfig) -> int:
     """The arena of a task-adaptive library: the memory budget, or what training everything would need."""
-    if config.budget.memory_bytes is not None:
-        return config.budget.memory_bytes // 8 * 8
+    if config.budget.arena_bytes is not None:
+        return config.budget.arena_bytes
     rows = sum(
         library.plan.channel_bytes(i) * channels for i, (_, channels, _, _) in enumerate(library.layers)
     )

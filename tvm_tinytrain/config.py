@@ -256,6 +256,11 @@ class Budget:
         """The memory budget in bytes."""
         return None if self.memory is None else parse_bytes(self.memory)
 
+    @property
+    def arena_bytes(self) -> int | None:
+        """Bytes of the largest arena within the memory budget: arenas are multiples of 8."""
+        return None if self.memory is None else parse_bytes(self.memory) // 8 * 8
+
     def __post_init__(self) -> None:
         if self.memory is not None and parse_bytes(self.memory) <= 0:
             raise BudgetError(

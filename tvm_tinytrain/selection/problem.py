@@ -42,13 +42,13 @@ class Budgets:
 
     @staticmethod
     def of(budget: Budget, accounting: Accounting) -> Budgets:
-        """Turn a configured budget into integers; a compute fraction is of FullTrain's backward pass,
-        rounded down.
+        """Turn a configured budget into integers: the bytes of an arena within it; a compute fraction is of
+        FullTrain's backward pass, rounded down.
 
         The fraction is read as the decimal that was written: 0.15 is 15/100.
         """
         macs = None if budget.compute is None else int(Fraction(repr(budget.compute)) * accounting.full_macs)
-        return Budgets(budget.memory_bytes, macs)
+        return Budgets(budget.arena_bytes, macs)
 
     @property
     def memory_limit(self) -> int:

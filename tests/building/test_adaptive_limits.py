@@ -1,0 +1,84 @@
+"""What a task-adaptive library's tables and arena can hold: refused when it is built, and true to the last byte on the device."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import tvm_tinytrain as tt
+from tests.building.adaptive_net import build, install, samples
+from tests.compiled import loaded
+from tvm_tinytrain.errors import PlanError
+from tvm_tinytrain.selection import Budgets, TableAccounting
+
+FAST = ("-O0",)
+
+
+def chain(count: int) -> nn.Sequential:
+    """Linear layers of two channels that are nearly the identity."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        net = nn.Sequential(*(nn.Linear(2, 2) for _ in range(count))).eval()
+        for layer in net:
+            layer.weight.copy_(torch.eye(2) + 0.05 * torch.randn(2, 2))  # type: ignore[operator]
+    return net
+
+
+@pytest.mark.host_compiler
+def test_candidates_of_both_words_of_the_mask_train_as_pytorch_does() -> None:
+    net, row = chain(36), torch.ones(1, 2)
+    update = tt.TaskAdaptive(candidates=35)
+    options = {"optimizer": tt.SGD(0.1), "accumulate": False, "memory": tt.MemoryOptions.plain()}
+    module = tt.build(net, "host", example_inputs=(row,), update=update, **options)  # type: ignore[arg-type]
+    with loaded(module, cflags=FAST) as library:
+        install(library, module, {1: [1], 32: [0], 33: [0, 1], 35: [0]})
+        loss = nn.functional.cross_entropy(net(row), torch.tensor([1]))
+        loss.backward()
+        assert library.step(row, 1) == pytest.approx(loss.item(), rel=1e-5)
+        with torch.no_grad():
+            for layer, channels in ((1, [1]), (32, [0]), (33, [0, 1]), (35, [0])):
+                for value in (net[layer].weight, net[layer].bias):
+                    value[channels] -= 0.1 * value.grad[channels]  # type: ignore[index,union-attr]
+        np.testing.assert_allclose(library.predict(row), net(row).detach().numpy(), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "update", [tt.TaskAdaptive(candidates=65), tt.TaskAdaptive(candidates=tuple(range(65)))]
+)
+def test_more_candidates_than_a_mask_has_bits_are_refused(update: tt.TaskAdaptive) -> None:
+    with pytest.raises(PlanError, match="candidates: found 65; allowed 1 to 64"):
+        tt.build(chain(66), "host", example_inputs=(torch.ones(1, 2),), update=update)
+
+
+def test_a_layer_of_more_channels_than_a_table_can_say_is_refused() -> None:
+    net = nn.Sequential(nn.Linear(1, 1 << 16), nn.Linear(1 << 16, 1)).eval()
+    inputs = (torch.ones(1, 1),)
+    with pytest.raises(PlanError, match="channels of layer 0: found 65536; allowed 1 to 65535; leave such"):
+        tt.build(net, "host", example_inputs=inputs, loss=tt.MSE(), update=tt.TaskAdaptive(candidates=2))
+    assert tt.build(net, "host", example_inputs=inputs, loss=tt.MSE(), update=tt.TaskAdaptive(candidates=1))
+
+
+@pytest.mark.host_compiler
+def test_a_device_selects_within_the_arena_that_it_has() -> None:
+    """Not within a memory budget of a few bytes more than the multiple of 8 that an arena is."""
+    tables = build(update=tt.TaskAdaptive(candidates=(0,))).metadata["adaptive"]
+    least = tables["activation_bytes"][0] + tables["candidates"][0]["channel_bytes"]
+    assert least % 8 == 4  # so that one channel fits the budget and not the arena
+    for criterion, memory, channels in (
+        ("exact", least + 3, 0),
+        ("fisher", least, 0),
+        ("exact", least + 4, 1),
+    ):
+        budget = tt.Budget(memory=memory)
+        update = tt.TaskAdaptive(criterion=criterion, candidates=(0,), channel_ratio="1/8")  # type: ignore[arg-type]
+        module = build(update=update, budget=budget)
+        with loaded(module, cflags=FAST) as library:
+            library.call("fisher_begin")
+            for image, label in samples(3):
+                library.step(image, label, "fisher")
+            library.call("select")
+            assert library.read("plan")[module.metadata["adaptive"]["plan_words"]["rows"]] == channels
+        accounting = TableAccounting.from_metadata(module.metadata)
+        assert Budgets.of(budget, accounting).memory_bytes == module.metadata["memory"]["arena_bytes"]
