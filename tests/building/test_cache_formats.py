@@ -12,6 +12,7 @@ from tvm_tinytrain.errors import PlanError, TransportError
 from tvm_tinytrain.micro.in_process import InProcess
 
 pytestmark = pytest.mark.host_compiler
+MARK = 4
 FORMATS = ("float16", "int8")
 FIRST, LATER = {0: [1, 4], 3: [2]}, {1: [0, 3], 2: [5], 3: [0, 1]}
 
@@ -25,13 +26,13 @@ def module(request: pytest.FixtureRequest) -> tt.TrainModule:
 
 
 def kept(library: InProcess, module: tt.TrainModule, slot: int) -> bytes:
-    """The bytes of a slot."""
+    """The bytes that a slot keeps, behind the mark that something was stored there."""
     block = module.metadata["adaptive"]
     plan = library.read("plan")
     words = block["plan_words"]
     size = block["cache"]["slot_bytes"][plan[words["depth"]]][plan[words["cache_point"]]]
     start = plan[words["end"]] + slot * size
-    return library.arena[start : start + size].tobytes()
+    return library.arena[start + MARK : start + size].tobytes()
 
 
 def as_kept(values: np.ndarray, cache_format: str) -> np.ndarray:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm_tinytrain.config import CACHE_FORMATS
-from tvm_tinytrain.emit.c_cache import Points, cache_macros, cache_pool, cache_tables, kept_bytes
+from tvm_tinytrain.emit.c_cache import Points, cache_macros, cache_pool, cache_tables, slot_bytes
 from tvm_tinytrain.emit.c_kernel import CKernel
 from tvm_tinytrain.emit.c_selection import (
     OPTION_WORDS,
@@ -85,7 +85,7 @@ class AdaptiveLibrary:
         """Bytes that the cache of the frozen prefix takes per sample, by depth and point."""
         pairs = cache_points(program, self.plan.guards, self.cached, len(self.layers))["predict"]
         return [
-            [sum(kept_bytes(program.storage(n), self.cache_format) for n in point.live) for point in pair]
+            [slot_bytes([program.storage(n) for n in point.live], self.cache_format) for point in pair]
             for pair in pairs
         ]
 
@@ -321,8 +321,9 @@ def adaptive_entry(
         "  const uint32_t first = mode == TT_CACHED ? cut : 0;",
         f"  if (mode != TT_PLAIN && plan[TT_PLAN_DEPTH] == {none}) /* nothing is selected */",
         "    return TT_ERR_STATE;",
-        "  if (mode == TT_CACHED && tt_cache_move(CACHE_ARGUMENTS, 1) != TT_OK)",
-        "    return TT_ERR_RANGE;",
+        "  const int status = mode == TT_CACHED ? tt_cache_move(CACHE_ARGUMENTS, 1) : TT_OK;",
+        "  if (status != TT_OK)",
+        "    return status;",
     ]
     modes = [
         f"int {prefix}_{entry.name}{suffix}(void *arena) {{ return run_{entry.name}(arena, {mode}); }}"

@@ -8,6 +8,8 @@ from tvm_tinytrain.passes.frozen_prefix import CachePoint
 from tvm_tinytrain.passes.plan_memory import ArenaPlan
 from tvm_tinytrain.passes.program import Entry, Program, Storage
 
+_MARK_BYTES = 4
+"""TT_CACHE_MARK_BYTES of ``tt_rows.h``."""
 Points = tuple[tuple[CachePoint, CachePoint], ...]
 
 
@@ -19,6 +21,12 @@ def kept_bytes(storage: Storage, cache_format: str) -> int:
     elif storage.dtype == "float32" and cache_format == "int8":
         found = 4 + storage.bytes // 4
     return (found + 3) // 4 * 4
+
+
+def slot_bytes(live: Sequence[Storage], cache_format: str) -> int:
+    """Bytes that a sample of these tensors takes in the cache with the mark that it was stored; 0 where nothing is kept."""
+    found = sum(kept_bytes(s, cache_format) for s in live)
+    return found + _MARK_BYTES if found else 0
 
 
 def cache_macros(slot: int, entry: Entry) -> tuple[str, str]:

@@ -60,7 +60,8 @@ int {prefix}_fisher_begin(void *arena) {{
 static int settled(unsigned char *base, int status) {{
   if (status == TT_OK) {{
     memset(base + {hyper} + sizeof(float), 0, 2 * sizeof(float));
-    tt_cache_choose(&rows_table, TT_PLAN(base), ((const uint32_t *)(const void *)(base + {options}))[{OPTION_WORDS - 1}]);
+    tt_cache_choose(&rows_table, TT_PLAN(base), ((const uint32_t *)(const void *)(base + {options}))[{OPTION_WORDS - 1}],
+                    base);
   }}
   return status;
 }}

@@ -188,7 +188,7 @@ def _public_header(library: Library) -> str:
         "step": "Reads input and label, trains on this one sample, writes the loss.",
         "step_adaptive": "accumulate, then apply: trains what is selected on this one sample.",
         "step_store": "As step; keeps the frozen prefix's result in a cache slot.",
-        "step_cached": "As step from that slot: needs the label only.",
+        "step_cached": "As step from that slot: needs the label only; TT_ERR_STATE where this plan stored nothing there.",
         "accumulate": "Reads input and label, adds this sample's gradients, writes the loss.",
         "apply": "Updates the parameters from the accumulated gradients and clears them.",
         "fisher": "Reads input and label, adds this sample's Fisher potentials: after fisher_begin, and no predict since.",
@@ -197,9 +197,9 @@ def _public_header(library: Library) -> str:
         "install": "Installs the channels whose bits are set in the tensor request.",
         "release": "Forgets what was trained: nothing is selected.",
         "predict_store": "As predict; keeps the frozen prefix's result in the cache slot that the tensor slot names.",
-        "predict_cached": "As predict from that slot: needs no input.",
+        "predict_cached": "As predict from that slot: needs no input; TT_ERR_STATE where this plan stored nothing there.",
         "accumulate_store": "As accumulate; keeps the frozen prefix's result in a cache slot.",
-        "accumulate_cached": "As accumulate from that slot: needs the label only.",
+        "accumulate_cached": "As accumulate from that slot: needs the label only; TT_ERR_STATE where this plan stored nothing there.",
     }
     for entry in library.entry_names():
         note = "step_adaptive" if entry == "step" and "accumulate" in library.entry_names() else entry

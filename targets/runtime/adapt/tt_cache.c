@@ -7,7 +7,13 @@
 
 #define LARGEST_INT8 127.0f
 
-void tt_cache_choose(const tt_rows_table *table, uint32_t *plan, uint32_t samples) {
+static unsigned char *cache_of(const tt_rows_table *table, const uint32_t *plan,
+                               unsigned char *arena) {
+  return table->cache != NULL ? table->cache : arena + plan[TT_PLAN_END(table)];
+}
+
+void tt_cache_choose(const tt_rows_table *table, uint32_t *plan, uint32_t samples,
+                     unsigned char *arena) {
   const uint32_t depth = plan[TT_PLAN_DEPTH];
   const uint32_t end = plan[TT_PLAN_END(table)];
   const uint32_t spare = end < table->arena_bytes ? table->arena_bytes - end : 0;
@@ -20,7 +26,11 @@ void tt_cache_choose(const tt_rows_table *table, uint32_t *plan, uint32_t sample
   if (samples != 0 && bytes[TT_CACHE_RESULT] != 0 && room / bytes[TT_CACHE_RESULT] >= samples)
     plan[TT_PLAN_POINT(table)] = TT_CACHE_RESULT;
   const uint32_t slot = bytes[plan[TT_PLAN_POINT(table)]];
-  plan[TT_PLAN_SLOTS(table)] = slot != 0 ? room / slot : 0;
+  const uint32_t slots = slot != 0 ? room / slot : 0;
+  unsigned char *const cache = cache_of(table, plan, arena);
+  plan[TT_PLAN_SLOTS(table)] = slots;
+  for (uint32_t i = 0; i < slots; ++i)
+    memset(cache + (size_t)i * slot, 0, TT_CACHE_MARK_BYTES);
 }
 
 uint32_t tt_cache_kept_bytes(const tt_rows_table *table, const tt_cache_item *item) {
@@ -149,14 +159,18 @@ static void move(const tt_rows_table *table, const tt_cache_item *item, unsigned
 
 int tt_cache_move(const tt_rows_table *table, const uint32_t *plan, const tt_cache_item *items,
                   uint32_t count, uint32_t slot, unsigned char *arena, int load) {
-  uint32_t bytes = 0;
+  const uint32_t stored = 1;
+  uint32_t bytes = TT_CACHE_MARK_BYTES;
   for (uint32_t i = 0; i < count; ++i)
     bytes += tt_cache_kept_bytes(table, &items[i]);
   if (slot >= plan[TT_PLAN_SLOTS(table)])
     return TT_ERR_RANGE;
-  unsigned char *const cache =
-      table->cache != NULL ? table->cache : arena + plan[TT_PLAN_END(table)];
-  unsigned char *place = cache + (size_t)slot * bytes;
+  unsigned char *place = cache_of(table, plan, arena) + (size_t)slot * bytes;
+  if (!load)
+    memcpy(place, &stored, TT_CACHE_MARK_BYTES);
+  else if (memcmp(place, &stored, TT_CACHE_MARK_BYTES) != 0)
+    return TT_ERR_STATE;
+  place += TT_CACHE_MARK_BYTES;
   for (uint32_t i = 0; i < count; ++i) {
     move(table, &items[i], arena + items[i].offset, place, load);
     place += tt_cache_kept_bytes(table, &items[i]);

@@ -42,10 +42,11 @@ typedef struct {
   const uint16_t *channels;         /* of each candidate */
   const uint32_t *activation_bytes; /* by depth, num_candidates + 1 of them: the rows begin there */
   const tt_row_tensor *tensors;
-  const uint32_t *slot_bytes; /* [num_candidates][2] of the cache, by depth and point */
-  uint32_t cache_format;      /* tt_cache_format */
-  unsigned char *cache;       /* a pool of its own, or NULL: the arena behind the rows */
-  uint32_t cache_bytes;       /* of that pool */
+  const uint32_t
+      *slot_bytes;       /* [num_candidates][2] of the cache, mark included, by depth and point */
+  uint32_t cache_format; /* tt_cache_format */
+  unsigned char *cache;  /* a pool of its own, or NULL: the arena behind the rows */
+  uint32_t cache_bytes;  /* of that pool */
 } tt_rows_table;
 
 #define TT_PLAN_DEPTH 0
@@ -93,16 +94,21 @@ typedef struct {
 #define TT_PLAN_MEASURED(table) (TT_PLAN_END(table) + 2)
 #define TT_PLAN_SLOTS(table) (TT_PLAN_END(table) + 3)
 
+/* A slot of the cache begins with a word that says whether a sample was stored there since the plan
+ * was installed. */
+#define TT_CACHE_MARK_BYTES 4u
+
 /* Decides what the cache keeps: TT_CACHE_RESULT where it then has room for `samples` samples (0:
- * not known), else TT_CACHE_INPUT. Writes these two words of the plan; what was kept before is
- * gone. */
-void tt_cache_choose(const tt_rows_table *table, uint32_t *plan, uint32_t samples);
+ * not known), else TT_CACHE_INPUT. Writes these two words of the plan, and empties all slots. */
+void tt_cache_choose(const tt_rows_table *table, uint32_t *plan, uint32_t samples,
+                     unsigned char *arena);
 
 /* Bytes that an item takes in the cache. */
 uint32_t tt_cache_kept_bytes(const tt_rows_table *table, const tt_cache_item *item);
 
 /* Copies the items of one sample into cache slot `slot` (load == 0) or back out of it. Returns
- * TT_ERR_RANGE, and copies nothing, where there is no such slot. */
+ * TT_ERR_RANGE where there is no such slot, TT_ERR_STATE where a slot to load from was not stored
+ * for this plan; copies nothing then. */
 int tt_cache_move(const tt_rows_table *table, const uint32_t *plan, const tt_cache_item *items,
                   uint32_t count, uint32_t slot, unsigned char *arena, int load);
 
