@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 from tvm_tinytrain.errors import BoardError
-from tvm_tinytrain.targets.chips import CHIPS, KIB, Chip
+from tvm_tinytrain.targets.chips import CHIPS, KIB, Chip, check_whole
 from tvm_tinytrain.targets.target import Target, parse_target
+
+RUNNERS = ("process", "qemu-system", "qemu-user", "serial", "ssh", "rpc")
+FRAME_PAYLOAD_BYTES = (256, 65536)
+"""The least and the most that both sides of the protocol take."""
 
 
 @dataclass(frozen=True)
@@ -25,17 +30,19 @@ class Board:
     port
         The C file of `targets/runtime/port` that gives the byte stream.
     stack_bytes
-        Stack of the firmware.
+        Stack of the firmware, a multiple of 8.
     frame_payload_bytes
         Most payload bytes of one protocol frame; the frame buffer is linked in SRAM.
     arena_guard_bytes
-        Painted bytes behind the arena: a write there shows in the arena's high-water mark.
+        Painted bytes behind the arena, a multiple of 4: a write there shows in the arena's high-water mark.
     baud
         Speed of a serial port.
     hardware
         True for a real board, which is linked here and not run.
     tools
         Programs that building and running need, beside the compiler.
+
+    Raises BoardError for a chip or a runner that there is not, and for sizes that no firmware can have.
     """
 
     name: str
@@ -49,6 +56,21 @@ class Board:
     baud: int = 115_200
     hardware: bool = False
     tools: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", self.name):
+            allowed, hint = "letters, digits and . _ + -", "it stands in C and in the names of files"
+            raise BoardError("board", "name", repr(self.name), allowed, hint)
+        for what, name, known in (("chip_name", self.chip_name, CHIPS), ("runner", self.runner, RUNNERS)):
+            if name not in known:
+                hint = (
+                    "choose one of them" if known is RUNNERS else "choose one of them, or add a Chip to CHIPS"
+                )
+                raise BoardError("board", f"{self.name}, {what}", repr(name), ", ".join(known), hint)
+        check_whole(f"{self.name}, stack_bytes", self.stack_bytes, 8, multiple=8)  # as Arm's calls want it
+        check_whole(f"{self.name}, frame_payload_bytes", self.frame_payload_bytes, *FRAME_PAYLOAD_BYTES)
+        check_whole(f"{self.name}, arena_guard_bytes", self.arena_guard_bytes, 0, multiple=4)
+        check_whole(f"{self.name}, baud", self.baud, 1)
 
     @property
     def chip(self) -> Chip:

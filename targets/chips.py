@@ -2,24 +2,53 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from itertools import pairwise
+
+from tvm_tinytrain.errors import BoardError
+from tvm_tinytrain.targets.cores import CORES
 
 KIB = 1024
 MIB = 1024 * KIB
+_KINDS = ("boot", "flash", "sram", "external", "other")
+_ADDRESSES = 1 << 32
+
+
+def check_whole(thing: str, found: object, least: int, most: int | None = None, *, multiple: int = 1) -> None:
+    """Raise BoardError where a number of a board's description is no whole one from `least` to `most`."""
+    whole = isinstance(found, int) and not isinstance(found, bool)
+    if whole and least <= found and (most is None or found <= most) and found % multiple == 0:  # type: ignore[operator]
+        return
+    allowed = f"{least} or more" if most is None else f"{least} to {most}"
+    allowed += "" if multiple == 1 else f", a multiple of {multiple}"
+    raise BoardError("board", thing, repr(found), allowed, "mend its description")
 
 
 @dataclass(frozen=True)
 class Memory:
     """A range of addresses.
 
+    name: letters, digits and underscores, as the linker takes it.
     kind: ``boot`` (the vectors, where the core looks for them somewhere else than in flash), ``flash`` (code
     and constants), ``sram``, ``external`` (slower RAM), ``other`` (not linked to).
+    Raises BoardError where one is none of these, or the range lies outside of 32 bits.
     """
 
     name: str
     kind: str
     origin: int
     bytes: int
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.name):
+            allowed, hint = "letters, digits and underscores", "it stands in the linker's script"
+            raise BoardError("board", "memory, name", repr(self.name), allowed, hint)
+        if self.kind not in _KINDS:
+            hint = "choose one of them"
+            raise BoardError("board", f"memory {self.name}, kind", repr(self.kind), ", ".join(_KINDS), hint)
+        check_whole(f"memory {self.name}, origin", self.origin, 0, _ADDRESSES - 1)
+        check_whole(f"memory {self.name}, bytes", self.bytes, 1, _ADDRESSES - self.origin)
 
 
 @dataclass(frozen=True)
@@ -37,6 +66,8 @@ class Chip:
         Core clock; for an emulated machine the one of its timers.
     peripherals
         Address ranges (origin, bytes) of devices that firmware may reach.
+
+    Raises BoardError for a core that there is not, a Cortex-M without flash or SRAM, and memories that share a name or an address.
     """
 
     name: str
@@ -44,6 +75,30 @@ class Chip:
     clock_hz: int
     memories: tuple[Memory, ...] = ()
     peripherals: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.core != "host" and self.core not in CORES:
+            allowed = ", ".join(["host", *CORES])
+            raise BoardError(
+                "board", f"chip {self.name}, core", repr(self.core), allowed, "choose one of them"
+            )
+        check_whole(f"chip {self.name}, clock_hz", self.clock_hz, 0)
+        kinds = [memory.kind for memory in self.memories]
+        bare = self.core in CORES and CORES[self.core].is_microcontroller
+        if bare and not {"flash", "sram"} <= set(kinds):
+            allowed, hint = "flash and sram at least", "add a Memory of each kind"
+            raise BoardError(
+                "board", f"chip {self.name}, memories", ", ".join(kinds) or "none", allowed, hint
+            )
+        ordered = sorted(self.memories, key=lambda memory: memory.origin)
+        for first, second in pairwise(ordered):
+            if first.origin + first.bytes > second.origin:
+                hint = "mend origin or bytes of one"
+                found = f"{first.name} and {second.name} share addresses"
+                raise BoardError("board", f"chip {self.name}, memories", found, "separate ranges", hint)
+        if len({memory.name for memory in self.memories}) < len(self.memories):
+            found = ", ".join(memory.name for memory in self.memories)
+            raise BoardError("board", f"chip {self.name}, memories", found, "different names", "rename one")
 
     def first(self, kind: str) -> Memory:
         """Return the first memory of a kind, which the chip must have."""

@@ -6,6 +6,7 @@ import re
 from functools import cache
 from pathlib import Path
 
+from tvm_tinytrain.errors import BoardError
 from tvm_tinytrain.targets.boards import Board
 from tvm_tinytrain.targets.memory_map import mpu_initializer, mpu_regions
 
@@ -18,7 +19,14 @@ def runtime_folder() -> Path:
 
 
 def runtime_sources(board: Board) -> tuple[str, ...]:
-    """Return the C files that a board's program needs, relative to `runtime_folder`, in link order."""
+    """Return the C files that a board's program needs, relative to `runtime_folder`, in link order.
+
+    Raises BoardError where there is none for its byte stream.
+    """
+    ports = sorted(path.stem for path in (runtime_folder() / "port").glob("*.c"))
+    if board.port not in ports:
+        hint = "choose one of them, or add a C file to targets/runtime/port"
+        raise BoardError("board", f"{board.name}, port", repr(board.port), ", ".join(ports), hint)
     common = ("src/frame.c", "src/paint.c", "src/server.c", "src/main.c", f"port/{board.port}.c")
     core = board.target.core
     if board.port == "rpc":
@@ -59,16 +67,20 @@ def taken_names() -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+def linked_arena_bytes(board: Board, arena_bytes: int) -> int:
+    """Return the bytes that a program links for a library's arena: whole words, with the board's guard behind them."""
+    return (arena_bytes + 3) // 4 * 4 + board.arena_guard_bytes
+
+
 def runtime_config(board: Board, arena_bytes: int, *, standalone: bool = False) -> str:
     """Return ``tt_config.h``: what the C runtime must know of a board and of a library's arena."""
-    linked = (arena_bytes + 3) // 4 * 4 + board.arena_guard_bytes
     lines = [
         "/* Generated: what the C runtime must know of this board and this library. */",
         f'#define TT_BOARD_NAME "{board.name}"',
         f"#define TT_STACK_BYTES {board.stack_bytes}",
         f"#define TT_FRAME_PAYLOAD {board.frame_payload_bytes}u",
         f"#define TT_RECEIVE_BYTES {_RECEIVE_BYTES[board.runner == 'serial']}",
-        f"#define TT_LINKED_ARENA_BYTES {linked}",
+        f"#define TT_LINKED_ARENA_BYTES {linked_arena_bytes(board, arena_bytes)}",
         f"#define TT_CLOCK_HZ {board.chip.clock_hz}u",
         f"#define TT_BAUD {board.baud}",
     ]

@@ -26,7 +26,9 @@ from tests.building.adaptive_net import SHAPE, network, samples
 from tvm_tinytrain.errors import BoardError
 from tvm_tinytrain.micro.exports import export_project
 from tvm_tinytrain.micro.in_process import InProcess
+from tvm_tinytrain.targets.boards import get_board
 from tvm_tinytrain.targets.cmake_boards import cmake_folder
+from tvm_tinytrain.targets.runtime_files import linked_arena_bytes
 
 STEPS = 3
 
@@ -38,9 +40,9 @@ def module(target: str = "c -mcpu=cortex-m7") -> tt.TrainModule:
 
 
 @cache
-def adaptive_module(name: str) -> tt.TrainModule:
+def adaptive_module(name: str, cache_bytes: int | None = None) -> tt.TrainModule:
     """It carries the runtime's files for selection too."""
-    update = tt.TaskAdaptive(candidates=2)
+    update = tt.TaskAdaptive(candidates=2, cache_bytes=cache_bytes)
     example = (torch.zeros(SHAPE),)
     return tt.build(network(), "c -mcpu=cortex-m7", example_inputs=example, update=update, name=name)
 
@@ -93,6 +95,26 @@ def test_bare_metal_firmware_trains(tmp_path: Path) -> None:
     export_project(module(), "bare-metal", tmp_path, "mps2-an500")
     run(["make", "-s"], tmp_path)
     check_answers(talk(tmp_path, commands()))
+
+
+@pytest.mark.needs("arm-none-eabi-gcc")
+@pytest.mark.parametrize(("spare", "memory"), [(4096, "SSRAM23"), (4088, "PSRAM")])
+def test_bare_metal_firmware_has_its_arena_where_it_fits(tmp_path: Path, spare: int, memory: str) -> None:
+    """Beside the arena SRAM holds the stack, the cache's own pool, and what the program keeps."""
+    library, board = adaptive_module("cached", cache_bytes=10_000), get_board("mps2-an500")
+    assert library.metadata["training"]["pools"]["cache"]["bytes"] == 10_000
+    beside = linked_arena_bytes(board, library.metadata["memory"]["arena_bytes"]) + 10_000 + spare
+    board = replace(board, stack_bytes=(board.chip.first("sram").bytes - beside) // 8 * 8)
+    export_project(library, "bare-metal", tmp_path, board)
+    assert f"*(.bss.tt_arena) }} > {memory}" in (tmp_path / "board.ld").read_text()
+    run(["make", "-s"], tmp_path)
+
+
+def test_bare_metal_firmware_that_does_not_fit_says_so(tmp_path: Path) -> None:
+    library = adaptive_module("cached", cache_bytes=10_000)
+    board = replace(get_board("nrf52840-dk"), stack_bytes=256 << 10)
+    with pytest.raises(BoardError, match=r"arena of \d+ bytes, 272144 of stack and cache; allowed 262144"):
+        export_project(library, "bare-metal", tmp_path, board)
 
 
 @pytest.mark.emulator

@@ -16,9 +16,10 @@ from tvm_tinytrain.errors import ArchiveError, BoardError
 from tvm_tinytrain.micro import export_templates as text
 from tvm_tinytrain.micro.project import Library, arena_bytes_of
 from tvm_tinytrain.targets.boards import Board, get_board
-from tvm_tinytrain.targets.chips import Memory
+from tvm_tinytrain.targets.chips import KIB, Memory
 from tvm_tinytrain.targets.memory_map import linker_script
 from tvm_tinytrain.targets.runtime_files import (
+    linked_arena_bytes,
     runtime_config,
     runtime_folder,
     runtime_headers,
@@ -27,6 +28,8 @@ from tvm_tinytrain.targets.runtime_files import (
 
 _SERVER = ("src/server.c", "src/frame.c", "src/main.c")
 _LOOP = ("loop/tt_loop.c", "loop/tt_loop.h")
+_PROGRAM_BYTES = 4 * KIB
+"""More than start-up code, byte stream and C library keep in SRAM (2.8 KB on an emulated board, 1.6 KB on a flashed one)."""
 Files = dict[str, bytes]
 
 
@@ -99,7 +102,7 @@ def _bare_metal(library: Library, board: Board) -> Files:
     for name in (*runtime, *runtime_headers()):
         files[f"runtime/{name}"] = (runtime_folder() / name).read_bytes()
     size = arena_bytes_of(library)
-    memory = _memory_for(board, size)
+    memory = _memory_for(board, library)
     files["main.c"] = _fill(text.BARE_METAL_MAIN, library)
     files["tt_config.h"] = runtime_config(board, size).encode()
     files["board.ld"] = linker_script(board, memory).encode()
@@ -112,17 +115,20 @@ def _bare_metal(library: Library, board: Board) -> Files:
     return files
 
 
-def _memory_for(board: Board, arena_bytes: int) -> Memory:
-    """The first memory that takes the arena, with the stack where it is the SRAM."""
+def _memory_for(board: Board, library: Library) -> Memory:
+    """The first memory that takes the arena; in SRAM lie also the stack, the pool of the library's cache, and the program's own."""
     sram = board.chip.first("sram")
-    if arena_bytes + board.stack_bytes < sram.bytes:
+    arena = linked_arena_bytes(board, arena_bytes_of(library))
+    pools = library.metadata.get("training", {}).get("pools", {})
+    beside = board.stack_bytes + pools.get("cache", {}).get("bytes", 0)
+    external = [m for m in board.chip.memories if m.kind == "external" and m.bytes >= arena]
+    # Without a choice the linker decides, which knows to the byte.
+    if arena + beside + (_PROGRAM_BYTES if external else 0) <= sram.bytes:
         return sram
-    external = [m for m in board.chip.memories if m.kind == "external" and m.bytes >= arena_bytes]
     if not external:
+        found = f"arena of {arena} bytes, {beside} of stack and cache"
         hint = "lower the budget, or choose a board with more memory"
-        raise BoardError(
-            "project", board.name, f"arena of {arena_bytes} bytes", f"{sram.bytes} bytes of SRAM", hint
-        )
+        raise BoardError("project", board.name, found, f"{sram.bytes} bytes of SRAM", hint)
     return external[0]
 
 

@@ -14,7 +14,7 @@ from tvm_tinytrain.micro.elf import Program, read_program
 from tvm_tinytrain.micro.runners import Connection, StartOptions, flash, start
 from tvm_tinytrain.micro.standalone import DATA_FILE, Standalone, standalone_source
 from tvm_tinytrain.micro.toolchain import Compilation, MemoryOverflowError, compile_all, link
-from tvm_tinytrain.targets.boards import BOARDS, Board, get_board, rpc_board
+from tvm_tinytrain.targets.boards import BOARDS, Board, get_board
 from tvm_tinytrain.targets.chips import Memory
 from tvm_tinytrain.targets.cores import CORES, cores_run_by
 from tvm_tinytrain.targets.memory_map import linker_script
@@ -187,13 +187,13 @@ class GeneratedProject:
         ArchiveError
             There is none.
         BoardError
-            Its board is not known here.
+            Its chip is not known here.
         """
         root = Path(folder)
         try:
             described = json.loads((root / "project.json").read_text(encoding="utf-8"))
-            board, library = get_board(str(described["board"])), str(described["library"])
-            board = rpc_board(board) if described["options"]["runner"] == "rpc" else board
+            options, library = described["options"], str(described["library"])
+            board = Board(**{**options, "tools": tuple(options["tools"])})
         except (OSError, ValueError, KeyError, TypeError) as error:
             hint = "make it with generate_project"
             raise ArchiveError("project", str(folder), str(error), "a project folder", hint) from error

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from tvm_tinytrain.errors import TransportError
 from tvm_tinytrain.micro.frames import REPLY, REQUEST, UNKNOWN_ID, Frame, FrameParser, encode_frame
 from tvm_tinytrain.micro.transport import Transport, last_words
+from tvm_tinytrain.targets.boards import FRAME_PAYLOAD_BYTES
 
 PROTOCOL_VERSION = 1
-_LEAST_CAPACITY = 256
-_MOST_CAPACITY = 65536
+_LEAST_CAPACITY, _MOST_CAPACITY = FRAME_PAYLOAD_BYTES
 _LONGEST_REPEAT_S = 4.0
 _MOST_NAKS = 200
 

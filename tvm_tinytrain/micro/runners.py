@@ -19,6 +19,7 @@ from tvm_tinytrain.targets.tools import find_tool
 
 _REMOTE_NAME = "tinytrain-library"
 _FLASH_S = 120
+_WITHOUT_PORT = ("process", "qemu-system", "qemu-user")
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class StartOptions:
         Split instruction counts by function (emulated boards).
     port
         Serial device of a real board; for a Linux board ``[user@]host``, ``host:1234`` for a server that
-        listens there already, or ``rpc://host:1234`` for TVM's RPC server (``/key``: through a tracker).
+        listens there already, or ``rpc://host:1234`` for TVM's RPC server (``/key``: through a tracker). None
+        for an emulated board and for this machine.
     """
 
     by_function: bool = False
@@ -60,9 +62,20 @@ def start(board: Board, program: Path, options: StartOptions) -> Connection:
     ToolMissingError
         The emulator is not installed.
     BoardError
-        The board needs something that the options lack.
+        The board needs something that the options lack, or lacks what they name.
     """
+    check_port(board, options.port)
     return _RUNNERS[board.runner](board, program, options)
+
+
+def check_port(board: Board, port: str | None) -> None:
+    """Raise BoardError where a port is named for a board that has none: what answers would not be what is connected there."""
+    if port is not None and board.runner in _WITHOUT_PORT:
+        allowed, hint = (
+            f"no port: {board.note}",
+            "leave out the port, or name the board that is connected to it",
+        )
+        raise BoardError("connect", f"{board.name}, port", repr(port), allowed, hint)
 
 
 def _pipes_to(

@@ -23,7 +23,7 @@ from tvm_tinytrain.micro.checkpoint import CheckpointLayout, read_checkpoint, wr
 from tvm_tinytrain.micro.project import GeneratedProject, Library, generate_project
 from tvm_tinytrain.micro.protocol import BoardInfo, Link, LinkStatistics, read_info
 from tvm_tinytrain.micro.remote import RemoteLibrary, TensorInfo, array_for
-from tvm_tinytrain.micro.runners import Connection, StartOptions
+from tvm_tinytrain.micro.runners import Connection, StartOptions, check_port
 from tvm_tinytrain.micro.trained_rows import put_checkpoint, read_rows, take_checkpoint
 from tvm_tinytrain.targets.boards import DEFAULT_BOARD, Board, get_board, rpc_board
 
@@ -65,7 +65,8 @@ class Session:
         Count instructions by function too; see `function_instructions`.
     port
         Where a real board is: a serial device, or a Linux board's ``[user@]host``, ``host:port``, or
-        ``rpc://host:port`` (TVM's RPC server; ``rpc://tracker:port/key`` asks a tracker for one).
+        ``rpc://host:port`` (TVM's RPC server; ``rpc://tracker:port/key`` asks a tracker for one). BoardError for
+        one on an emulated board, or on this machine where it is not TVM's RPC server.
     start_s
         Seconds until the board's program answers; one that adapts by itself first needs more than the default.
 
@@ -101,6 +102,7 @@ class Session:
                 )
                 raise BoardError("session", f"port {port}", "a project of another kind", "one for RPC", hint)
             self.board = rpc_board(self.board)
+        check_port(self.board, port)
         self._build_dir = Path(build_dir) if build_dir is not None else None
         self._call_s = timeout_s if timeout_s is not None else _call_seconds(module)
         self._start_s = start_s
