@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tvm_tinytrain.cli_checks import check_folder, check_options, check_output
-from tvm_tinytrain.cli_network import load_network
+from tvm_tinytrain.cli_network import image_size, load_network
 from tvm_tinytrain.errors import ArchiveError, ImportModelError, PlanError
 
 _EVALUATE = """example:
@@ -42,17 +42,17 @@ def add_commands(commands: Any) -> None:
     _add_report(commands)
 
 
-def _network_options(p: argparse.ArgumentParser) -> None:
+def _network_options(p: argparse.ArgumentParser, size: str) -> None:
     p.add_argument("--network", required=True, help="file or name, see below")
     p.add_argument("--weights", type=Path, help="state dict (.pt) for a network given by name")
-    p.add_argument("--size", type=int, default=128, help="width and height of the input (default: 128)")
+    p.add_argument("--size", type=int, help=f"width and height of the input (default: {size})")
 
 
 def _add_evaluate(commands: Any) -> None:
     p = commands.add_parser(
         "evaluate", help="accuracy of every method on your images", epilog=_EVALUATE, formatter_class=_RAW
     )
-    _network_options(p)
+    _network_options(p, "a .pt2's own, else 128")
     p.add_argument(
         "--data", required=True, nargs="+", type=Path, metavar="DIR", help="folders of class folders"
     )
@@ -134,14 +134,15 @@ def _evaluate(a: argparse.Namespace) -> int:
     steps = {"iterations": a.iterations, "tuning_iterations": a.iterations}
     options = AdaptOptions(**steps, rates=_rates(a.rates), rate_by=(a.rate_by,))
     sampler: Sampler = VariousWays(max_support=a.max_support) if a.various else FixedWays(a.ways, a.shots)
-    datasets = tuple(from_folder(d, a.size, group_separator=a.group_separator) for d in a.data)
     network = load_network(a.network, a.weights)
+    size = image_size("evaluate", network, a.size)
+    datasets = tuple(from_folder(d, size, group_separator=a.group_separator) for d in a.data)
     bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*bar, console=Console(stderr=True), transient=True) as shown:
         task = shown.add_task("build", total=None)
         methods = build_methods(
             network,
-            (torch.zeros(1, 3, a.size, a.size),),
+            (torch.zeros(1, 3, size, size),),
             [m.strip() for m in a.methods.split(",") if m.strip()],
             scheme=a.scheme,
             budget=Budget(a.memory, a.compute),
@@ -182,7 +183,7 @@ def _add_meta_train(commands: Any) -> None:
     p = commands.add_parser(
         "meta-train", help="ProtoNet on episodes of many classes", epilog=_META_TRAIN, formatter_class=_RAW
     )
-    _network_options(p)
+    _network_options(p, "128")
     p.add_argument(
         "--data", required=True, type=Path, metavar="DIR", help="folder of class folders to train on"
     )
@@ -227,9 +228,10 @@ def _meta_train(a: argparse.Namespace) -> int:
     if isinstance(model, str):
         hint = "name a backbone, or an int8 backbone's .json"
         raise ImportModelError("meta-train", a.network, "an exported program", "a PyTorch module", hint)
-    train = from_folder(a.data, a.size)
-    held_out = None if a.validate is None else from_folder(a.validate, a.size)
-    origin = {"network": Path(a.network).stem, "size": a.size, "weights": weights_digest(model)}
+    size = image_size("meta-train", model, a.size)
+    train = from_folder(a.data, size)
+    held_out = None if a.validate is None else from_folder(a.validate, size)
+    origin = {"network": Path(a.network).stem, "size": size, "weights": weights_digest(model)}
     bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*bar, console=Console(stderr=True), transient=True) as shown:
         task = shown.add_task("meta-train", total=options.epochs * options.episodes)
@@ -251,7 +253,7 @@ def _meta_train(a: argparse.Namespace) -> int:
             progress=progress,
             on_epoch=on_epoch,
         )
-    exported = trained.export(a.output / "network.pt2", (1, 3, a.size, a.size))
+    exported = trained.export(a.output / "network.pt2", (1, 3, size, size))
     if a.json:
         epochs = [asdict(report) for report in trained.history]
         print(json.dumps({"network": str(exported), "scale": trained.scale, "epochs": epochs}, indent=1))

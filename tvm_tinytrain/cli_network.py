@@ -1,4 +1,4 @@
-"""``--network`` and ``--weights``: a network from a file or by its name. For ``evaluate``, ``meta-train`` and ``tune``."""
+"""``--network``, ``--weights``, ``--size``: a network from a file or by its name. For ``evaluate``, ``meta-train`` and ``tune``."""
 
 from __future__ import annotations
 
@@ -6,11 +6,36 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tvm_tinytrain.errors import ImportModelError
+from tvm_tinytrain.errors import ImportModelError, check_least
+
+DEFAULT_SIZE = 128
+
+
+def image_size(stage: str, network: Any, size: int | None) -> int:
+    """Width and height of the images for what `load_network` gave: ``--size``; without it those of an exported program, else 128.
+
+    Raises ImportModelError for a program whose input is no such image, or another than ``--size`` says.
+    """
+    check_least(stage, {} if size is None else {"--size": (size, 1)}, f"see tinytrain {stage} --help")
+    if not isinstance(network, str):
+        return DEFAULT_SIZE if size is None else size
+    from tvm_tinytrain.frontend import read_program
+
+    program = read_program(Path(network))
+    inputs = [node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
+    shape = [list(node.meta["val"].shape) for node in inputs]
+    image = shape[0] if len(shape) == 1 else []
+    if len(image) != 4 or image[1] != 3 or image[2] != image[3]:
+        allowed, hint = "one colour image, [1, 3, size, size]", "export a network for images as wide as high"
+        raise ImportModelError(stage, "--network, input", shape, allowed, hint)
+    if size not in (None, image[2]):
+        hint = "leave it out: the file says it"
+        raise ImportModelError(stage, "--size", size, f"{image[2]}, the network's input", hint)
+    return int(image[2])
 
 
 def load_network(name: str, weights: Path | None) -> Any:
-    """A network from a file or a name; ImportModelError where it is neither, or the weights do not fit."""
+    """A network from a file (the path of a .pt2) or a name; ImportModelError where it is neither, or the weights do not fit."""
     import torch
 
     from tvm_tinytrain import models

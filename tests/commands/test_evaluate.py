@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.commands.refused import refused, write_classes
+from tvm_tinytrain.cli import main
 from tvm_tinytrain.errors import ArchiveError
 from tvm_tinytrain.fewshot import methods
 from tvm_tinytrain.fewshot.results import Results
@@ -76,6 +77,46 @@ def test_options(root: Path, options: str, says: str, capsys: pytest.CaptureFixt
 def test_weights(root: Path, weights: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["evaluate", "--network", "mcunet", "--data", "{}/data", "--size", 8]
     refused(capsys, root, *words, "--weights", "{}/" + weights, says=says)
+
+
+def write_network(path: Path, channels: int, height: int, width: int) -> None:
+    """A .pt2 whose output is an embedding."""
+    layers = (torch.nn.Conv2d(channels, 4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1))
+    network = torch.nn.Sequential(*layers, torch.nn.Flatten())
+    torch.export.save(torch.export.export(network.eval(), (torch.zeros(1, channels, height, width),)), path)
+
+
+@pytest.mark.host_compiler
+def test_images_have_the_size_of_a_networks_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_network(tmp_path / "net.pt2", 3, 20, 20)
+    write_classes(tmp_path / "data", images=3, classes=3)
+    words = ["evaluate", "--network", "net.pt2", "--data", "data", "--ways", "3", "--shots", "2", "--json"]
+    few = ["--methods", "none,lastlayer", "--episodes", "1", "--rates", "0", "--iterations", "1"]
+    for size in ([], ["--size", "20"]):
+        assert main([*words, *few, "--processes", "1", *size]) == 0
+        assert {row["method"] for row in json.loads(capsys.readouterr().out)} == {"none", "lastlayer"}
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "says"),
+    [
+        ((3, 20, 20), ["--size", 64], "--size: found 64; allowed 20, the network's input"),
+        ((1, 20, 20), [], "input: found [[1, 1, 20, 20]]; allowed one colour image, [1, 3, size, size]"),
+        ((3, 20, 24), [], "input: found [[1, 3, 20, 24]]"),
+    ],
+)
+def test_images_that_a_networks_file_does_not_take(
+    root: Path,
+    shape: tuple[int, int, int],
+    options: list[object],
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_network(root / "net.pt2", *shape)
+    refused(capsys, root, "evaluate", "--network", "{}/net.pt2", "--data", "{}/data", *options, says=says)
 
 
 @pytest.mark.parametrize("network", ["net.pt2", "net.json"])

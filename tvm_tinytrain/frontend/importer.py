@@ -55,14 +55,11 @@ def import_model(
 
 
 def _from_path(path: Path, params: Mapping[str, Any] | None) -> tvm.IRModule:
-    if not path.is_file():
-        raise ImportModelError("frontend", "path", str(path), "an existing file", "check the path")
+    _check_file(path)
     if path.suffix == ".pt2":
-        import torch
-
         from tvm_tinytrain.frontend.torch_export import from_exported_program
 
-        return from_exported_program(_read(path, lambda: _quietly(lambda: torch.export.load(str(path)))))
+        return from_exported_program(read_program(path))
     if path.suffix == ".onnx":
         try:
             import onnx
@@ -90,6 +87,19 @@ def _from_path(path: Path, params: Mapping[str, Any] | None) -> tvm.IRModule:
         else "convert the model first"
     )
     raise ImportModelError("frontend", "path", path.name, ".pt2, .onnx, .relay or .txt", hint)
+
+
+def read_program(path: Path) -> Any:
+    """Return the ``torch.export.ExportedProgram`` of a .pt2 file; ImportModelError where there is none."""
+    import torch
+
+    _check_file(path)
+    return _read(path, lambda: _quietly(lambda: torch.export.load(str(path))))
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise ImportModelError("frontend", "path", str(path), "an existing file", "check the path")
 
 
 def _quietly(load: Callable[[], Any]) -> Any:
