@@ -25,6 +25,15 @@ def spec_of(func: tirx.PrimFunc) -> dict[str, Any]:
     return spec
 
 
+def describe(func: tirx.PrimFunc) -> str:
+    """A kernel's kind and size for people."""
+    spec = spec_of(func)
+    sizes = [spec.get(k) for k in ("in_channels", "out_channels", "height", "width")]
+    if None in sizes:
+        sizes = [spec.get(k) for k in ("rows", "in_features", "out_features")]
+    return str(kind_of(func)) + "".join(f" {s}" for s in sizes if s is not None)
+
+
 def block_names(schedule: Schedule) -> list[str]:
     """Names of all blocks below the root; none where the kernel is one block without loops."""
     try:

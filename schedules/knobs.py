@@ -27,12 +27,38 @@ class Knobs:
         """Says that a search need not look where the product of some knobs is above ``most``."""
 
 
+class RecordedKnobs(Knobs):
+    """A record's ``values``; after the rule was asked, `misfits` says which of them it did not take."""
+
+    def __init__(self, values: Mapping[str, int]) -> None:
+        super().__init__(values)
+        self._offered: dict[str, tuple[int, ...]] = {}
+
+    def choose(self, name: str, candidates: Sequence[int], default: int) -> int:
+        """The record's value, if the rule offers it."""
+        self._offered[name] = tuple(sorted({*candidates, default}))
+        return super().choose(name, candidates, default)
+
+    def misfits(self) -> dict[str, tuple[int, tuple[int, ...]]]:
+        """Knob → (the record's value, what the rule offers: nothing where it has no such knob)."""
+        return {
+            name: (value, self._offered.get(name, ()))
+            for name, value in self.values.items()
+            if value not in self._offered.get(name, ())
+        }
+
+
 @dataclass
 class Space:
     """The knobs that a rule asked for, in order: name → (candidates, own choice); ``limits``: (names, most of their product)."""
 
     knobs: dict[str, tuple[tuple[int, ...], int]] = field(default_factory=dict)
     limits: list[tuple[tuple[str, ...], int]] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values: knobs with what they are chosen from and the own choice, and the limits."""
+        knobs = {name: [list(candidates), default] for name, (candidates, default) in self.knobs.items()}
+        return {"knobs": knobs, "limits": [[list(names), most] for names, most in self.limits]}
 
     def own_choice(self) -> dict[str, int]:
         """What the rule takes without a record; always in the space."""

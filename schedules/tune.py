@@ -1,7 +1,8 @@
 """The search for the best knobs of one kernel: MetaSchedule with its cost model, and a measurement that is passed in.
 
-A candidate that is wrong, faults, takes too long or does not fit is a failed trial; it never ends the search. Everything is decided by
-the seed and the outcomes, and outcomes are in a journal: a search that was killed decides the same again, without measuring again.
+A candidate that is wrong, faults, takes too long or does not fit is a failed trial; it never ends the search. What no candidate caused
+(a board that is not there) does end it, and is no outcome. Everything is decided by the seed and the outcomes, and outcomes are in a
+journal: a search that was killed decides the same again, without measuring again.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.s_tir.meta_schedule.builder import BuilderResult, PyBuilder
 from tvm.s_tir.meta_schedule.runner import PyRunner, PyRunnerFuture, RunnerResult
 
+from tvm_tinytrain._version import __version__
 from tvm_tinytrain.errors import KernelError
 from tvm_tinytrain.passes.lower_kernels import lower_kernel
-from tvm_tinytrain.schedules.blocks import kind_of
+from tvm_tinytrain.schedules.blocks import describe, kind_of
 from tvm_tinytrain.schedules.journal import Journal, Outcome
 from tvm_tinytrain.schedules.knobs import AskedKnobs, Knobs
-from tvm_tinytrain.schedules.records import KnobRule, Record, tunable_rule, workload_key
+from tvm_tinytrain.schedules.records import KnobRule, Record, core_of, tunable_rule, workload_key
 from tvm_tinytrain.schedules.space import (
     ChangeOneKnob,
     KnobFeatures,
@@ -46,7 +48,14 @@ MOST_STATEMENTS = 1500
 """Longer candidates, unrolled far beyond the registers, take GCC a minute each, and none was ever the best."""
 
 Measure = Callable[[Mapping[str, tirx.PrimFunc]], Mapping[str, Outcome]]
-"""Lowered candidates by name → outcomes. It checks results, and raises for nothing that a candidate does."""
+"""Lowered candidates by name → outcomes of one at least; it is asked again for the others.
+
+It checks results. It raises a `TinyTrainError` for what no candidate caused, and for nothing that one does.
+"""
+
+
+class UntunableError(KernelError):
+    """The rule's own choice fails where candidates are measured, so that there is nothing to compare with."""
 
 
 @dataclass(frozen=True)
@@ -62,21 +71,39 @@ class Search:
 def tune_kernel(
     func: tirx.PrimFunc, target: tvm.target.Target, measure: Measure, folder: Path, search: Search
 ) -> Record | None:
-    """The best knobs found; None for a kernel without knobs, or where the rule's own choice fails.
+    """The best knobs found; None for a kernel without knobs.
 
     ``folder`` keeps the journal: what is in it is not measured again.
+
+    Raises
+    ------
+    UntunableError
+        The rule's own choice fails. The journal keeps nothing of it: a second call tries again.
+    ArchiveError
+        The journal is another search's, or cannot be written.
+    TinyTrainError
+        What ``measure`` raises.
     """
     found = tunable_rule(func, target)
     if found is None:
         return None
     name, rule = found
     kernel = _Kernel(func, rule, target)
-    head = {"workload": workload_key(func), "seed": search.seed, "unit": search.unit}
+    head = {
+        "workload": workload_key(func),
+        "core": core_of(target),
+        "rule": name,
+        "space": kernel.space.to_json(),
+        "seed": search.seed,
+        "unit": search.unit,
+        "version": __version__,
+    }
     runner = _Runner(kernel, measure, Journal(folder / f"{workload_key(func)}.jsonl", head), search)
     if runner.journal.finished >= search.trials:
         search.measured(search.trials)
     elif kernel.space.size(search.trials + 1) <= search.trials:
-        everything = list(kernel.space.all())
+        own = kernel.own_choice
+        everything = [own, *(knobs for knobs in kernel.space.all() if knobs != own)]
         for start in range(0, len(everything), BATCH):
             runner.measure_all(everything[start : start + BATCH])
     elif search.trials > 1:
@@ -84,12 +111,11 @@ def tune_kernel(
     else:
         runner.measure_all([kernel.own_choice])
     runner.journal.finish(search.trials)
-    own = runner.journal.get(kernel.own_choice)
-    if own is None or own.cost is None:
-        return None
-    best = runner.journal.best()
-    assert best is not None
-    return Record(workload_key(func), str(kind_of(func)), name, best[0], best[1], own.cost, search.unit)
+    chosen, best = runner.journal.get(kernel.own_choice), runner.journal.best()
+    assert chosen is not None and chosen.cost is not None and best is not None
+    knobs, cost = best
+    kind = str(kind_of(func))
+    return Record(workload_key(func), kind, name, knobs, cost, chosen.cost, search.unit, core_of(target))
 
 
 class _Kernel:
@@ -155,7 +181,7 @@ def _run(kernel: _Kernel, runner: Any, trials: int, seed: int) -> None:
                 search_strategy=ms.search_strategy.EvolutionarySearch(
                     population_size=POPULATION, init_min_unmeasured=BATCH
                 ),
-                rand_state=seed + 1,  # must be positive
+                rand_state=seed % 2**62 + 1,  # must be positive and fit 64 bits
                 num_threads=1,
                 logger=logging.getLogger(__name__),
             )
@@ -176,6 +202,10 @@ def _run(kernel: _Kernel, runner: Any, trials: int, seed: int) -> None:
                     ms.measure_callback.UpdateCostModel(),
                 ],
             )
+    except Exception:
+        if runner.error is not None:  # what comes through MetaSchedule's C++ has lost its class
+            raise runner.error from None
+        raise
     finally:
         np.random.set_state(state)
 
@@ -216,11 +246,16 @@ class _Runner(PyRunner):
         super().__init__()
         self.kernel, self.measure, self.journal, self.search = kernel, measure, journal, search
         self.decided = 0
+        self.error: Exception | None = None
 
     def run(self, runner_inputs: Any) -> Any:
         """One result for each candidate, in order."""
         batch = [json.loads(str(item.artifact_path)) for item in runner_inputs]
-        self.measure_all([self.kernel.own_choice, *batch] if self.decided == 0 else batch)
+        try:
+            self.measure_all([self.kernel.own_choice, *batch] if self.decided == 0 else batch)
+        except Exception as error:
+            self.error = error
+            raise
         outcomes = [self.journal.get(knobs) for knobs in batch]
         return [_Measured(outcome or Outcome(None, "not measured")) for outcome in outcomes]
 
@@ -235,9 +270,25 @@ class _Runner(PyRunner):
                 kernels[f"c{index}"] = self.kernel.lowered(knobs)
                 names[f"c{index}"] = knobs
             except Exception as error:  # whatever TVM raises for a candidate makes it a failed trial
-                self.journal.add(knobs, Outcome(None, f"does not lower: {error}"[:500]))
-        outcomes = self.measure(kernels) if kernels else {}
-        for name, knobs in names.items():
-            self.journal.add(knobs, outcomes.get(name, Outcome(None, "not measured")))
+                self._keep(
+                    {f"c{index}": Outcome(None, f"does not lower: {error}"[:500])}, {f"c{index}": knobs}
+                )
+        while kernels:
+            outcomes = self.measure(kernels)
+            if not outcomes:
+                hint = "give one outcome at least, or raise"
+                raise KernelError("tune", "measurement", "no outcome", "an outcome of a candidate", hint)
+            self._keep(outcomes, names)
+            kernels = {name: func for name, func in kernels.items() if name not in outcomes}
         self.decided += len(batch)
         self.search.measured(self.decided)
+
+    def _keep(self, outcomes: Mapping[str, Outcome], names: Mapping[str, Mapping[str, int]]) -> None:
+        """Nothing, where the rule's own choice is among the failures: then what failed may not be the candidates."""
+        for name, outcome in outcomes.items():
+            if outcome.cost is None and names[name] == self.kernel.own_choice:
+                allowed = "a right result of the rule's own choice"
+                hint = "this kernel is left as it is; run it again if something else was in the way"
+                raise UntunableError("tune", describe(self.kernel.func), outcome.failure, allowed, hint)
+        for name, outcome in outcomes.items():
+            self.journal.add(names[name], outcome)

@@ -13,9 +13,9 @@ import numpy as np
 from tvm import tirx
 
 from tvm_tinytrain.emit.kernel_set import KernelSet, emit_kernel_set
-from tvm_tinytrain.errors import BoardError, KernelError, TransportError
+from tvm_tinytrain.errors import BoardError, KernelError, TinyTrainError, TransportError
 from tvm_tinytrain.micro.in_process import InProcess
-from tvm_tinytrain.micro.project import Library, generate_project
+from tvm_tinytrain.micro.project import GeneratedProject, Library, generate_project
 from tvm_tinytrain.micro.session import Session
 from tvm_tinytrain.passes.kernels.builder import kernel_spec
 from tvm_tinytrain.passes.lower_kernels import lower_kernel
@@ -73,39 +73,56 @@ class Problem:
     ) -> dict[str, Outcome]:
         """Builds one image for all entries ``names`` of a library and starts it as often as candidates bring it down.
 
-        What is in ``folder`` from an earlier image and has not changed is not compiled again. BoardError where the image does not build
-        or fit; ToolMissingError.
+        What is in ``folder`` from an earlier image and has not changed is not compiled again. A candidate is blamed for the end of
+        its program only when the board starts again after it. Where it does not, the outcomes found so far are returned, or if there
+        are none:
+
+        Raises
+        ------
+        ImageError
+            The image does not build or fit.
+        ToolMissingError, BoardError, TransportError
+            The board cannot be reached, or does not start.
         """
         found: dict[str, Outcome] = {}
-        starts_failed = 0
+        suspect: dict[str, Outcome] = {}
+        failures = 0
         with ExitStack() as stack:
             place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tinytrain-")))
             stack.callback(_forget_candidates, place)
-            project = generate_project(_with_room(library), _for_batches(board), place).build()
+            project = _image(library, board, place)
             while len(found) < len(names):
-                waiting = [n for n in names if n not in found]
+                waiting = [n for n in names if n not in found and n not in suspect]
                 try:
                     with Session(project, timeout_s=self.call_s, port=port) as session:
-                        starts_failed = 0
+                        found |= suspect
+                        suspect = {}
                         there: set[str] = set()
                         for name in waiting:
+                            self._write(session, name, there)
+                            failures = 0
                             try:
-                                found[name] = self._one(session, name, there)
+                                found[name] = self._run(session, name, there)
                             except TransportError as error:  # a fault or a time-out: this program is gone
-                                found[name] = Outcome(None, str(error)[:500])
+                                suspect = {name: Outcome(None, str(error)[:500])}
                                 break
-                except TransportError as error:  # the board did not start, or not again
-                    starts_failed += 1
-                    if starts_failed == 2:
-                        found |= {n: Outcome(None, str(error)[:500]) for n in waiting if n not in found}
+                except (BoardError, TransportError):  # the board did not start, or not again
+                    failures += 1
+                    if failures == 2:
+                        if found:
+                            return found
+                        raise
         return found
 
-    def _one(self, session: Session, name: str, there: set[str]) -> Outcome:
+    def _write(self, session: Session, name: str, there: set[str]) -> None:
         """``there``: arguments whose values are in the arena, which is the same for all candidates."""
         for argument, value in zip(self.names, self.values, strict=True):
             if argument not in there:
                 session.write(f"{name}_{argument}", value)
         there.clear()
+
+    def _run(self, session: Session, name: str, there: set[str]) -> Outcome:
+        """Calls a candidate and checks its results; adds to ``there`` what it left as it was."""
         cost = session.time(name)
         failure = ""
         for argument, want, written in zip(self.names, self.expected, self.written, strict=True):
@@ -118,6 +135,18 @@ class Problem:
             if not error <= limit and not failure:
                 failure = f"{argument} is off by {error:.1e}"
         return Outcome(None, failure) if failure else Outcome(float(cost))
+
+
+class ImageError(BoardError):
+    """An image of candidates does not build, or does not fit its board."""
+
+
+def _image(library: Library, board: Board, folder: Path) -> GeneratedProject:
+    project = generate_project(_with_room(library), _for_batches(board), folder)
+    try:
+        return project.build()
+    except BoardError as error:
+        raise ImageError(error.stage, error.thing, error.found, error.allowed, error.hint) from error
 
 
 def _with_room(library: Library) -> Library:
@@ -140,8 +169,8 @@ class BoardMeasure:
     """Candidates → outcomes, for the kernel ``func`` on ``board``.
 
     A result that differs from the kernel as written, a fault, a time-out and an image that does not fit are failed candidates; the
-    others of the batch are still measured. ToolMissingError is raised: no candidate can be blamed for it. ``folder``: where images are
-    built; others for the same board may have used it before.
+    others of the batch are still measured. What no candidate can be blamed for is raised: a tool that is missing, a board that is not
+    there. ``folder``: where images are built; others for the same board may have used it before.
     """
 
     def __init__(
@@ -163,22 +192,27 @@ class BoardMeasure:
         return Problem.of(self._func, self.board, self._seed, self._call_s, self.folder)
 
     def __call__(self, kernels: Mapping[str, tirx.PrimFunc]) -> dict[str, Outcome]:
-        """Outcomes by name."""
+        """Outcomes by name, of one candidate at least; see `Problem.measure` for what it raises."""
         if not kernels:
             return {}
+        assert self.problem.names  # made here: what it raises is no candidate's fault
         minmax = "minmax" in self.board.target.core.features
         try:
             library = emit_kernel_set(_LIBRARY, kernels, minmax=minmax)
+        except KernelError as error:
+            return self._halved(kernels, error)
+        try:
             return self.measure(library, list(kernels))
-        except (
-            BoardError,
-            KernelError,
-        ) as error:  # it cannot be emitted, does not compile or fit: find out which
-            if len(kernels) == 1:
-                return {name: Outcome(None, str(error)[:500]) for name in kernels}
-            names = list(kernels)
-            half = len(names) // 2
-            return self({n: kernels[n] for n in names[:half]}) | self({n: kernels[n] for n in names[half:]})
+        except ImageError as error:
+            return self._halved(kernels, error)
+
+    def _halved(self, kernels: Mapping[str, tirx.PrimFunc], error: TinyTrainError) -> dict[str, Outcome]:
+        """Finds out which candidates cannot be emitted, do not compile or fit."""
+        names = list(kernels)
+        if len(names) == 1:
+            return {names[0]: Outcome(None, str(error)[:500])}
+        half = len(names) // 2
+        return self({n: kernels[n] for n in names[:half]}) | self({n: kernels[n] for n in names[half:]})
 
     def measure(self, library: KernelSet, names: list[str]) -> dict[str, Outcome]:
         """Outcomes of one image's entries."""

@@ -40,7 +40,7 @@ from tvm_tinytrain.pipeline import Instruments, compile_adaptive, compile_module
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.reporting import Report
 from tvm_tinytrain.schedules import OWN_CHOICE, RULES, Rule, Tuned
-from tvm_tinytrain.schedules.records import Record, load_records
+from tvm_tinytrain.schedules.records import Record, load_records, records_for
 from tvm_tinytrain.selection import TaskAdaptive
 from tvm_tinytrain.targets.target import Target, parse_target
 from tvm_tinytrain.update_schemes import resolve_plan
@@ -172,7 +172,8 @@ def build(
     also_train
         Names of parameters that belong to no layer (a layer norm's scale, say) and are trained as well.
     records
-        Tuned schedules (see `tune`): a file, a folder or the records themselves; None: those of this package. ``()``: none at all.
+        Tuned schedules (see `tune`): a file, a folder or the records themselves, of which those for the target's core count; None:
+        those of this package. ``()``: none at all.
 
     Returns
     -------
@@ -203,7 +204,7 @@ def build(
     imported = import_model(mod, example_inputs=example_inputs, params=params)
     watched = instruments or Instruments()
     asked: list[tirx.PrimFunc] = []
-    rules = (_collect(asked), *_rules(records))
+    rules = (_collect(asked), *_rules(records, resolved_target))
     compiled = _compile(imported, config, resolved_target, watched, rules)
     try:
         library, macs = _library(compiled, config, resolved_target, watched.count_macs)
@@ -232,18 +233,18 @@ def build(
     )  # fmt: skip
 
 
-def _rules(records: str | Path | Iterable[Record] | None) -> tuple[Rule, ...]:
-    """The schedule rules with the given records in front."""
+def _rules(records: str | Path | Iterable[Record] | None, target: Target) -> tuple[Rule, ...]:
+    """The schedule rules with the given records for the target's core in front."""
     if records is None:
         return RULES
     if isinstance(records, (str, Path)):
-        return (Tuned(load_records(records)), *OWN_CHOICE)
-    if not isinstance(records, Iterable):
-        found = type(records).__name__
-        raise ArchiveError(
-            "records", "records", found, "a path, or records", "() takes none, None this package's"
-        )
-    return (Tuned({r.workload: r for r in records}), *OWN_CHOICE)
+        return (Tuned(records_for(target.core.name, load_records(records))), *OWN_CHOICE)
+    given = list(records) if isinstance(records, Iterable) else [records]
+    for item in given:
+        if not isinstance(item, Record):
+            allowed, hint = "a path, or records", "() takes none, None this package's"
+            raise ArchiveError("records", "records", type(item).__name__, allowed, hint)
+    return (Tuned(records_for(target.core.name, given)), *OWN_CHOICE)
 
 
 def _collect(found: list[tirx.PrimFunc]) -> Rule:

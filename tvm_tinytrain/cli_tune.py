@@ -56,6 +56,7 @@ def add_tune(commands: Any) -> None:
         "--work", type=Path, default=Path("build/tune"), help="keeps outcomes (default: build/tune)"
     )
     p.add_argument("--tracker", metavar="HOST:PORT", help="measure on all workers of this RPC tracker")
+    p.add_argument("--port", help="where a real board is: a serial device or an address")
     p.add_argument(
         "--jobs", type=int, help="kernels tuned at once (default: on an emulated board one for each core)"
     )
@@ -85,13 +86,21 @@ def _tune(a: argparse.Namespace) -> int:
 
     from tvm_tinytrain.farm import FarmMeasure, Tracker
     from tvm_tinytrain.targets.boards import get_board
-    from tvm_tinytrain.tuning import Progress, tune
+    from tvm_tinytrain.tuning import Progress, check_place, tune
 
     check_output(a.output, makes_folders=True)
     check_folder(a.work)
-    check_options("tune", {"--size": (a.size, 1), "--classes": (a.classes, 1), "--trials": (a.trials, 1)})
+    least = {
+        "--size": (a.size, 1),
+        "--classes": (a.classes, 1),
+        "--trials": (a.trials, 1),
+        "--seed": (a.seed, 0),
+    }
+    check_options("tune", least if a.jobs is None else {**least, "--jobs": (a.jobs, 1)})
     measure, board, start = None, get_board(a.board), time.monotonic()
-    processes = a.jobs or (1 if a.tracker is not None or board.hardware else os.cpu_count() or 1)
+    check_place(board, board.target, a.port, a.tracker is not None)
+    at_once = 1 if a.tracker is not None or board.hardware else os.cpu_count() or 1
+    processes = at_once if a.jobs is None else a.jobs
     if a.tracker is not None:
         tracker = Tracker.parse(a.tracker)
         tracker.wait(board.name)
@@ -119,6 +128,7 @@ def _tune(a: argparse.Namespace) -> int:
             progress=show,
             measure=measure,
             processes=processes,
+            port=a.port,
         )
     own, best = sum(r.default_cost for r in found), sum(r.cost for r in found)
     better = sum(r.cost < r.default_cost for r in found)
@@ -146,7 +156,11 @@ def _tune(a: argparse.Namespace) -> int:
 
 def _worker(a: argparse.Namespace) -> int:
     from tvm_tinytrain.farm import Tracker, Workers
+    from tvm_tinytrain.targets.boards import get_board
+    from tvm_tinytrain.tuning import check_place
 
+    check_options("tune-worker", {"--count": (a.count, 1)})
+    check_place(get_board(a.board), get_board(a.board).target, a.port, False)
     tracker = Tracker.parse(a.tracker)
     tracker.workers(a.board)  # an error now if there is no tracker
     with Workers(a.board, tracker, a.count, port=a.port, work_dir=a.work):

@@ -24,7 +24,7 @@ from typing import Any, Self
 import numpy as np
 from tvm import rpc, tirx
 
-from tvm_tinytrain.board_measure import BoardMeasure, Problem
+from tvm_tinytrain.board_measure import BoardMeasure, ImageError, Problem
 from tvm_tinytrain.emit.kernel_set import KernelSet
 from tvm_tinytrain.errors import BoardError, TinyTrainError, TransportError
 from tvm_tinytrain.schedules.journal import Outcome
@@ -105,10 +105,10 @@ class FarmMeasure(BoardMeasure):
         with ThreadPoolExecutor(count) as threads:
             for outcomes in threads.map(super().__call__, shares):
                 found |= outcomes
-        return {name: found[name] for name in names}
+        return {name: found[name] for name in names if name in found}
 
     def measure(self, library: KernelSet, names: list[str]) -> dict[str, Outcome]:
-        """Outcomes of one image's entries, from the next free worker; from another one where it dies."""
+        """Outcomes of one image's entries, from the next free worker; from another one where it dies or its board does not start."""
         request = pack_request(self.problem, library, names)
         last: Exception | None = None
         for _ in range(TRIES):
@@ -118,10 +118,16 @@ class FarmMeasure(BoardMeasure):
                     self.board.name, session_timeout=SHARE_S
                 )
                 return unpack_answer(str(session.get_function(FUNCTION)(request)))
-            except (RuntimeError, OSError) as error:  # the worker died, or its machine is gone
+            except ImageError:
+                raise
+            except (
+                RuntimeError,
+                OSError,
+                TinyTrainError,
+            ) as error:  # the worker died, or has no board or tool
                 last = error
         hint = "see what ends the workers; what was measured is kept"
-        raise TransportError("farm", f"workers for {self.board.name}", last, "one that lives", hint)
+        raise TransportError("farm", f"workers for {self.board.name}", last, "one that measures", hint)
 
 
 class Workers:
@@ -201,15 +207,16 @@ def _serve(board: str, port: str | None, work_dir: Path, request: Any) -> str:
         with scratch_folder(work_dir) as folder:
             outcomes = problem.measure(library, names, get_board(board), port, folder)
     except TinyTrainError as error:
-        return json.dumps(
-            {"error": [error.stage, error.thing, str(error.found), str(error.allowed), error.hint]}
-        )
+        words = [error.stage, error.thing, str(error.found), str(error.allowed), error.hint]
+        return json.dumps({"image" if isinstance(error, ImageError) else "error": words})
     return json.dumps({"outcomes": {name: asdict(outcome) for name, outcome in outcomes.items()}})
 
 
 def unpack_answer(answer: str) -> dict[str, Outcome]:
-    """Outcomes; BoardError where the worker could not build or start the image."""
+    """Outcomes; ImageError where the worker could not build the image, BoardError where it could not run it."""
     content = json.loads(answer)
+    if "image" in content:
+        raise ImageError(*content["image"])
     if "error" in content:
         raise BoardError(*content["error"])
     return {name: Outcome(**outcome) for name, outcome in content["outcomes"].items()}

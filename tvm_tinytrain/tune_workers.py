@@ -22,14 +22,18 @@ from tvm_tinytrain.board_measure import BoardMeasure
 from tvm_tinytrain.errors import TinyTrainError, TransportError
 from tvm_tinytrain.schedules.records import Record
 from tvm_tinytrain.schedules.scratch import scratch_folder
-from tvm_tinytrain.schedules.tune import Search, tune_kernel
+from tvm_tinytrain.schedules.tune import Measure, Search, UntunableError, tune_kernel
 from tvm_tinytrain.targets.boards import Board
 from tvm_tinytrain.targets.target import Target
+
+Found = Record | UntunableError | None
+"""A kernel's record, or why it has none; None for a kernel without knobs."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is the same for all kernels: where candidates run, what they are scheduled for, how to search, the journals' folder."""
+    """What is the same for all kernels: where candidates run, what they are scheduled for, how to search, the journals' folder, and
+    where a real board is."""
 
     board: Board
     target: Target
@@ -37,18 +41,25 @@ class Job:
     seed: int
     unit: str
     folder: Path
+    port: str | None = None
 
-    def run(self, func: tirx.PrimFunc, images: Path | None, decided: Callable[[int], None]) -> Record | None:
-        """Tunes one kernel on the board; ``images``: see `BoardMeasure`."""
+    def run(self, func: tirx.PrimFunc, measure: Measure, decided: Callable[[int], None]) -> Found:
+        """Tunes one kernel."""
         search = Search(self.trials, self.seed, self.unit, decided)
-        measure = BoardMeasure(func, self.board, self.seed, folder=images)
-        return tune_kernel(func, self.target.to_tvm(), measure, self.folder, search)
+        try:
+            return tune_kernel(func, self.target.to_tvm(), measure, self.folder, search)
+        except UntunableError as error:
+            return error
+
+    def measure(self, func: tirx.PrimFunc, images: Path) -> Measure:
+        """Measures a kernel's candidates on the board; ``images``: where they are built."""
+        return BoardMeasure(func, self.board, self.seed, port=self.port, folder=images)
 
 
 def tune_in_processes(
     kernels: Sequence[tirx.PrimFunc], job: Job, processes: int, decided: Callable[[int, int], None]
-) -> Iterator[tuple[int, Record | None]]:
-    """(index of the kernel, its record) for all kernels, as they are finished.
+) -> Iterator[tuple[int, Found]]:
+    """(index of the kernel, what was found) for all kernels, as they are finished.
 
     ``decided(index, trials)`` is called in this process whenever a batch of candidates of a kernel is decided.
     """
@@ -92,7 +103,7 @@ class _Worker:
         self.index = index
         self.pipe.send(tvm.ir.save_json(func))
 
-    def receive(self) -> tuple[int, int | Record | None]:
+    def receive(self) -> tuple[int, int | Found]:
         """Candidates decided so far, or what was found; raises what the process raised."""
         try:
             answer = self.pipe.recv()
@@ -101,7 +112,7 @@ class _Worker:
             hint = "see what ended it, e.g. too little memory; the same command goes on where it was"
             found = f"exit code {self.process.exitcode}"
             raise TransportError("tune", "a process that tunes", found, "one that lives", hint) from error
-        if isinstance(answer, TinyTrainError):
+        if isinstance(answer, TinyTrainError) and not isinstance(answer, UntunableError):
             raise answer
         return self.index, answer
 
@@ -122,7 +133,9 @@ def _serve(pipe: Connection, job: Job) -> None:
     with scratch_folder(job.folder) as images:
         while (text := pipe.recv()) is not None:
             try:
-                pipe.send(job.run(tvm.ir.load_json(text), images, pipe.send))
+                func = tvm.ir.load_json(text)
+                found = job.run(func, job.measure(func, images), pipe.send)
+                pipe.send(_plain(found) if isinstance(found, UntunableError) else found)
             except TinyTrainError as error:
                 pipe.send(_plain(error))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -12,16 +13,19 @@ from typing import Any
 from tvm import tirx
 
 from tvm_tinytrain.build import TrainModule, build
-from tvm_tinytrain.errors import PlanError
-from tvm_tinytrain.passes.kernels.builder import kernel_kind, kernel_spec
+from tvm_tinytrain.cli_checks import check_folder, check_output
+from tvm_tinytrain.errors import BoardError, PlanError, TargetError
+from tvm_tinytrain.passes.kernels.builder import kernel_kind
+from tvm_tinytrain.schedules.blocks import describe
 from tvm_tinytrain.schedules.records import Record, save_records, tunable_rule, workload_key
 from tvm_tinytrain.schedules.scratch import scratch_folder
-from tvm_tinytrain.schedules.tune import Measure, Search, tune_kernel
+from tvm_tinytrain.schedules.tune import Measure, UntunableError
 from tvm_tinytrain.targets.boards import Board, get_board
-from tvm_tinytrain.targets.target import parse_target
-from tvm_tinytrain.tune_workers import Job, tune_in_processes
+from tvm_tinytrain.targets.target import Target, parse_target
+from tvm_tinytrain.tune_workers import Found, Job, tune_in_processes
 
 PACKAGES = ("tvm_tinytrain", "apache-tvm", "xgboost-cpu")
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ def tune(
     progress: Callable[[Progress], None] | None = None,
     measure: Callable[[tirx.PrimFunc], Measure] | None = None,
     processes: int = 1,
+    port: str | None = None,
     **build_options: Any,
 ) -> list[Record]:
     """Searches for the best knobs of each distinct kernel of a library.
@@ -60,7 +65,7 @@ def tune(
     mod
         A `TrainModule`, several of them, or anything that `build` takes.
     target
-        For `build`; default: the board's.
+        For `build`, of kind ``c`` and for the board's core; default: the board's.
     board
         Where candidates run.
     trials
@@ -80,52 +85,78 @@ def tune(
     processes
         How many kernels are tuned at once on an emulated board; the records are the same. Each runs in a new process: a script that
         asks for more than one needs ``if __name__ == "__main__":``. Not together with ``measure``, and not on a real board.
+    port
+        Where a real board is, see `Session`; not together with ``measure``.
     build_options
-        For `build`.
+        For `build`, where ``mod`` is no library that is built already.
 
     Returns
     -------
     list of Record
-        One for each distinct kernel that has knobs, in order of their workloads.
+        One for each distinct kernel that has knobs, in order of their workloads; less those whose rule's own choice fails on the board,
+        each of which is a warning in the log.
 
     Raises
     ------
     BoardError
-        Unknown board.
+        Unknown board; one that cannot be reached, or whose port is missing.
+    TransportError
+        The board does not start.
+    UntunableError
+        The rule's own choice fails for every kernel.
+    TargetError
+        The target is of another kind, or for another core than the board's.
+    PlanError
+        Numbers of no meaning; no library; options for `build` beside a library.
     ToolMissingError
         The board's compiler or emulator is not installed.
     ArchiveError
-        ``work_dir`` holds another search.
+        ``work_dir`` holds another search, ``output`` or ``work_dir`` cannot be written.
     TinyTrainError
         What `build` raises.
     """
-    if not isinstance(trials, int) or trials < 1:
-        raise PlanError("tune", "trials", trials, "1 or more", "give the number of candidates per kernel")
     chosen = get_board(board)
-    if processes < 1 or (processes > 1 and (measure is not None or chosen.hardware)):
+    for name, value, least in (("trials", trials, 1), ("seed", seed, 0), ("processes", processes, 1)):
+        if not isinstance(value, int) or value < least:
+            raise PlanError("tune", name, repr(value), f"a whole number from {least}", f"give another {name}")
+    if processes > 1 and (measure is not None or chosen.hardware):
         hint = "several boards: see tune-worker"
         raise PlanError("tune", "processes", processes, "1, or more on an emulated board of its own", hint)
     aim = parse_target(chosen.target if target is None else target)
-    found = distinct_kernels(_modules(mod, chosen.target if target is None else target, build_options))
-    kernels = [f for _, f in sorted(found.items()) if tunable_rule(f, aim.to_tvm()) is not None]
-    job = Job(chosen, aim, trials, seed, unit_of(chosen), Path(work_dir) / chosen.name)
+    check_place(chosen, aim, port, measure is not None)
+    check_output(None if output is None else Path(output), makes_folders=True)
+    check_folder(Path(work_dir))
+    distinct = distinct_kernels(_modules(mod, aim, build_options))
+    kernels = [f for _, f in sorted(distinct.items()) if tunable_rule(f, aim.to_tvm()) is not None]
+    job = Job(chosen, aim, trials, seed, unit_of(chosen), Path(work_dir) / chosen.name, port)
     records: dict[int, Record] = {}
+    failures: list[UntunableError] = []
     done = 0
 
     def decided(index: int, count: int) -> None:
         if progress is not None:
             progress(Progress(describe(kernels[index]), done, len(kernels), min(count, trials), trials))
 
+    def save() -> None:
+        if output is not None:
+            found = records.values()
+            save_records(Path(output), found, command=command, versions=_versions(), board=chosen.name)
+
     if processes > 1:
         results = tune_in_processes(kernels, job, processes, decided)
     else:
         results = _one_by_one(kernels, job, measure, decided)
-    for index, record in results:
-        if record is not None:
-            records[index] = record
-        if output is not None:
-            save_records(Path(output), records.values(), command=command, versions=_versions())
+    for index, result in results:
+        if isinstance(result, Record):
+            records[index] = result
+            save()
+        elif result is not None:
+            failures.append(result)
+            _LOG.warning("%s", result)
         done += 1
+    if failures and not records:
+        raise failures[0]
+    save()
     return [record for _, record in sorted(records.items())]
 
 
@@ -134,24 +165,44 @@ def _one_by_one(
     job: Job,
     measure: Callable[[tirx.PrimFunc], Measure] | None,
     decided: Callable[[int, int], None],
-) -> Iterator[tuple[int, Record | None]]:
+) -> Iterator[tuple[int, Found]]:
     with scratch_folder(job.folder) as images:
         for index, func in enumerate(kernels):
             decided(index, 0)
-            report = partial(decided, index)
-            if measure is None:
-                yield index, job.run(func, images, report)
-                continue
-            search = Search(job.trials, job.seed, job.unit, report)
-            yield index, tune_kernel(func, job.target.to_tvm(), measure(func), job.folder, search)
+            measured = job.measure(func, images) if measure is None else measure(func)
+            yield index, job.run(func, measured, partial(decided, index))
 
 
-def _modules(mod: Any, target: object, options: dict[str, Any]) -> list[TrainModule]:
-    if isinstance(mod, TrainModule):
-        return [mod]
-    if isinstance(mod, (list, tuple)) and all(isinstance(m, TrainModule) for m in mod):
-        return list(mod)
-    return [build(mod, target, **options)]
+def _modules(mod: Any, target: Target, options: dict[str, Any]) -> list[TrainModule]:
+    built = [mod] if isinstance(mod, TrainModule) else mod
+    if not isinstance(built, (list, tuple)) or not all(isinstance(m, TrainModule) for m in built):
+        return [build(mod, target, **options)]
+    if not built:
+        raise PlanError("tune", "libraries", "none", "one or more", "build what is to be tuned")
+    if options:
+        hint = "give them to build, or give tune the network"
+        raise PlanError("tune", ", ".join(options), "beside a built library", "options of a network", hint)
+    return list(built)
+
+
+def check_place(board: Board, target: Target, port: str | None, elsewhere: bool) -> None:
+    """Candidates are C that the board's compiler makes its core's code of, and a real board has to be named."""
+    if target.kind != "c":
+        hint = 'tune for the C target of the same core: build(..., "llvm ...") uses its records'
+        raise TargetError("tune", f"target {target}", "kernels by LLVM", "kernels in C", hint)
+    if target.core != board.target.core:
+        hint = "choose a board with this core"
+        raise TargetError(
+            "tune", f"target {target} on {board.name}", target.core.name, board.target.core.name, hint
+        )
+    if port is not None and elsewhere:
+        hint = "give the port to who measures, e.g. tune-worker --port"
+        raise BoardError(
+            "tune", f"{board.name}, port {port}", "beside another measurement", "one of the two", hint
+        )
+    if board.hardware and port is None and not elsewhere:
+        hint = "say where the board is, or measure by workers: tune --tracker, tune-worker --port"
+        raise BoardError("tune", board.name, "no port", "a serial device or an address", hint)
 
 
 def distinct_kernels(modules: Iterable[TrainModule]) -> dict[str, tirx.PrimFunc]:
@@ -161,16 +212,6 @@ def distinct_kernels(modules: Iterable[TrainModule]) -> dict[str, tirx.PrimFunc]
         if kernel_kind(func) is not None:
             found.setdefault(workload_key(func), func)
     return found
-
-
-def describe(func: tirx.PrimFunc) -> str:
-    """A kernel's kind and size for people."""
-    spec = kernel_spec(func)
-    kind = str(kernel_kind(func))
-    sizes = [spec.get(k) for k in ("in_channels", "out_channels", "height", "width")]
-    if None in sizes:
-        sizes = [spec.get(k) for k in ("rows", "in_features", "out_features")]
-    return kind + "".join(f" {s}" for s in sizes if s is not None)
 
 
 def unit_of(board: Board) -> str:

@@ -162,6 +162,7 @@ SMALL = tt.Budget(memory="64KB")
         (lambda: build(PLAIN, memory="lowest"), "memory: found 'lowest'; allowed an object of MemoryOptions"),
         (lambda: build(PLAIN, name=3), "name: found 3; allowed a C identifier"),
         (lambda: build(PLAIN, records=3), "records: found int; allowed a path, or records"),
+        (lambda: build(PLAIN, records=["a.json"]), "records: found str; allowed a path, or records"),
         (lambda: build(PLAIN, also_train="a_bias"), "also_train: found 'a_bias'; allowed a sequence"),
         (
             lambda: build(PLAIN, also_train=("b_bias",)),
@@ -188,7 +189,7 @@ SMALL = tt.Budget(memory="64KB")
         (lambda: tt.MemoryOptions(input_scale=float("nan")), "input_scale: found nan; allowed a finite"),
         (lambda: build(PLAIN, update=tt.TaskAdaptive(blocks=2), budget=SMALL), "no depthwise convolution"),
         (lambda: Session("net.tar", "host"), r"session: module: found str; .*tt\.load"),  # type: ignore[arg-type]
-        (lambda: tt.tune(PLAIN, trials="64"), "trials: found 64; allowed 1 or more"),  # type: ignore[arg-type]
+        (lambda: tt.tune(PLAIN, trials="64"), "trials: found '64'; allowed a whole number"),  # type: ignore[arg-type]
     ],
 )
 def test_it_is_refused(call: Callable[[], object], text: str) -> None:

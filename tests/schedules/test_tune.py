@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,12 @@ import tvm_ffi
 from tvm import tirx
 
 from tests.schedules.kernel_cases import M7, kernels, lower
-from tvm_tinytrain.errors import ArchiveError
+from tvm_tinytrain.errors import ArchiveError, TransportError
 from tvm_tinytrain.schedules.journal import Journal, Outcome
 from tvm_tinytrain.schedules.knobs import AskedKnobs, Knobs
 from tvm_tinytrain.schedules.records import TUNABLE, Record, tunable_rule
-from tvm_tinytrain.schedules.tune import Search, tune_kernel
+from tvm_tinytrain.schedules.tune import Search, UntunableError, tune_kernel
+from tvm_tinytrain.targets.target import parse_target
 
 pytest.importorskip("xgboost")
 NAME = "pointwise_primes"
@@ -94,6 +96,58 @@ def test_a_journal_of_another_search_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match="another folder"):
         Journal(tmp_path / "a.jsonl", {"seed": 2})
     assert Journal(tmp_path / "a.jsonl", {"seed": 1}).best() == ({"rows": 2}, 3.0)
+
+
+def test_a_journal_of_another_core_is_refused(tmp_path: Path) -> None:
+    func, search = kernels()[NAME], Search(1, 1, "stores")
+    assert tune_kernel(func, M7.to_tvm(), Invented(), tmp_path, search) is not None
+    with pytest.raises(ArchiveError, match=r"another search: found .*cortex-m7.* allowed .*cortex-m55"):
+        tune_kernel(
+            func, parse_target("c -mcpu=cortex-m55").to_tvm(), Invented(), tmp_path, replace(search, trials=2)
+        )
+
+
+class Unplugged(Invented):
+    """A board that goes away after some candidates."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__(failing=False)
+        self.after = after
+
+    def __call__(self, found: Mapping[str, tirx.PrimFunc]) -> dict[str, Outcome]:
+        there = dict(list(found.items())[: self.after - self.measured])
+        if not there:
+            raise TransportError("connect", "board", "nothing", "an answer", "plug it in")
+        return super().__call__(there)
+
+
+@pytest.mark.parametrize("after", [0, 5, 17])
+def test_what_no_candidate_caused_is_no_outcome(tmp_path: Path, after: int) -> None:
+    """The search ends with the error as it was raised, and goes on later as if nothing had been."""
+    alone = tuned(tmp_path / "alone", Invented(failing=False))
+    with pytest.raises(TransportError, match="plug it in"):
+        tuned(tmp_path / "cut", Unplugged(after))
+    path = next((tmp_path / "cut").glob("*.jsonl"))
+    assert len(path.read_text().splitlines()) == 1 + after
+    assert tuned(tmp_path / "cut", Invented(failing=False)) == alone
+    assert path.read_text() == next((tmp_path / "alone").glob("*.jsonl")).read_text()
+
+
+class Broken(Invented):
+    """Nothing works, as where the disk is full."""
+
+    def __call__(self, found: Mapping[str, tirx.PrimFunc]) -> dict[str, Outcome]:
+        return dict.fromkeys(found, Outcome(None, "no room"))
+
+
+@pytest.mark.parametrize("trials", [1, TRIALS])
+def test_where_the_own_choice_fails_nothing_is_decided(tmp_path: Path, trials: int) -> None:
+    with pytest.raises(
+        UntunableError, match=r"conv2d .*found no room; allowed a right result of the rule's own"
+    ):
+        tuned(tmp_path, Broken(), trials)
+    assert len(next(tmp_path.glob("*.jsonl")).read_text().splitlines()) == 1
+    assert tuned(tmp_path, Invented(), trials) is not None
 
 
 def test_a_space_has_bounds_and_its_own_choice() -> None:

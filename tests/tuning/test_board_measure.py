@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from tvm import tirx
@@ -11,6 +15,7 @@ from tvm.tirx.script import builder as T
 
 from tests.schedules.kernel_cases import lower
 from tvm_tinytrain.board_measure import BoardMeasure
+from tvm_tinytrain.errors import BoardError, TransportError
 from tvm_tinytrain.passes.kernels.builder import Arg, f32, loops, make_kernel
 from tvm_tinytrain.targets.boards import get_board
 
@@ -84,6 +89,48 @@ def test_failures_of_some_candidates_do_not_touch_the_others() -> None:
     assert "off by" in found["wrong"].failure and found["input"].failure.startswith("x is off")
     assert all(found[name].failure for name in ("faults", "hangs", "big"))
     assert "bytes too many" in found["big"].failure
+
+
+@pytest.fixture
+def emulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The first emulator on PATH: it runs the real one as often as ``starts`` beside it has lines, then it fails."""
+    real = shutil.which("qemu-system-arm")
+    script = tmp_path / "qemu-system-arm"
+    script.write_text(
+        f'#!/bin/sh\nread -r line < {tmp_path}/starts || exit 1\nsed -i 1d {tmp_path}/starts\nexec {real} "$@"\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return tmp_path
+
+
+def test_a_board_that_does_not_start_is_no_candidates_fault(emulator: Path) -> None:
+    """The first program starts, its candidate is measured and the next one faults; nothing starts after that."""
+    measure = BoardMeasure(doubled(honest), get_board("mps2-an500"))
+    batch = {"good": unsafe(honest), "faults": unsafe(faults), "last": unsafe(honest)}
+    (emulator / "starts").write_text("once\n")
+    assert set(measure(batch)) == {"good"}
+    with pytest.raises(TransportError, match="mps2-an500"):
+        measure(batch)
+    (emulator / "starts").write_text("again\n" * 2)
+    found = measure(batch)
+    assert set(found) == set(batch) and found["faults"].cost is None and found["last"].cost is not None
+
+
+def test_the_last_candidate_is_blamed_when_the_board_lives(emulator: Path) -> None:
+    measure = BoardMeasure(doubled(honest), get_board("mps2-an500"))
+    (emulator / "starts").write_text("once\n")
+    with pytest.raises(TransportError):
+        measure({"faults": unsafe(faults)})
+    (emulator / "starts").write_text("again\n" * 2)
+    assert measure({"faults": unsafe(faults)})["faults"].failure
+
+
+def test_a_board_that_cannot_be_reached_is_no_candidates_fault() -> None:
+    """Host code for a board that is not there: the image builds."""
+    board = replace(get_board("host"), runner="ssh")
+    with pytest.raises(BoardError, match="no port"):
+        BoardMeasure(doubled(honest), board)({"a": unsafe(honest)})
 
 
 def test_nothing_to_measure() -> None:

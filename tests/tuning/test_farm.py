@@ -13,10 +13,20 @@ from tvm.rpc.tracker import Tracker as TvmTracker
 
 from tests.patience import LATE_S, wait_until
 from tests.schedules.kernel_cases import kernels
-from tests.tuning.test_board_measure import doubled, honest, unsafe, wrong
-from tvm_tinytrain.board_measure import BoardMeasure
+from tests.tuning.test_board_measure import does_not_fit, doubled, honest, unsafe, wrong
+from tvm_tinytrain.board_measure import BoardMeasure, ImageError
+from tvm_tinytrain.emit.kernel_set import emit_kernel_set
 from tvm_tinytrain.errors import BoardError, TransportError
-from tvm_tinytrain.farm import FarmMeasure, Tracker, Workers, pack_request, process_of, unpack_request
+from tvm_tinytrain.farm import (
+    FarmMeasure,
+    Tracker,
+    Workers,
+    _serve,
+    pack_request,
+    process_of,
+    unpack_answer,
+    unpack_request,
+)
 from tvm_tinytrain.schedules.tune import Search, tune_kernel
 from tvm_tinytrain.targets.boards import get_board
 
@@ -79,10 +89,28 @@ def test_no_worker_and_no_tracker(tracker: Tracker) -> None:
             Tracker.parse(text)
 
 
+def test_a_worker_whose_board_does_not_start_has_no_outcomes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image that does not build is told apart: some candidate of it is to blame."""
+    measure = BoardMeasure(doubled(honest), BOARD)
+    library = emit_kernel_set("candidates", {"a": unsafe(honest)})
+    request = pack_request(measure.problem, library, ["a"])
+    (tmp_path / "qemu-system-arm").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "qemu-system-arm").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(BoardError, match=BOARD.name) as caught:
+        unpack_answer(_serve(BOARD.name, None, tmp_path / "work", request))
+    assert not isinstance(caught.value, ImageError)
+    library = emit_kernel_set("candidates", {"a": unsafe(does_not_fit)})
+    with pytest.raises(ImageError, match="bytes too many"):
+        unpack_answer(
+            _serve(BOARD.name, None, tmp_path / "work", pack_request(measure.problem, library, ["a"]))
+        )
+
+
 def test_a_request_survives_the_way() -> None:
     measure = BoardMeasure(doubled(honest), BOARD)
-    from tvm_tinytrain.emit.kernel_set import emit_kernel_set
-
     library = emit_kernel_set("candidates", {"a": unsafe(honest)})
     problem, again, names = unpack_request(pack_request(measure.problem, library, ["a"]))
     assert names == ["a"] and again.files == library.files and again.metadata == library.metadata

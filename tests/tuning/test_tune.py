@@ -8,16 +8,22 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tvm import tirx
 
 import tvm_tinytrain as tt
 from tests.patience import wait_until
 from tvm_tinytrain.cli import main
-from tvm_tinytrain.errors import ArchiveError, BoardError, PlanError
+from tvm_tinytrain.errors import ArchiveError, BoardError, PlanError, TargetError, TinyTrainError
+from tvm_tinytrain.schedules.blocks import describe
+from tvm_tinytrain.schedules.journal import Outcome
 from tvm_tinytrain.schedules.records import load_records
+from tvm_tinytrain.schedules.tune import UntunableError
 from tvm_tinytrain.tuning import Progress, distinct_kernels, tune
 
 pytest.importorskip("xgboost")
@@ -93,23 +99,21 @@ def test_killed_half_way_it_goes_on_and_ends_the_same(
     given = {"example_inputs": (IMAGE,), "update": tt.LastLayer(), "optimizer": tt.SGD(0.1)}
     own = tt.build(network(), "c -mcpu=cortex-m7", records=(), **given)
     tuned = tt.build(network(), "c -mcpu=cortex-m7", records=tmp_path / "cut.json", **given)
-    better = [r for r in load_records(tmp_path / "cut.json").values() if r.cost < r.default_cost]
+    better = [r for r in load_records(tmp_path / "cut.json") if r.cost < r.default_cost]
     assert (own.files != tuned.files) == bool(better)
 
 
 class Free:
     """Every candidate costs the same."""
 
-    def __call__(self, kernels: dict[str, object]) -> dict[str, object]:
-        from tvm_tinytrain.schedules.journal import Outcome
-
+    def __call__(self, kernels: Mapping[str, object]) -> dict[str, Outcome]:
         return {name: Outcome(1.0) for name in kernels}
 
 
 def test_progress_and_modules(tmp_path: Path) -> None:
     module = tt.build(network(), "c -mcpu=cortex-m7", example_inputs=(IMAGE,), update=tt.FullTrain())
     seen: list[Progress] = []
-    found = tune(module, trials=2, work_dir=tmp_path, progress=seen.append, measure=lambda func: Free())  # type: ignore[arg-type, return-value]
+    found = tune(module, trials=2, work_dir=tmp_path, progress=seen.append, measure=lambda func: Free())
     assert {r.kernel for r in found} == {
         "conv2d",
         "linear",
@@ -131,13 +135,114 @@ def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
         tune(module, trials=2, work_dir=tmp_path, processes=2)
 
 
+class FreeButSome(Free):
+    """Fails for kernels of which the description holds a text."""
+
+    def __init__(self, func: tirx.PrimFunc, failing: str) -> None:
+        self.fails = failing in describe(func)
+
+    def __call__(self, kernels: Mapping[str, object]) -> dict[str, Outcome]:
+        return dict.fromkeys(kernels, Outcome(None, "too large")) if self.fails else super().__call__(kernels)
+
+
+def test_kernels_whose_own_choice_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Some of them are told; where it is all of them, the records of before stay."""
+    module = tt.build(network(), "c -mcpu=cortex-m7", example_inputs=(IMAGE,), update=tt.LastLayer())
+    given = {"trials": 2, "output": tmp_path / "r.json"}
+    some = tune(module, work_dir=tmp_path, measure=lambda f: FreeButSome(f, "linear"), **given)
+    assert [r.kernel for r in some] == ["conv2d"]
+    assert load_records(tmp_path / "r.json") == some
+    told = [r.getMessage() for r in caplog.records if r.name == "tvm_tinytrain.tuning"]
+    assert len(told) == 2 and all("linear" in text and "found too large" in text for text in told)
+    with pytest.raises(UntunableError, match="too large"):
+        tune(module, work_dir=tmp_path / "all", measure=lambda f: FreeButSome(f, ""), **given)
+    assert load_records(tmp_path / "r.json") == some
+
+
+def test_one_folder_holds_one_search(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"trials": 2, "work_dir": tmp_path, "measure": lambda func: Free()}
+    module = tt.build(network(), "c -mcpu=cortex-m7", example_inputs=(IMAGE,), update=tt.LastLayer())
+    tune(module, **given)
+    with pytest.raises(ArchiveError, match=r"another search: found {'seed': 0}; allowed {'seed': 1}"):
+        tune(module, seed=1, **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"board": "raspberry-pi-4"}, BoardError, "raspberry-pi-4: found no port; .*tune-worker --port"),
+        ({"port": "/dev/x", "measure": lambda func: Free()}, BoardError, "port /dev/x: .*tune-worker --port"),
+        ({"target": "llvm -mcpu=x86-64-v3", "board": "host"}, TargetError, "kernels by LLVM; .* C target"),
+        (
+            {"target": "c -mcpu=cortex-m55"},
+            TargetError,
+            "found cortex-m55; allowed cortex-m7; choose a board",
+        ),
+        ({"seed": -1}, PlanError, "seed: found -1; allowed a whole number from 0"),
+        ({"processes": "2"}, PlanError, "processes: found '2'"),
+        ({"processes": 0}, PlanError, "processes: found 0"),
+        (
+            {"update": tt.FullTrain(), "nonsense": 3},
+            PlanError,
+            "update, nonsense: found beside a built library",
+        ),
+    ],
+)
+def test_what_it_cannot_do_is_refused_before_any_work(
+    given: dict[str, Any], error: type[TinyTrainError], message: str, tmp_path: Path
+) -> None:
+    module = tt.build(network(), "c -mcpu=cortex-m7", example_inputs=(IMAGE,), update=tt.LastLayer())
+    with pytest.raises(error, match=message):
+        tune(module, work_dir=tmp_path / "work", output=tmp_path / "r.json", **given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_places_that_cannot_be_written_are_refused_before_any_work(tmp_path: Path) -> None:
+    module = tt.build(network(), "c -mcpu=cortex-m7", example_inputs=(IMAGE,), update=tt.LastLayer())
+    (tmp_path / "file").write_text("")
+    given: dict[str, Any] = {"trials": 1, "measure": lambda func: pytest.fail("it was measured")}
+    for places in (
+        {"output": tmp_path},
+        {"output": tmp_path / "file" / "r.json"},
+        {"work_dir": tmp_path / "file"},
+    ):
+        with pytest.raises(ArchiveError, match="output"):
+            tune(module, **{"work_dir": tmp_path / "w", **given, **places})
+    with pytest.raises(PlanError, match="libraries: found none"):
+        tune([], work_dir=tmp_path / "w")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--board raspberry-pi-4", "found no port"),
+        ("--tracker 127.0.0.1:1 --board raspberry-pi-4 --port x", "beside another measurement"),
+        ("--jobs 0", "--jobs: found 0; allowed 1 or more"),
+        ("--seed -1", "--seed: found -1; allowed 0 or more"),
+    ],
+)
+def test_the_command_refuses_it_in_one_line(
+    words: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["tune", "--network", "mcunet", "-o", str(tmp_path / "r.json"), "--work", str(tmp_path / "w")]
+    assert main([*given, *words.split()]) == 1
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_worker_without_a_board_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["tune-worker", "--tracker", "127.0.0.1:1"]
+    assert main([*given, "--board", "raspberry-pi-4"]) == 1 and main([*given, "--count", "0"]) == 1
+    said = capsys.readouterr().err
+    assert "found no port" in said and "--count: found 0" in said
+
+
 def test_errors(tmp_path: Path) -> None:
     with pytest.raises(BoardError, match="no-such"):
         tune(network(), board="no-such", example_inputs=(IMAGE,))
     with pytest.raises(PlanError, match="trials"):
         tune(network(), trials=0, example_inputs=(IMAGE,))
     with pytest.raises(PlanError, match="tune-worker"):
-        tune(network(), processes=2, measure=lambda func: Free(), example_inputs=(IMAGE,))  # type: ignore[arg-type, return-value]
+        tune(network(), processes=2, measure=lambda func: Free(), example_inputs=(IMAGE,))
     torch.export.save(torch.export.export(network(), (IMAGE,)), tmp_path / "net.pt2")
     given = ["tune", "--network", str(tmp_path / "net.pt2"), "-o", str(tmp_path / "records.json")]
     for wrong in (
