@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from tvm_tinytrain.errors import TargetError
-from tvm_tinytrain.targets.cores import AARCH64, ALIASES, CORES, X86_64, Core
+from tvm_tinytrain.targets.cores import AARCH64, ALIASES, CORES, Core
 
 KINDS = ("c", "llvm")
 _KEYS = ("kind", "mcpu", "mtriple", "mattr", "keys")
-_DERIVED = ("tag", "host", "model")  # TVM prints them; they decide nothing here
+_DERIVED = ("tag", "host", "model", "num-cores")  # TVM prints them; they decide nothing here
+_FLOAT_ABI = "mfloat-abi"  # TVM's name for what follows from the core
+_FEATURE = "feature."  # TVM derives such attributes from the others
+_MACHINES = {"arm64": "aarch64", "armv7": "arm", "armv7a": "arm", "armv7l": "arm", "thumbv7em": "arm"}
+_BARE = {"none", "unknown", "eabi", "eabihf"}
 _HINT = 'write e.g. "c -mcpu=cortex-m7", "llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a53" or "host"'
 
 
@@ -32,7 +37,7 @@ class Target:
     mtriple
         The toolchain's triple, e.g. ``"arm-none-eabi"``.
     mattr
-        Extra features of the core for LLVM, e.g. ``("+dotprod",)``.
+        Features that LLVM is to use beside the core's own, or not to use, e.g. ``("+dotprod",)``; for kind ``"llvm"`` only.
     """
 
     kind: str
@@ -56,16 +61,27 @@ class Target:
         return "gcc" if self.mtriple == CORES[host_core_name()].triple else f"{self.mtriple}-gcc"
 
     def to_tvm(self) -> Any:
-        """Return the ``tvm.target.Target``; TVM is imported here and not before."""
+        """Return the ``tvm.target.Target``; TVM is imported here and not before.
+
+        Raises TargetError for a feature in `mattr` that LLVM does not know: LLVM itself would go on without it.
+        """
         from tvm.target import Target as TvmTarget
+        from tvm.target.codegen import llvm_get_cpu_features
 
         options: dict[str, object] = {"kind": self.kind}
         if self.kind == "llvm":
             options["mtriple"] = self.mtriple
-            if "-mfloat-abi=hard" in self.core.cflags:
-                options["mfloat-abi"] = "hard"
+            if _float_abi(self.core) == "hard":
+                options[_FLOAT_ABI] = "hard"
         if self.mcpu != "host":
             options["mcpu"] = self.mcpu
+        for feature in self.mattr:
+            name = feature[1:]
+            if name not in llvm_get_cpu_features(TvmTarget({**options, "mattr": [f"+{name}"]})):
+                allowed = f"a feature of {self.mtriple} that LLVM knows"
+                raise TargetError(
+                    "target", str(self), f"feature {feature!r}", allowed, "leave it out of -mattr"
+                )
         attributes = [*(self.core.llvm_attributes if self.kind == "llvm" else ()), *self.mattr]
         if attributes:
             options["mattr"] = attributes
@@ -107,7 +123,7 @@ def parse_target(target: object) -> Target:
     Raises
     ------
     TargetError
-        Unknown kind, core or option, or a triple that the core does not have.
+        Unknown kind, core or option, a triple or float ABI that the core does not have, or features for C.
     """
     if isinstance(target, Target):
         return target
@@ -128,7 +144,10 @@ def _split(text: str) -> dict[str, object]:
             return dict(json.loads(text))
         except ValueError as error:
             raise TargetError("target", text, f"{error}", "a JSON object", _HINT) from error
-    words = shlex.split(text)
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise TargetError("target", text, error, "a kind and options", _HINT) from error
     if not words:
         raise TargetError("target", "text", "nothing", "a kind and options", _HINT)
     fields: dict[str, object] = {"kind": words[0]}
@@ -136,6 +155,8 @@ def _split(text: str) -> dict[str, object]:
         name, equals, value = word.lstrip("-").partition("=")
         if not word.startswith("-") or not equals:
             raise TargetError("target", text, word, "options of the form -name=value", _HINT)
+        if name.startswith(_FEATURE):
+            raise TargetError("target", text, word, "options of the core, e.g. -mattr=+...", _HINT)
         if not value or name in fields:
             found = f"{word} {'without a value' if not value else 'after another one'}"
             raise TargetError("target", text, found, "each option once, with a value", _HINT)
@@ -145,16 +166,16 @@ def _split(text: str) -> dict[str, object]:
 
 def _fields_of_tvm(target: Any) -> dict[str, object]:
     fields: dict[str, object] = {"kind": str(target.kind.name)}
-    for name in ("mcpu", "mtriple", "mattr"):
-        value = target.attrs.get(name)
-        if value is not None:
-            fields[name] = [str(item) for item in value] if name == "mattr" else str(value)
+    for name, value in target.attrs.items():
+        plain = value if isinstance(value, int | float) else str(value)
+        fields[str(name)] = [str(item) for item in value] if name == "mattr" else plain
     return fields
 
 
-def _from_fields(fields: dict[str, object], text: str) -> Target:
+def _from_fields(fields: Mapping[Any, object], text: str) -> Target:
     for name in fields:
-        if name not in _KEYS and name not in _DERIVED and not name.startswith("feature."):
+        known = name in _KEYS or name in _DERIVED or name == _FLOAT_ABI or str(name).startswith(_FEATURE)
+        if not known:
             raise TargetError("target", text, f"option {name!r}", ", ".join(_KEYS), _HINT)
     kind = str(fields.get("kind", "c"))
     if kind == "host":
@@ -163,12 +184,23 @@ def _from_fields(fields: dict[str, object], text: str) -> Target:
         raise TargetError("target", text, f"kind {kind!r}", "host, " + ", ".join(KINDS), _HINT)
     triple = str(fields["mtriple"]) if fields.get("mtriple") else None
     mcpu = _core_name(fields.get("mcpu"), triple, text)
-    own_triple = CORES[host_core_name() if mcpu == "host" else mcpu].triple
-    if triple is not None and mcpu != "host" and not _same_system(triple, own_triple):
-        raise TargetError("target", text, f"triple {triple} with {mcpu}", own_triple, _HINT)
-    own = CORES[host_core_name() if mcpu == "host" else mcpu].llvm_attributes
-    attributes = tuple(a for a in _attributes(fields.get("mattr")) if a not in own)
-    return Target(kind, mcpu, own_triple, attributes)
+    core = CORES[host_core_name() if mcpu == "host" else mcpu]
+    if triple is not None and mcpu != "host" and not _same_system(triple, core.triple):
+        raise TargetError("target", text, f"triple {triple} with {mcpu}", core.triple, _HINT)
+    if fields.get(_FLOAT_ABI) not in (None, _float_abi(core)):
+        found, allowed = f"{_FLOAT_ABI} {fields[_FLOAT_ABI]} with {mcpu}", _float_abi(core) or "none"
+        raise TargetError("target", text, found, allowed, "leave it out: it follows from the core")
+    attributes = tuple(a for a in _attributes(fields.get("mattr"), text) if a not in core.llvm_attributes)
+    if attributes and kind != "llvm":
+        hint = "leave it out: the core says what the C compiler is told"
+        raise TargetError("target", text, f"mattr {','.join(attributes)} of kind {kind}", "kind llvm", hint)
+    return Target(kind, mcpu, core.triple, attributes)
+
+
+def _float_abi(core: Core) -> str | None:
+    """How floats are handed over, where the core's compiler has to be told."""
+    flags = [flag.partition("=")[2] for flag in core.cflags if flag.startswith("-mfloat-abi=")]
+    return flags[0] if flags else None
 
 
 def _core_name(found: object, triple: str | None, text: str) -> str:
@@ -184,20 +216,23 @@ def _core_name(found: object, triple: str | None, text: str) -> str:
     return name
 
 
-def _attributes(found: object) -> tuple[str, ...]:
-    if not found:
+def _attributes(found: object, text: str) -> tuple[str, ...]:
+    if found is None or found in ("", (), []):
         return ()
-    items = (
-        found.split(",") if isinstance(found, str) else list(found) if isinstance(found, list | tuple) else []
-    )
-    return tuple(str(item) for item in items)
+    items = found.split(",") if isinstance(found, str) else found
+    if not isinstance(items, list | tuple) or not all(
+        isinstance(item, str) and re.fullmatch(r"[+-][^\s,+-][^\s,]*", item) for item in items
+    ):
+        raise TargetError("target", text, f"mattr {found!r}", "+feature or -feature, by commas", _HINT)
+    return tuple(items)
 
 
 def _same_system(found: str, own: str) -> bool:
-    """Compare triples by machine and by what they are for: vendor fields differ between toolchains."""
-    machine = (
-        found.split("-")[0].replace("arm64", "aarch64").replace("armv7a", "arm").replace("armv7l", "arm")
-    )
-    machine = machine.replace("armv7", "arm").replace("thumbv7em", "arm")
-    bare = {"none", "eabi", "eabihf"} & set(found.split("-")) != set() and "linux" not in found
-    return machine == own.split("-")[0] and bare == ("none" in own) and (own != X86_64 or "linux" in found)
+    """Compare triples by machine, system and environment: vendor fields differ between toolchains, and may be left out."""
+    machine, *words = found.split("-")
+    own_machine, *own_words = own.split("-")
+    if _MACHINES.get(machine, machine) != own_machine:
+        return False
+    if "none" in own_words:
+        return bool(words) and set(words) <= _BARE
+    return "linux" in words and words[words.index("linux") :] in (own_words, own_words[:1])

@@ -58,11 +58,99 @@ def test_tvm_knows_every_core(mcpu: str) -> None:
         ("", "nothing"),
         ("{broken", "JSON"),
         (7, r"target: 7: found int"),
+        ("c -mcpu='cortex-m7", "No closing quotation"),
+        ({1: 2}, "option 1; allowed kind"),
+        ("c -feature.foo=bar", "-feature.foo=bar; allowed options of the core"),
+        ("c -mcpu=cortex-m7 -mattr=+foo", r"mattr \+foo of kind c; allowed kind llvm"),
+        ({"kind": "llvm", "mattr": 5}, r"mattr 5; allowed \+feature or -feature"),
+        ({"kind": "llvm", "mattr": {"a": 1}}, r"mattr \{'a': 1\}; allowed"),
+        ({"kind": "llvm", "mattr": ["+avx", 3]}, "3]; allowed"),
+        ("llvm -mattr=+avx,,", "mattr '.avx,,'; allowed"),
+        ("llvm -mcpu=cortex-a53 -mattr=neon", "mattr 'neon'; allowed"),
+        ("c -mcpu=cortex-m7 -mfloat-abi=soft", "mfloat-abi soft with cortex-m7; allowed hard; leave it out"),
+        ("c -mcpu=cortex-a53 -mfloat-abi=soft", "mfloat-abi soft with cortex-a53; allowed none"),
     ],
 )
 def test_what_is_refused(written: object, message: str) -> None:
     with pytest.raises(TargetError, match=message):
         parse_target(written)
+
+
+@pytest.mark.parametrize(
+    ("triple", "mcpu"),
+    [
+        ("aarch64-linux-android", "cortex-a53"),
+        ("aarch64-apple-darwin", "cortex-a53"),
+        ("aarch64-unknown-linux-musl", "cortex-a53"),
+        ("aarch64-none-elf", "cortex-a53"),
+        ("arm64-apple-macos", None),
+        ("x86_64-apple-darwin", None),
+        ("x86_64-linux-gnux32", None),
+        ("x86_64-pc-windows-msvc", "x86-64-v3"),
+        ("arm-linux-gnueabi", "cortex-a7"),
+        ("arm-none-eabi", "cortex-a7"),
+        ("arm-linux-gnueabihf", "cortex-m7"),
+        ("thumbv7em-apple-ios", "cortex-m7"),
+    ],
+)
+def test_another_system_is_refused(triple: str, mcpu: str | None) -> None:
+    with pytest.raises(TargetError, match=f"found triple {triple} with"):
+        parse_target({"kind": "llvm", "mtriple": triple, "mcpu": mcpu})
+
+
+@pytest.mark.parametrize(
+    ("triple", "mcpu", "meant"),
+    [
+        ("aarch64-unknown-linux-gnu", "cortex-a72", "aarch64-linux-gnu"),
+        ("arm64-linux-gnu", "cortex-a53", "aarch64-linux-gnu"),
+        ("armv7l-unknown-linux-gnueabihf", "cortex-a7", "arm-linux-gnueabihf"),
+        ("x86_64-conda-linux-gnu", "x86-64-v3", "x86_64-linux-gnu"),
+        ("x86_64-linux", "x86-64-v3", "x86_64-linux-gnu"),
+        ("thumbv7em-none-unknown-eabihf", "cortex-m7", "arm-none-eabi"),
+    ],
+)
+def test_other_names_of_the_same_system(triple: str, mcpu: str, meant: str) -> None:
+    assert parse_target(f"llvm -mtriple={triple} -mcpu={mcpu}").mtriple == meant
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"mfloat-abi": "soft"},
+        {"opt-level": 0},
+        {"fast-math": 1},
+        {"vector-width": 128},
+        {"libs": ["cblas"]},
+        {"kind": "c", "march": "armv7e-m"},
+    ],
+)
+def test_options_of_tvms_target_are_no_less_refused_than_text(option: dict[str, object]) -> None:
+    from tvm.target import Target as TvmTarget
+
+    core = {} if "kind" in option else {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a53"}
+    found = TvmTarget({**core, **option})
+    with pytest.raises(TargetError, match=next(name for name in option if name != "kind")):
+        parse_target(found)
+
+
+def test_tvms_targets_are_read() -> None:
+    from tvm.target import Target as TvmTarget
+
+    tagged = TvmTarget(
+        {"tag": "raspberry-pi/4b-aarch64"}
+    )  # with a host, a number of cores and derived features
+    assert parse_target(tagged) == Target("llvm", "cortex-a72", "aarch64-linux-gnu", ("+neon",))
+    hard = parse_target("llvm -mcpu=cortex-m7")
+    assert parse_target(hard.to_tvm()) == parse_target(str(hard.to_tvm())) == hard
+
+
+def test_features_that_llvm_does_not_know_are_refused() -> None:
+    known = parse_target("llvm -mcpu=cortex-a53 -mattr=+dotprod,-neon")
+    assert [str(a) for a in known.to_tvm().attrs["mattr"]] == ["+dotprod", "-neon"]
+    for feature in ("+nonsense", "-nonsense"):
+        unknown = parse_target(f"llvm -mcpu=cortex-a53 -mattr={feature}")
+        with pytest.raises(TargetError, match=r"feature '.nonsense'; allowed a feature of aarch64-linux-gnu"):
+            unknown.to_tvm()
 
 
 def test_flags_say_how_to_round() -> None:
