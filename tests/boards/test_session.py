@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from tests.boards.conftest import ARENA_BYTES, EMULATED, HOST, hand_written
 from tvm_tinytrain.errors import ArchiveError, BoardError, DTypeError, ShapeError, TransportError
 from tvm_tinytrain.micro import GeneratedProject, Session, generate_project, get_supported_boards
+from tvm_tinytrain.targets.boards import get_board
 
 X = (np.arange(16, dtype=np.float32) / 16 - 0.3).reshape(1, 16)
 Y = np.array([[0.5, -1.0, 2.0, 0.0]], dtype=np.float32)
@@ -34,6 +36,13 @@ def test_training_follows_numpy(built: Any, board: str) -> None:
         np.testing.assert_allclose(session.read("weight"), weight, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(session.predict(X[0]), (weight @ X[0] + bias)[None], rtol=1e-4, atol=1e-6)
         assert session.read("steps").tolist() == [20]
+
+
+@pytest.mark.needs("arm-linux-gnueabihf-gcc", "qemu-arm")
+def test_an_emulated_linux_board_may_have_any_name(fake: Any, tmp_path: Path) -> None:
+    own = replace(get_board("qemu-arm"), name="my-board")
+    with Session(generate_project(fake, own, tmp_path).build()) as session:
+        assert session.info.board == "my-board" and np.isfinite(session.step(X, Y))
 
 
 @pytest.mark.parametrize("board", [HOST, EMULATED])

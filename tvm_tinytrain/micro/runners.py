@@ -105,7 +105,7 @@ def _start_process(board: Board, program: Path, options: StartOptions) -> Connec
 
 
 def _start_qemu_user(board: Board, program: Path, options: StartOptions) -> Connection:
-    emulator = find_tool(board.name, "emulator")
+    emulator = find_tool(f"qemu-{board.target.core.triple.partition('-')[0]}", "emulator")
     content = read_program(program)
     counter = InstructionCounter(content, options.by_function)
     command = [emulator, "-cpu", board.machine, *counter.options(), str(program)]
