@@ -54,6 +54,20 @@ def dtype_of(expr: relax.Expr) -> str:
     return str(expr.ty.dtype)
 
 
+def slice_range(call: relax.Call) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """First index and step along every axis of a ``strided_slice``, as TVM resolves them: negative indices count from the end."""
+    shape = shape_of(call.args[0])
+    axes, first = ([int(v.value) for v in call.args[i].fields] for i in (1, 2))
+    given = [int(v.value) for v in call.args[4].fields] if len(call.args) > 4 else [1] * len(axes)
+    begin, steps = [0] * len(shape), [1] * len(shape)
+    for axis, start, step in zip(axes, first, given, strict=True):
+        size = shape[axis]
+        low, high = (0, size) if step > 0 else (-1, size - 1)
+        begin[axis] = min(max(start + size if start < 0 else start, low), high)
+        steps[axis] = step
+    return tuple(begin), tuple(steps)
+
+
 def substitute(expr: relax.Expr, env: Mapping[relax.Var, relax.Expr]) -> relax.Expr:
     """The expression with variables replaced; works on the flat expressions of A-normal form."""
     if isinstance(expr, relax.Var):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from tvm import relax
@@ -10,13 +11,41 @@ from tvm import relax
 from tvm_tinytrain.passes.canonical.registry import Rewrite, rule
 from tvm_tinytrain.passes.kernels.resize import BilinearSpec, UpsampleSpec, bilinear, upsample
 from tvm_tinytrain.passes.kernels.slicing import GatherSpec, gather
-from tvm_tinytrain.passes.rewriting import shape_of
+from tvm_tinytrain.passes.rewriting import shape_of, slice_range
+
+_COPIES: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+"""Modes of padding by NumPy's names."""
+
+
+@rule("relax.strided_slice")
+def reversed_slice(ctx: Rewrite) -> relax.Expr | None:
+    """A slice that reads an axis backwards, as tables."""
+    begin, steps = slice_range(ctx.call)
+    if min(steps, default=1) > 0 or not ctx.is_float or 0 in ctx.out_shape:
+        return None
+    x = ctx.call.args[0]
+    for axis, (first, step, count) in enumerate(zip(begin, steps, ctx.out_shape, strict=True)):
+        x = take_along(ctx, x, axis, first + step * np.arange(count))
+    return x
 
 
 @rule("relax.strided_slice")
 def whole_slice(ctx: Rewrite) -> relax.Expr | None:
-    """A slice that takes everything; strides are positive, so nothing is reversed."""
-    return ctx.args[0] if ctx.shape() == ctx.out_shape else None
+    """A slice that takes everything in order."""
+    whole = ctx.shape() == ctx.out_shape and min(slice_range(ctx.call)[1], default=1) > 0
+    return ctx.args[0] if whole else None
+
+
+@rule("relax.nn.pad")
+def copied_border(ctx: Rewrite) -> relax.Expr | None:
+    """Padding by what stands inside, as tables."""
+    mode = _COPIES.get(str(ctx.attrs.pad_mode))
+    if mode is None or not ctx.is_float:
+        return None
+    x, widths = ctx.call.args[0], [int(w) for w in ctx.attrs.pad_width]
+    for axis, (size, *around) in enumerate(zip(shape_of(x), widths[::2], widths[1::2], strict=True)):
+        x = take_along(ctx, x, axis, np.pad(np.arange(size), around, mode=mode))
+    return x
 
 
 @rule("relax.take")

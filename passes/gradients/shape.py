@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tvm import relax
 
+from tvm_tinytrain.errors import UnsupportedOperatorError
 from tvm_tinytrain.passes.gradients.arithmetic import unbroadcast
 from tvm_tinytrain.passes.gradients.registry import Adjoint, GradientContext, gradient
 from tvm_tinytrain.passes.kernels.builder import kernel_spec
@@ -14,7 +15,7 @@ from tvm_tinytrain.passes.kernels.resize import (
     upsample_grad,
 )
 from tvm_tinytrain.passes.kernels.slicing import GatherSpec, gather_grad, slice_grad
-from tvm_tinytrain.passes.rewriting import shape_of
+from tvm_tinytrain.passes.rewriting import shape_of, slice_range
 
 
 @gradient("relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims")
@@ -91,26 +92,24 @@ def shape_of_type(ty: relax.TensorType) -> tuple[int, ...]:
 def strided_slice_gradient(ctx: GradientContext) -> list[Adjoint]:
     """dy at the places that were taken, zero elsewhere."""
     shape, taken = shape_of(ctx.args[0]), shape_of(ctx.out)
-    begin, strides = slice_range(ctx.call, shape)
+    begin, strides = slice_range(ctx.call)
+    if min(strides, default=1) < 1:
+        raise UnsupportedOperatorError(
+            "derive backward", "relax.strided_slice", f"steps {strides}", "steps above 0",
+            "run Canonicalize first: it makes tables of slices that are read backwards",
+        )  # fmt: skip
     kernel = slice_grad(shape, begin, strides, taken)
     return [ctx.r.kernel(kernel, [ctx.dy], shape), *[None] * (len(ctx.args) - 1)]
 
 
-def slice_range(call: relax.Call, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """First index and stride along every axis of a ``strided_slice``, negative indices resolved."""
-    axes, first = ([int(v.value) for v in call.args[i].fields] for i in (1, 2))
-    steps = [int(v.value) for v in call.args[4].fields] if len(call.args) > 4 else [1] * len(axes)
-    begin, strides = [0] * len(shape), [1] * len(shape)
-    for axis, start, step in zip(axes, first, steps, strict=True):
-        size = shape[axis]
-        begin[axis] = min(start + size if start < 0 else start, size)
-        strides[axis] = step
-    return tuple(begin), tuple(strides)
-
-
 @gradient("relax.nn.pad")
 def pad_gradient(ctx: GradientContext) -> list[Adjoint]:
-    """The inner part of dy."""
+    """The inner part of dy, which is all of it only where the border is constant."""
+    if str(ctx.attrs.pad_mode) != "constant":
+        raise UnsupportedOperatorError(
+            "derive backward", "relax.nn.pad", f"mode {ctx.attrs.pad_mode}", "mode constant",
+            "run Canonicalize first: it makes tables of the other modes",
+        )  # fmt: skip
     shape = shape_of(ctx.args[0])
     before = [int(w) for w in list(ctx.attrs.pad_width)[::2]]
     after = [b + d for b, d in zip(before, shape, strict=True)]
