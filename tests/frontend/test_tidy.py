@@ -96,3 +96,11 @@ def test_unused_parameters_go() -> None:
 def test_nothing_to_do_changes_nothing() -> None:
     before = build(lambda x, b: relax.op.nn.relu(x + b), b=(2,))
     assert tidy_parameters(before).same_as(before)
+
+
+def test_what_is_computed_from_a_layers_weight_stays() -> None:
+    def body(x: relax.Expr, w: relax.Expr) -> relax.Expr:
+        row = relax.op.matmul(relax.op.reshape(x, (1, 12)), relax.op.permute_dims(w))
+        return relax.op.matmul(row, relax.op.multiply(w, relax.const(0.5)))
+
+    assert params(tidied(body, w=(5, 12))) == {"w": (5, 12)}

@@ -21,6 +21,7 @@ from tvm_tinytrain.frontend.names import NameSupply
 _CONSTANT_INPUTS = {  # operands that are options, not parameters, even where they are lists of floats
     "Clip": (1, 2), "Pad": (1, 2, 3), "Resize": (1, 2, 3), "Dropout": (1, 2), "Upsample": (1,),
 }  # fmt: skip
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _RANDOM = ("Random", "Multinomial", "Bernoulli", "Dropout")
 _ROUNDS = 8  # each folds what the last one's shapes made known
 
@@ -32,6 +33,7 @@ def make_static(model: onnx.ModelProto, opset: int, shapes: dict[str, tuple[int,
     """
     static = copy.deepcopy(model)
     known = {t.name: numpy_helper.to_array(t) for t in static.graph.initializer}
+    weights = _weights_of_layers(static.graph, known)
     inputs = [i for i in static.graph.input if i.name not in known]
     for value in inputs:
         _fix_shape(value, shapes)
@@ -41,7 +43,8 @@ def make_static(model: onnx.ModelProto, opset: int, shapes: dict[str, tuple[int,
         inferred = onnx.shape_inference.infer_shapes(static, strict_mode=True, data_prop=True)
         sizes = _static_shapes(inferred.graph) | {n: a.shape for n, a in known.items()}
         before = len(static.graph.node)
-        _replace(static.graph.node, [n for n in static.graph.node if not _fold(n, known, sizes, opset)])
+        left = [n for n in static.graph.node if not _fold(n, known, weights, sizes, opset)]
+        _replace(static.graph.node, left)
         _replace(static.graph.initializer, [numpy_helper.from_array(a, n) for n, a in known.items()])
         if len(static.graph.node) == before:
             break
@@ -84,10 +87,25 @@ def _static_shapes(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def _weights_of_layers(graph: onnx.GraphProto, known: dict[str, np.ndarray]) -> set[str]:
+    """The initialisers that layers read as weights, as they are stored or transposed."""
+    transposed = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Transpose"}
+    read = {n.input[1] for n in graph.node if n.op_type in _LAYERS}
+    return {transposed.get(name, name) for name in read} & known.keys()
+
+
 def _fold(
-    node: onnx.NodeProto, known: dict[str, np.ndarray], sizes: dict[str, tuple[int, ...]], opset: int
+    node: onnx.NodeProto,
+    known: dict[str, np.ndarray],
+    weights: set[str],
+    sizes: dict[str, tuple[int, ...]],
+    opset: int,
 ) -> bool:
-    """Whether ``node`` gives constants; then they are in ``known``, and the node can go."""
+    """Whether ``node`` gives constants; then they are in ``known``, and the node can go.
+
+    What is computed from ``weights`` stays, so that it follows them when they are trained. An Identity is a copy: that is how PyTorch's
+    exporter writes tensors that happen to have equal values, such as the batch norms of a fresh network.
+    """
     if node.op_type == "Shape" and node.input[0] in sizes:
         options = {a.name: a.i for a in node.attribute}
         shape = sizes[node.input[0]][options.get("start", 0) : options.get("end")]
@@ -96,6 +114,8 @@ def _fold(
     if node.op_type.startswith(_RANDOM) or (not node.input and node.op_type != "Constant"):
         return False
     if not all(name in known for name in node.input if name):
+        return False
+    if node.op_type != "Identity" and weights.intersection(node.input):
         return False
     feeds = {name: known[name] for name in node.input if name}
     try:

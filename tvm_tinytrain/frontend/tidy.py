@@ -34,7 +34,8 @@ def tidy_parameters(mod: tvm.IRModule) -> tvm.IRModule:
     """Rewrites ``main`` so that parameters are read as they are stored.
 
     ``add(conv, expand_dims(b))``  becomes  ``add(conv, reshape(b))``, ``multiply(x, rsqrt(add(var, 1e-5)))`` becomes
-    ``multiply(x, p)`` with a new parameter; a bias stored as [1, C, 1, 1] is stored as [C].
+    ``multiply(x, p)`` with a new parameter; a bias stored as [1, C, 1, 1] is stored as [C]. What is computed from a layer's weight
+    stays: its value would not follow the weight.
     """
     mod = _fold(mod)
     mod = _flatten_vectors(mod)
@@ -56,18 +57,12 @@ def _fold(mod: tvm.IRModule, weights_only: bool = False) -> tvm.IRModule:
     func, values = mod["main"], get_values(mod)
     params = set(func.params[int(func.attrs["num_input"]) :])
     known: dict[relax.Var, relax.Expr] = {}
-    read: set[relax.Var] = set()
     for b in bindings(func):
-        inner = operands(b.value)
         pure = isinstance(b.value, (relax.Call, relax.TupleGetItem)) and callee(b.value) is None
-        if pure and all(_is_known(o, params, known) for o in inner):
+        if pure and all(_is_known(o, params, known) for o in operands(b.value)):
             known[b.var] = b.value
-        else:
-            read.update(o for o in inner if isinstance(o, relax.Var))
-    read.add(func.body.body)
-    if weights_only:
-        known = _of_weights(func, known, get_fixed(mod))
-        read = {o for b in bindings(func) if b.var not in known for o in operands(b.value)} | {func.body.body}
+    known = _of_weights(func, known, get_fixed(mod)) if weights_only else _not_of_layers(func, known)
+    read = {o for b in bindings(func) if b.var not in known for o in operands(b.value)} | {func.body.body}
     wanted = [v for v in known if v in read and isinstance(v.ty, relax.TensorType)]
     wanted = [v for v in wanted if not _is_view(known[v], params)]
     if not wanted:
@@ -91,6 +86,18 @@ def _fold(mod: tvm.IRModule, weights_only: bool = False) -> tvm.IRModule:
     kept = [p for p in func.params if p.name not in replaced]
     mod = rebuild(mod, "main", body, params=[*kept, *fresh.values()], attrs=dict(func.attrs))
     return with_values(mod, values)
+
+
+def _not_of_layers(func: relax.Function, known: dict[relax.Var, relax.Expr]) -> dict[relax.Var, relax.Expr]:
+    """Of what is ``known``: that which is not computed from a weight that a layer reads as it is stored and trains."""
+    weights = set[relax.Var]()
+    for b in bindings(func):
+        name = op_name(b.value)
+        if b.var not in known and (name.startswith("relax.nn.conv") or name == "relax.matmul"):
+            weight = operands(b.value)[1]
+            transposed = op_name(known[weight]) == "relax.permute_dims" if weight in known else False
+            weights.add(operands(known[weight])[0] if transposed else weight)
+    return {v: e for v, e in known.items() if not weights & _sources(v, known).keys()}
 
 
 def _of_weights(
