@@ -32,7 +32,7 @@ def operator_cases() -> list[OperatorCase]:
     """All cases; their names are unique."""
     groups = (
         layers.convolutions, layers.transposed_convolutions, layers.products, activations, layers.normalisations,
-        layers.pools, reductions, shapes_and_slices, arithmetic, softmaxes, layers.blocks,
+        layers.pools, reductions, shapes_and_slices, arithmetic, softmaxes, layers.masks, layers.blocks,
     )  # fmt: skip
     cases = [c for group in groups for c in group()]
     assert len({c.name for c in cases}) == len(cases)
@@ -193,6 +193,10 @@ def arithmetic() -> Iterator[OperatorCase]:
     yield case("where", fn(lambda x: torch.where(x > 0.2, x * x, 0.1 * x)), IMAGE)
     yield case("where of two", fn(lambda a, b: torch.where(a > b, a, 0.3 * b)), IMAGE, IMAGE)
     yield case("masked fill", fn(lambda x: x.masked_fill(x < 0.0, -1.0)), IMAGE)
+    yield case("masked fill by a table", fn(lambda x: x.masked_fill(torch.eye(6, 5).bool(), -1.0)), IMAGE)
+    yield case("where by a table", fn(lambda x, y: torch.where(torch.eye(6, 5).bool(), x, y)), IMAGE, IMAGE)
+    yield case("where by nonzero", fn(lambda x: torch.where(F.relu(x).bool(), x, 0.3 * x)), IMAGE)
+    yield case("lerp", fn(lambda x, y: torch.lerp(x, y, 0.3)), IMAGE, IMAGE)
 
 
 def softmaxes() -> Iterator[OperatorCase]:

@@ -237,6 +237,45 @@ class Attention(nn.Module):
         return self.out(mixed.transpose(1, 2).reshape(1, tokens, width))
 
 
+class MaskedAttention(nn.Module):
+    """Self-attention without weights; the mask of [tokens, tokens], kept for more of them, is −∞ where one must not look."""
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.zeros(mask.shape).masked_fill(mask, -math.inf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[1, tokens, width] → [1, tokens, width]."""
+        mask = self.get_buffer("mask")[: x.shape[1], : x.shape[1]]
+        return F.scaled_dot_product_attention(x, x, x, attn_mask=mask)
+
+
+def masks() -> Iterator[OperatorCase]:
+    """Attention that must not look everywhere."""
+
+    def written_out(x: Tensor) -> Tensor:
+        later = torch.ones(x.shape[1], x.shape[1]).triu(1)
+        return (x @ x.mT).masked_fill(later.bool(), -math.inf).softmax(-1) @ x
+
+    def added(x: Tensor) -> Tensor:
+        return (x @ x.mT + torch.full((x.shape[1], x.shape[1]), -math.inf).triu(1)).softmax(-1) @ x
+
+    causal = fn(lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True))
+    yield case("causal attention", causal, TOKENS)
+    yield case("causal attention of 70 tokens", causal, (1, 70, 2))
+    yield case("causal attention, mask filled in", fn(written_out), TOKENS)
+    yield case("causal attention, mask added", fn(added), TOKENS)
+    yield case(
+        "attention by truth values",
+        fn(lambda x: F.scaled_dot_product_attention(x, x, x, torch.ones(5, 5).tril(1).bool())),
+        TOKENS,
+    )
+    later = torch.ones(7, 7).triu(1).bool()
+    yield case("attention, part of a mask", lambda: MaskedAttention(later), TOKENS)
+    row = later | (torch.arange(7) == 2)[:, None]
+    yield case("attention, a token that sees nothing", lambda: MaskedAttention(row), TOKENS)
+
+
 def blocks() -> Iterator[OperatorCase]:
     """Fan-out and the blocks of real networks."""
     yield case("skip used three times", fn(lambda x: (y := torch.tanh(x)) * y + y.exp() + y), IMAGE)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 
+from tvm_tinytrain.passes.lift_constants import LiftConstants
+
 ENTRY_POINTS = ("predict", "step", "accumulate", "apply", "backward", "fisher")
 
 
@@ -22,6 +24,7 @@ def lower_graph() -> list[tvm.ir.transform.Pass]:
     """Relax operators → fused PrimFuncs; reshapes that move nothing stay as views."""
     return [
         relax.transform.LegalizeOps(),
+        LiftConstants(),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),

@@ -83,7 +83,7 @@ def get_values(mod: tvm.IRModule) -> dict[str, np.ndarray]:
 
 def with_values(mod: tvm.IRModule, values: Mapping[str, np.ndarray]) -> tvm.IRModule:
     """The module with ``values`` as its parameters' initial values, in order of their names."""
-    tensors = {k: tvm.runtime.tensor(np.ascontiguousarray(values[k])) for k in sorted(values)}
+    tensors = {k: tvm.runtime.tensor(np.asarray(values[k], order="C")) for k in sorted(values)}
     return mod.with_attr(VALUES, tensors)
 
 

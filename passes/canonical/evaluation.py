@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,60 +10,85 @@ import numpy as np
 from tvm import relax
 
 from tvm_tinytrain.passes.canonical.registry import Rewrite
-from tvm_tinytrain.passes.rewriting import dtype_of, op_name
+from tvm_tinytrain.passes.rewriting import dtype_of, op_name, operands, shape_of, slice_range
 
 LARGEST = 4096
-"""Elements; a larger constant stays an operator rather than filling flash."""
+"""Elements; a larger float constant stays an operator rather than filling flash, unless it comes from one as large."""
 
 _ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "relax.add": np.add, "relax.subtract": np.subtract, "relax.multiply": np.multiply, "relax.divide": np.divide,
     "relax.floor_divide": np.floor_divide, "relax.mod": np.fmod, "relax.floor_mod": np.mod, "relax.abs": np.abs,
     "relax.negative": np.negative, "relax.maximum": np.maximum, "relax.minimum": np.minimum, "relax.floor": np.floor,
-    "relax.ceil": np.ceil, "relax.power": np.power, "relax.sqrt": np.sqrt,
+    "relax.ceil": np.ceil, "relax.power": np.power, "relax.sqrt": np.sqrt, "relax.where": np.where,
+    "relax.greater": np.greater, "relax.greater_equal": np.greater_equal, "relax.less": np.less,
+    "relax.less_equal": np.less_equal, "relax.equal": np.equal, "relax.not_equal": np.not_equal,
+    "relax.logical_and": np.logical_and, "relax.logical_or": np.logical_or, "relax.logical_xor": np.logical_xor,
+    "relax.logical_not": np.logical_not, "relax.bitwise_and": np.bitwise_and, "relax.bitwise_or": np.bitwise_or,
+    "relax.bitwise_xor": np.bitwise_xor, "relax.bitwise_not": np.bitwise_not, "relax.isinf": np.isinf,
 }  # fmt: skip
+_VIEWS = ("relax.reshape", "relax.expand_dims", "relax.squeeze", "relax.flatten")
 
 
 def evaluate(ctx: Rewrite) -> relax.Expr | None:
-    """The result as a constant, or None where an operand is unknown or the operator is not one of those above."""
-    name = op_name(ctx.call)
-    if not isinstance(ctx.binding.var.ty, relax.TensorType) or int(np.prod(ctx.out_shape)) > LARGEST:
+    """The result as a constant, or None where an operand is unknown or the operator is not one of those below."""
+    if not isinstance(ctx.binding.var.ty, relax.TensorType):
         return None
-    value = _created(ctx, name)
+    sizes = [LARGEST, *(v.size for a in ctx.args if (v := ctx.known(a)) is not None)]
+    if dtype_of(ctx.binding.var) == "float32" and math.prod(ctx.out_shape) > max(sizes):
+        return None
+    value = compute(ctx.call, ctx.binding.var, ctx.known)
+    return None if value is None else relax.const(value, dtype_of(ctx.binding.var))
+
+
+def compute(
+    call: relax.Call, result: relax.Var, known: Callable[[relax.Expr], np.ndarray | None]
+) -> np.ndarray | None:
+    """The value of a call whose ``result`` has its shape and element type, from the ``known`` values of its operands."""
+    name, shape, dtype = op_name(call), shape_of(result), dtype_of(result)
+    value = _created(call, name, shape, known)
     if value is None:
-        operands = [ctx.known(a) for a in ctx.args]
-        if not operands or operands[0] is None:
+        values = [known(a) for a in operands(call)]
+        if not values or values[0] is None:
             return None
-        value = _computed(ctx, name, operands)
-    if value is None:
-        return None
-    dtype = dtype_of(ctx.binding.var)
-    return relax.const(np.broadcast_to(np.asarray(value).astype(dtype), ctx.out_shape).copy(), dtype)
+        value = _moved(call, name, shape, values[0])
+        if value is None and name in _ELEMENTWISE and all(v is not None for v in values):
+            value = np.asarray(_ELEMENTWISE[name](*values))
+        if value is None and name == "relax.take" and values[1] is not None and call.attrs.axis is not None:
+            value = np.take(values[0], values[1], int(call.attrs.axis))
+        if value is None and name == "relax.astype":
+            value = np.trunc(values[0]) if "int" in dtype else values[0]
+    return None if value is None else np.broadcast_to(np.asarray(value).astype(dtype), shape).copy()
 
 
-def _created(ctx: Rewrite, name: str) -> np.ndarray | None:
+def _created(
+    call: relax.Call, name: str, shape: tuple[int, ...], known: Callable[[relax.Expr], np.ndarray | None]
+) -> np.ndarray | None:
     """Values made from nothing."""
     if name == "relax.arange":
-        start, stop, step = (getattr(a.value, "value", a.value) for a in ctx.call.args[:3])
+        start, stop, step = (getattr(a.value, "value", a.value) for a in call.args[:3])
         return np.arange(start, stop, step)
     if name in ("relax.zeros", "relax.zeros_like"):
-        return np.zeros(ctx.out_shape)
+        return np.zeros(shape)
     if name in ("relax.ones", "relax.ones_like"):
-        return np.ones(ctx.out_shape)
+        return np.ones(shape)
     if name in ("relax.full", "relax.full_like"):
-        return ctx.known(ctx.call.args[1])
+        return known(call.args[1])
     return None
 
 
-def _computed(ctx: Rewrite, name: str, operands: list[np.ndarray | None]) -> np.ndarray | None:
-    if name in _ELEMENTWISE and all(v is not None for v in operands):
-        return np.asarray(_ELEMENTWISE[name](*operands))
-    first = operands[0]
-    assert first is not None
+def _moved(call: relax.Call, name: str, shape: tuple[int, ...], first: np.ndarray) -> np.ndarray | None:
+    """Parts and other arrangements of one value."""
     if name == "relax.clip":
-        low, high = (float(a.value) for a in ctx.call.args[1:])
+        low, high = (float(a.value) for a in call.args[1:])
         return np.minimum(np.maximum(first, low), high)
-    if name in ("relax.astype", "relax.broadcast_to"):
-        return np.trunc(first) if name == "relax.astype" and "int" in dtype_of(ctx.binding.var) else first
-    if name in ("relax.reshape", "relax.expand_dims", "relax.squeeze", "relax.flatten"):
-        return first.reshape(ctx.out_shape)
-    return None
+    if name in ("relax.tril", "relax.triu"):
+        keep = np.tril if name == "relax.tril" else np.triu
+        return np.asarray(keep(first, int(call.args[1].value)))
+    if name == "relax.strided_slice":
+        ranges = zip(*slice_range(call), shape, strict=True)
+        return first[np.ix_(*(begin + step * np.arange(count) for begin, step, count in ranges))]
+    if name == "relax.permute_dims":
+        return np.transpose(first, None if call.attrs.axes is None else [int(a) for a in call.attrs.axes])
+    if name in _VIEWS:
+        return first.reshape(shape)
+    return first if name == "relax.broadcast_to" else None

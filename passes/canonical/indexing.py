@@ -11,7 +11,7 @@ from tvm import relax
 from tvm_tinytrain.passes.canonical.registry import Rewrite, rule
 from tvm_tinytrain.passes.kernels.resize import BilinearSpec, UpsampleSpec, bilinear, upsample
 from tvm_tinytrain.passes.kernels.slicing import GatherSpec, gather
-from tvm_tinytrain.passes.rewriting import shape_of, slice_range
+from tvm_tinytrain.passes.rewriting import dtype_of, shape_of, slice_range
 
 _COPIES: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 """Modes of padding by NumPy's names."""
@@ -53,7 +53,7 @@ def take(ctx: Rewrite) -> relax.Expr | None:
     """Of a known index along one axis: a slice, a block-wise repetition, or a table."""
     index = ctx.known(ctx.call.args[1])
     x = ctx.call.args[0]
-    if index is None or ctx.attrs.axis is None or index.ndim > 1:
+    if index is None or ctx.attrs.axis is None or dtype_of(x) != "float32":
         return None
     shape = shape_of(x)
     axis = int(ctx.attrs.axis) % len(shape)
@@ -88,6 +88,8 @@ def take_along(ctx: Rewrite, x: relax.Expr, axis: int, index: np.ndarray) -> rel
 def flip(ctx: Rewrite) -> relax.Expr | None:
     """Reversal of one axis, as a table."""
     axis = int(ctx.attrs.axis) % len(ctx.out_shape)
+    if not ctx.is_float:
+        return None
     return take_along(ctx, ctx.args[0], axis, np.arange(ctx.out_shape[axis])[::-1])
 
 

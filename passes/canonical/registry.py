@@ -82,11 +82,11 @@ class Rewrite:
         return isinstance(expr, relax.Var) and expr.name in self.params and self.definition(expr) is None
 
     def known(self, expr: relax.Expr) -> np.ndarray | None:
-        """The value of an expression where it is known at compile time: a constant, or an integer parameter."""
+        """The value of an expression where it is known at compile time: a constant, or a parameter of integers or truth values."""
         if isinstance(expr, tvm.ir.GenericConst):
             return np.asarray(expr.value.numpy())
-        is_index = self.is_param(expr) and np.issubdtype(self.params[expr.name].dtype, np.integer)
-        return self.params[expr.name] if is_index else None
+        is_table = self.is_param(expr) and not np.issubdtype(self.params[expr.name].dtype, np.floating)
+        return self.params[expr.name] if is_table else None
 
     def scalar(self, expr: relax.Expr) -> float | None:
         """The value of a scalar known at compile time."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import functools
+import io
 import json
+import warnings
 from collections.abc import Collection
 
 import numpy as np
+import onnx as onnx_format
 import torch
 import torch.nn.functional as F
 import tvm
@@ -30,13 +33,27 @@ Arrays = dict[str, np.ndarray]
 LOSSES: dict[str, Loss] = {"mse": MSE(), "cross_entropy": CrossEntropy(), "bce": BinaryCrossEntropy()}
 
 
-def lowered(net: nn.Module, input_shape: tuple[int, ...], loss: str) -> tvm.IRModule:
-    """The module up to ``step`` without a backward pass."""
-    mod = import_model(net, example_inputs=(torch.zeros(input_shape),))
+def lowered(net: nn.Module, input_shape: tuple[int, ...], loss: str, onnx: bool = False) -> tvm.IRModule:
+    """The module up to ``step`` without a backward pass, imported from the module itself or through ONNX."""
+    if onnx:
+        mod = import_model(export_onnx(net, input_shape))
+    else:
+        mod = import_model(net, example_inputs=(torch.zeros(input_shape),))
     for each in (Canonicalize(), FoldBatchNorm(), LowerLayers(), AppendLoss(LOSSES[loss])):
         mod = each(mod)
         relax.analysis.well_formed(mod)  # raises ValueError
     return mod
+
+
+def export_onnx(net: nn.Module, input_shape: tuple[int, ...], opset: int = 17) -> onnx_format.ModelProto:
+    """The network as PyTorch's exporter writes it where it folds nothing."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            net, (torch.zeros(input_shape),), buffer, dynamo=False, opset_version=opset, do_constant_folding=False
+        )  # fmt: skip
+    return onnx_format.load_from_string(buffer.getvalue())
 
 
 def derive(mod: tvm.IRModule, wanted: Collection[str]) -> tvm.IRModule:
@@ -121,16 +138,18 @@ class Bundle(nn.Module):
 
 
 @functools.cache
-def bundled(cases: tuple[OperatorCase, ...], seed: int = 0) -> tuple[nn.Module, tvm.IRModule]:
+def bundled(
+    cases: tuple[OperatorCase, ...], seed: int = 0, onnx: bool = False
+) -> tuple[nn.Module, tvm.IRModule]:
     """The cases as one network, and that network up to ``step``. With any loss but the mean squared error: one case."""
     loss = cases[0].loss
     net = Bundle([probe(c, seed) for c in cases]) if loss == "mse" else probe(*cases, seed)
-    return net, lowered(net, PROBE_INPUT, loss)
+    return net, lowered(net, PROBE_INPUT, loss, onnx)
 
 
-def compare(cases: tuple[OperatorCase, ...], seed: int = 0) -> dict[str, float]:
+def compare(cases: tuple[OperatorCase, ...], seed: int = 0, onnx: bool = False) -> dict[str, float]:
     """‖Δ‖₂ / ‖g‖₂ per trained parameter as ``case: parameter``, and under ``loss`` the loss's relative error."""
-    net, mod = bundled(cases, seed)
+    net, mod = bundled(cases, seed, onnx)
     loss_name = cases[0].loss
     exact = fused(net)
     rng = np.random.default_rng(seed)

@@ -128,6 +128,16 @@ def _dropout(bb: relax.BlockBuilder, inputs: list[relax.Expr], attrs: Attributes
     return inputs[0]
 
 
+def _gather(bb: relax.BlockBuilder, inputs: list[relax.Expr], attrs: Attributes) -> relax.Expr | None:
+    """``relax.take`` by a constant index whose negative entries count from the end here, not on the device."""
+    x, index, axis = inputs[0], _constant(inputs[1]), int(attrs.get("axis", 0))
+    if index is None or not isinstance(x.ty, relax.TensorType):
+        return None
+    size = int(x.ty.shape[axis])
+    index = index.astype(np.int64)
+    return relax.op.take(x, relax.const(np.where(index < 0, index + size, index), "int64"), axis)
+
+
 def _gemm(bb: relax.BlockBuilder, inputs: list[relax.Expr], attrs: Attributes) -> relax.Expr | None:
     """α·A·B + β·C with the scales on the parameters, where they are folded."""
     a, b, c = inputs[:3]
@@ -192,6 +202,7 @@ _ROUNDINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 _CONVERTERS: dict[str, Callable[[relax.BlockBuilder, list[relax.Expr], Attributes], relax.Expr | None]] = {
     "Clip": _clip,
     "Dropout": _dropout,
+    "Gather": _gather,
     "Gemm": _gemm,
     "Pad": _pad,
     "Resize": _resize,
