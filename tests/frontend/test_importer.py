@@ -261,3 +261,19 @@ def test_tables_of_indices_are_parameters_too() -> None:
     once = import_model(net, example_inputs=(X,))
     assert {str(v.dtype) for v in get_values(once).values()} == {"float32", "int64"}
     np.testing.assert_allclose(run(import_model(once), X), net(X).detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_import_of_an_import_changes_no_name_and_no_shape() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.p, self.weight = nn.Linear(6, 4), nn.Parameter(torch.tensor(0.5))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.p(x) * self.weight
+
+    once = import_model(Net().eval(), example_inputs=(torch.zeros(1, 6),))
+    values = get_values(once)
+    assert {n: v.shape for n, v in values.items()} == {"p_weight": (4, 6), "p_bias": (4,), "weight": ()}
+    twice = get_values(import_model(once, params=values))
+    assert {n: v.shape for n, v in twice.items()} == {n: v.shape for n, v in values.items()}

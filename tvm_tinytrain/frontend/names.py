@@ -25,5 +25,5 @@ class NameSupply:
 
 
 def clean_name(name: str) -> str:
-    """The letters, digits and underscores of a C identifier: ``p_features.0.weight`` → ``features_0_weight``."""
-    return re.sub(r"\W", "_", name.removeprefix("p_"))
+    """The letters, digits and underscores of a C identifier: ``features.0.weight`` → ``features_0_weight``."""
+    return re.sub(r"\W", "_", name)

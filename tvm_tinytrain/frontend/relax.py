@@ -18,12 +18,14 @@ _TABLES = ("int32", "int64", "bool")
 """Types of parameters that are indices or masks, besides float32."""
 
 
-def from_relax(mod: tvm.IRModule, params: Mapping[str, Any] | None = None) -> tvm.IRModule:
+def from_relax(
+    mod: tvm.IRModule, params: Mapping[str, Any] | None = None, *, prefix: str = ""
+) -> tvm.IRModule:
     """A module with ``main(input, parameters…)`` in A-normal form and every parameter's value in ``tt.values``.
 
     Values come from ``params`` by name, from the attribute ``params`` that TVM's front ends leave, from a module that was imported
     before, and from constants bound in the function body. The function's first parameters, up to the attribute ``num_input``
-    (default 1), are inputs.
+    (default 1), are inputs. Parameters keep their names without ``prefix``, as C identifiers.
     """
     names = [gv.name_hint for gv, f in mod.functions.items() if isinstance(f, relax.Function)]
     if "main" not in names:
@@ -40,7 +42,7 @@ def from_relax(mod: tvm.IRModule, params: Mapping[str, Any] | None = None) -> tv
     values, renamed, env, supply = {}, [], {}, NameSupply()
     inputs = [supply.unique(var.name) for var in main.params[:num_input]]
     for index, var in enumerate(main.params):
-        name = supply.unique(var.name) if index >= num_input else inputs[index]
+        name = supply.unique(var.name.removeprefix(prefix)) if index >= num_input else inputs[index]
         new = relax.Var(name, var.ty)
         env[var] = new
         renamed.append(new)

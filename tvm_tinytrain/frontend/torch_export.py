@@ -113,7 +113,7 @@ def from_exported_program(program: torch.export.ExportedProgram) -> tvm.IRModule
         else {}
     )
     parameters = len(mod["main"].params)
-    mod = from_relax(mod, values)
+    mod = from_relax(mod, values, prefix="p_")
     return fold_weights(with_fixed(mod, [p.name for p in mod["main"].params[parameters:]]))
 
 
