@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         optimizer=tt.SGD(lr=0.01), update=tt.LastLayer(), name="digits",
     )  # fmt: skip
     for kind in KINDS:
-        files = export_project(module, kind, options.out / kind, BOARD)
+        files = export_project(module, kind, options.out / kind, BOARD if kind == "bare-metal" else None)
         print(f"{options.out / kind}: {len(files)} files, begin with README.md")
     firmware = options.out / "bare-metal"
     subprocess.run(["make", "-s"], cwd=firmware, check=True)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm_tinytrain.cli_adapt import board_options
 from tvm_tinytrain.errors import ArchiveError, BoardError, TransportError
+from tvm_tinytrain.targets.boards import DEFAULT_BOARD, get_board
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _BENCH = """example:
   tinytrain bench network.tar --board mps2-an500 --by-function --estimate stm32f746g-disco,nucleo-h743zi
 An emulator counts executed instructions exactly; the same input gives the same count. Estimates of time and energy are just that.
+What a task-adaptive library computes depends on what it selects: no MACs are printed for it.
 """
 _BOARDS = """example:
   tinytrain boards --json
@@ -24,6 +30,7 @@ _PROJECT = """example:
 kinds: board (C sources, runtime and linker script for one board, which a Session drives), bare-metal (the same, driven by letters
 over a byte stream), zephyr (a module with a sample), arduino (a library with a sketch), cmake (a project that finds this package).
 """
+_ONE_LINE = 500
 KINDS = ("board", "bare-metal", "zephyr", "arduino", "cmake")
 _RAW = argparse.RawDescriptionHelpFormatter
 
@@ -51,11 +58,9 @@ def _add_bench(commands: Any) -> None:
 
 def _bench(a: argparse.Namespace) -> int:
     from rich.console import Console
-    from rich.table import Table
 
     from tvm_tinytrain.build import load
     from tvm_tinytrain.micro import Session
-    from tvm_tinytrain.targets.boards import get_board
 
     module = load(a.archive)
     board = get_board(a.board)
@@ -76,17 +81,17 @@ def _bench(a: argparse.Namespace) -> int:
     if a.json:
         print(json.dumps({"board": a.board, "unit": unit, "entries": rows, "memory": memory}, indent=1))
         return 0
-    table = Table(
-        "entry", f"{unit} on {a.board}", "MACs", f"{unit} / MAC", *(f"{b.name}, estimated" for b in targets)
-    )
+    has_macs = any(row["macs"] for row in rows)
+    head = ["entry", unit, *(["MACs", "per MAC"] if has_macs else []), *(b.name for b in targets)]
+    table = _table(*head)
     for row in rows:
-        estimates = [_estimate_text(e) for e in row["estimates"]] or ["–"] * len(targets)
-        per = f"{row['count'] / row['macs']:.2f}" if row.get("macs") and "count" in row else "–"
-        macs = f"{row['macs']:,}" if row.get("macs") else "–"
-        table.add_row(
-            row["entry"], f"{row['count']:,}" if "count" in row else row["refused"], macs, per, *estimates
-        )
-    Console().print(table)
+        cells = [row["entry"], f"{row['count']:,}" if "count" in row else row["refused"]]
+        if has_macs:
+            per = f"{row['count'] / row['macs']:.2f}" if row["macs"] and "count" in row else "–"
+            cells += [f"{row['macs']:,}" if row["macs"] else "–", per]
+        table.add_row(*cells, *([_estimate_text(e) for e in row["estimates"]] or ["–"] * len(targets)))
+    print(f"{unit} on {a.board}" + "; time and energy of the others are estimates" * bool(targets))
+    _print(table)
     for row in rows:
         for name, count in row.get("functions", {}).items():
             print(f"{row['entry']:<20} {count:>14,}  {name}")
@@ -118,7 +123,10 @@ def _entries(a: argparse.Namespace, session: Any) -> list[str]:
 
 
 def _measure(session: Any, metadata: Mapping[str, Any], entry: str, *, by_function: bool) -> dict[str, Any]:
-    """Counts one call, its inputs written anew; an entry that refuses says why."""
+    """Counts one call, its inputs written anew; an entry that refuses says why.
+
+    The multiply-accumulates are None for a task-adaptive library: what a call does depends on what is selected.
+    """
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -132,7 +140,8 @@ def _measure(session: Any, metadata: Mapping[str, Any], entry: str, *, by_functi
             session.write(name, values.astype(tensor.dtype))
         elif tensor.role == "label":
             session.write(name, np.zeros(tensor.shape, tensor.dtype))
-    row: dict[str, Any] = {"entry": entry, "macs": int(metadata.get("macs", {}).get(entry, 0))}
+    macs = None if "adaptive" in metadata else int(metadata.get("macs", {}).get(entry, 0))
+    row: dict[str, Any] = {"entry": entry, "macs": macs}
     try:
         row["count"] = int(session.time(entry))
     except TransportError as error:
@@ -155,6 +164,25 @@ def _estimates(targets: list[Any], count: int, board: Any) -> list[dict[str, Any
     return found
 
 
+def _table(*columns: str, whole: int = 1) -> Table:
+    """A table whose first columns stay whole in any width; words of the others are folded, none is cut."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Column, Table
+
+    made = [Column(name, no_wrap=i < whole, overflow="fold") for i, name in enumerate(columns)]
+    return Table(*made, box=SIMPLE_HEAD, pad_edge=False)
+
+
+def _print(table: Table) -> None:
+    """Print a table in the terminal's width; in a pipe or a file each row is one line."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _ONE_LINE
+    console.print(table)
+
+
 def _estimate_text(row: dict[str, Any]) -> str:
     energy = "" if row["energy_joules"] is None else f", {row['energy_joules'] * 1e3:.3g} mJ"
     return f"{row['seconds'] * 1e3:.3g} ms{energy}"
@@ -169,9 +197,6 @@ def _add_boards(commands: Any) -> None:
 
 
 def _boards(a: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.table import Table
-
     from tvm_tinytrain.targets.boards import BOARDS
     from tvm_tinytrain.targets.tools import how_to_get, missing_tools
 
@@ -183,23 +208,36 @@ def _boards(a: argparse.Namespace) -> int:
             for m in board.chip.memories
         ]
         rows.append({
-            "name": board.name, "target": str(board.target), "note": board.note, "clock_hz": board.chip.clock_hz, "memories": memories,
+            "name": board.name, "target": str(board.target), "core": board.chip.core, "note": board.note,
+            "clock_hz": board.chip.clock_hz, "memories": memories,
             "missing": list(missing), "how_to_get": [how_to_get(tool) for tool in missing],
         })  # fmt: skip
     if a.json:
         print(json.dumps(rows, indent=1))
         return 0
-    table = Table("board", "target", "flash", "SRAM", "", "missing here")
+    table = _table("board", "core", "flash", "SRAM", "runs", "missing", whole=2)
     for row in rows:
         sizes = {m["kind"]: f"{m['bytes'] // 1024:,} KB" for m in reversed(row["memories"])}
         absent = ", ".join(row["missing"]) or "nothing"
         table.add_row(
-            row["name"], row["target"], sizes.get("flash", ""), sizes.get("sram", ""), row["note"], absent
+            row["name"],
+            row["core"],
+            sizes.get("flash", ""),
+            sizes.get("sram", ""),
+            _runs(row["name"]),
+            absent,
         )
-    Console().print(table)
+    _print(table)
+    print('target of a board: "c -mcpu=<core>", or "llvm -mcpu=<core>"; of host: "host", or "llvm"')
+    print(f"linked only: {next(board.note for board in BOARDS.values() if board.hardware)}")
     for line in sorted({line for row in rows for line in row["how_to_get"]}):
         print(line)
     return 0
+
+
+def _runs(name: str) -> str:
+    board = get_board(name)
+    return "linked only" if board.hardware else "emulated" if board.runner.startswith("qemu") else "here"
 
 
 def _add_project(commands: Any) -> None:
@@ -212,7 +250,7 @@ def _add_project(commands: Any) -> None:
     p.add_argument("archive", type=Path, help="archive that tinytrain compile or module.export() wrote")
     p.add_argument("-o", "--output", required=True, type=Path, help="folder to write")
     p.add_argument("--kind", choices=KINDS, default="board", help="default: board")
-    p.add_argument("--board", default="mps2-an500", help="of kind board and bare-metal (default: mps2-an500)")
+    p.add_argument("--board", help=f"of kind board and bare-metal (default: {DEFAULT_BOARD})")
     p.add_argument("--build", action="store_true", help="compile and link it too (kind board)")
     p.add_argument("--json", action="store_true", help="print what was written as JSON")
     p.set_defaults(run=_project)
@@ -225,6 +263,7 @@ def _project(a: argparse.Namespace) -> int:
     from tvm_tinytrain.micro import generate_project
 
     module = load(a.archive)
+    board = DEFAULT_BOARD if a.board is None else a.board
     found: dict[str, Any] = {"kind": a.kind, "folder": str(a.output)}
     if a.kind != "board":
         if a.build:
@@ -235,13 +274,13 @@ def _project(a: argparse.Namespace) -> int:
         found["files"] = [str(p) for p in export_project(module, a.kind, a.output, a.board)]
     else:
         try:
-            project = generate_project(module, a.board, a.output)
+            project = generate_project(module, board, a.output)
         except OSError as error:
             hint = "choose another folder"
             raise ArchiveError("project", str(a.output), error, "a writable folder", hint) from error
-        found |= {"board": a.board, "files": sorted(str(p) for p in project.folder.rglob("*") if p.is_file())}
+        found |= {"board": board, "files": sorted(str(p) for p in project.folder.rglob("*") if p.is_file())}
         if a.build:
-            with Console(stderr=True).status(f"compiling for {a.board}"):
+            with Console(stderr=True).status(f"compiling for {board}"):
                 sizes = project.build().sizes()
             found |= {"program": str(project.program_path), "flash_bytes": sizes.flash_bytes,
                       "sram_bytes": sizes.sram_bytes, "external_bytes": sizes.external_bytes}  # fmt: skip

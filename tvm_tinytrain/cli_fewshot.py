@@ -98,10 +98,11 @@ def _add_evaluate(commands: Any) -> None:
     )
     p.add_argument("--seed", type=int, default=0, help="decides all draws (default: 0)")
     p.add_argument("--state", type=Path, help="keeps finished tasks; the same command goes on from it")
-    p.add_argument(
+    printed = p.add_mutually_exclusive_group()
+    printed.add_argument(
         "--format", choices=("text", "csv", "json"), default="text", help="what is printed (default: text)"
     )
-    p.add_argument(
+    printed.add_argument(
         "--json", dest="format", action="store_const", const="json", help="the same as --format json"
     )
     p.set_defaults(run=_evaluate)

@@ -359,6 +359,8 @@ def test_what_cannot_be_exported_is_said(tmp_path: Path) -> None:
         export_project(module(), "mbed", tmp_path)
     with pytest.raises(BoardError, match="cortex-a53; allowed a board with a Cortex-M"):
         export_project(module(), "bare-metal", tmp_path, "qemu-aarch64")
+    with pytest.raises(BoardError, match="board of kind zephyr: found nrf52840-dk; allowed a board for kind"):
+        export_project(module(), "zephyr", tmp_path, "nrf52840-dk")
     native: Any = type(
         "Native", (), {"name": "n", "files": {}, "metadata": {"kernels": {"form": "object", "triple": "x"}}}
     )()

@@ -62,6 +62,12 @@ def test_options(root: Path, options: str, says: str, capsys: pytest.CaptureFixt
     refused(capsys, root, *words, says=says)
 
 
+def test_one_format(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["evaluate", "--network", "mcunet", "--data", str(root / "data"), "--format", "csv", "--json"])
+    assert "--json: not allowed with argument --format" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("weights", "says"),
     [

@@ -15,7 +15,7 @@ from tvm_tinytrain.emit.model_library import pack
 from tvm_tinytrain.errors import ArchiveError, BoardError
 from tvm_tinytrain.micro import export_templates as text
 from tvm_tinytrain.micro.project import Library, arena_bytes_of
-from tvm_tinytrain.targets.boards import Board, get_board
+from tvm_tinytrain.targets.boards import DEFAULT_BOARD, Board, get_board
 from tvm_tinytrain.targets.chips import KIB, Memory
 from tvm_tinytrain.targets.memory_map import linker_script
 from tvm_tinytrain.targets.runtime_files import (
@@ -34,7 +34,7 @@ Files = dict[str, bytes]
 
 
 def export_project(
-    library: Library, kind: str, folder: str | Path, board: str | Board = "mps2-an500"
+    library: Library, kind: str, folder: str | Path, board: str | Board | None = None
 ) -> list[Path]:
     """Write an export into `folder` and return the paths of its files.
 
@@ -43,24 +43,29 @@ def export_project(
     library
         A `TrainModule` or a loaded archive.
     kind
-        ``"bare-metal"``: sources, start-up, linker script and a Makefile for a Cortex-M `board`. ``"zephyr"``: a module with a
-        sample. ``"arduino"``: a library with a sketch. ``"cmake"``: a program for this machine that finds this package.
+        ``"bare-metal"``: sources, start-up, linker script and a Makefile for a Cortex-M `board` (None: an emulated Cortex-M7).
+        ``"zephyr"``: a module with a sample. ``"arduino"``: a library with a sketch. ``"cmake"``: a program for this
+        machine that finds this package.
 
     Raises
     ------
     BoardError
-        No such kind; a board without a microcontroller; kernels that are compiled already for another machine.
+        No such kind; a board without a microcontroller, or for a kind that is for any; kernels that are compiled already for
+        another machine.
     ArchiveError
         The folder cannot be written.
     """
     if kind not in _KINDS:
         raise BoardError("project", "kind", repr(kind), ", ".join(_KINDS), "choose one of them")
+    if board is not None and kind != "bare-metal":
+        allowed, hint = "a board for kind bare-metal", f"leave it out: {kind} has boards of its own"
+        raise BoardError("project", f"board of kind {kind}", get_board(board).name, allowed, hint)
     kernels = library.metadata.get("kernels")
     if kind != "cmake" and isinstance(kernels, Mapping) and kernels.get("form") == "object":
         hint = 'build the module with "c -mcpu=..."'
         found = f"an object for {kernels['triple']}"
         raise BoardError("project", f"{library.name}, kind {kind}", found, "kernels in C", hint)
-    files = _KINDS[kind](library, get_board(board))
+    files = _KINDS[kind](library, get_board(DEFAULT_BOARD if board is None else board))
     root = Path(folder)
     try:
         for name, content in files.items():
