@@ -69,7 +69,7 @@ def memory_plan(problem: MemoryProblem, plan: MemoryPlan) -> bytes:
 
 
 def fisher_map(fisher: FisherMap, plan: UpdatePlan | None) -> bytes:
-    """One strip per candidate layer, a cell per channel: colour is the potential, a mark below it: trained."""
+    """One strip per candidate layer, a cell per channel: colour is the potential, a bar below it: trained."""
     layers = list(fisher)
     figure = _figure(9.0, 0.9 + 0.31 * len(layers))
     axes = figure.add_subplot()
@@ -87,10 +87,10 @@ def fisher_map(fisher: FisherMap, plan: UpdatePlan | None) -> bytes:
         )  # fmt: skip
         if plan is not None and layer in plan:
             chosen = np.isin(order, plan[layer].outputs)
-            at = (np.flatnonzero(chosen) + 0.5) / len(order)
-            axes.plot(
-                at, np.full(len(at), row + 0.3), "|", color=COLOURS[5], markersize=4.5, markeredgewidth=1.2
-            )
+            cells = [(i / len(order), 1 / len(order)) for i in np.flatnonzero(chosen)]
+            axes.broken_barh(
+                cells, (row + 0.24, 0.12), color=COLOURS[5], linewidth=0.8
+            )  # seen if narrow, too
     counts = [
         f"{len(plan[i].outputs)}/{len(fisher[i])}" if plan and i in plan else f"0/{len(fisher[i])}"
         for i in layers
@@ -129,7 +129,9 @@ def layer_costs(
         below.bar(ids, trained, color=COLOURS[5], width=0.8, label="trained")
     below.set_ylabel("weights, thousands")
     below.set_xlabel("layer")
-    below.legend(frameon=False, loc="upper left")
+    below.legend(
+        frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0)
+    )  # above: no bar is covered
     for axes in (above, below):
         _tidy(axes, "y")
     return _png(figure)

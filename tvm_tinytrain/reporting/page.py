@@ -149,7 +149,7 @@ class Report:
             picture = charts.loss_curve(self.session.losses, self.session.accuracies)
             yield _Section("loss", "Adaptation", text, picture)
         if self.session is not None and self.session.fisher is not None:
-            text = "Fisher potential of each output channel, sorted within its layer; a mark says that it was trained."
+            text = "Fisher potential of each output channel, sorted within its layer; what was trained is underlined."
             picture = charts.fisher_map(self.session.fisher, self.session.plan)
             yield _Section("fisher", "Fisher map and selection", text, picture)
         if self.accuracy:
