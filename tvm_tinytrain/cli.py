@@ -15,7 +15,7 @@ from typing import Any
 from tvm_tinytrain._version import __version__
 from tvm_tinytrain.cli_adapt import add_commands as add_adapt
 from tvm_tinytrain.cli_boards import add_commands as add_board_commands
-from tvm_tinytrain.cli_checks import check_folder, check_output
+from tvm_tinytrain.cli_checks import check_folder, check_output, make_folder
 from tvm_tinytrain.cli_fewshot import add_commands as add_fewshot_commands
 from tvm_tinytrain.cli_tune import add_tune
 from tvm_tinytrain.cli_update import UPDATES, parse_update
@@ -169,6 +169,7 @@ def _compile(a: argparse.Namespace) -> int:
             memory=config.MemoryOptions(recompute=a.recompute),
             instruments=watch,
         )
+    make_folder(a.output)
     if a.json:
         module.export(a.output)
         timed = {"pass_seconds": module.pass_seconds} if a.time_passes else {}

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tvm_tinytrain.cli_checks import check_options, check_output
+from tvm_tinytrain.cli_checks import check_options, check_output, make_folder
 from tvm_tinytrain.errors import CheckpointError, ImportModelError, PlanError
 
 _ADAPT = """example:
@@ -181,6 +181,7 @@ def _adapt(a: argparse.Namespace) -> int:
             learnt = session.learn(images, labels, iterations=a.iterations, lr=a.lr, progress=progress)
             record = SessionRecord(learnt.losses, fisher=learnt.fisher, plan=learnt.plan)
             after = None if query is None else _share(_argmax(session, query[0]), query[1])
+        make_folder(a.output, a.record)
         if a.output is not None:
             session.save(a.output)
         memory = session.memory()

@@ -9,21 +9,21 @@ from pathlib import Path
 from tvm_tinytrain.errors import ArchiveError, check_least
 
 
-def check_output(*paths: Path | None, makes_folders: bool = False) -> None:
-    """Raise ArchiveError where a file cannot be written: it is a folder, or its folder is missing.
-
-    makes_folders: whether the writer makes missing folders, so that only a file in their place is in the way.
-    """
+def check_output(*paths: Path | None) -> None:
+    """Raise ArchiveError where a file cannot be written: it is a folder, or its folder cannot be made (every command makes it)."""
     for path in paths:
         if path is None:
             continue
         if path.is_dir():
             raise ArchiveError("output", str(path), "a folder", "a file's path", "add a file's name")
-        folder = path.absolute().parent
-        if not makes_folders and not folder.is_dir():
-            hint = "make the folder, or choose another"
-            raise ArchiveError("output", str(path), "no such folder", "a path in an existing folder", hint)
-        check_folder(folder)
+        check_folder(path.absolute().parent)
+
+
+def make_folder(*paths: Path | None) -> None:
+    """Make the folders of files that are to be written."""
+    for path in paths:
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def check_folder(path: Path | None) -> None:

@@ -131,7 +131,7 @@ def _evaluate(a: argparse.Namespace) -> int:
         "--iterations": (a.iterations, 0),
     }
     check_options("evaluate", {**least, "--seed": (a.seed, 0)})
-    check_output(a.state, makes_folders=True)
+    check_output(a.state)
     steps = {"iterations": a.iterations, "tuning_iterations": a.iterations}
     options = AdaptOptions(**steps, rates=_rates(a.rates), rate_by=(a.rate_by,))
     sampler: Sampler = VariousWays(max_support=a.max_support) if a.various else FixedWays(a.ways, a.shots)
@@ -224,7 +224,7 @@ def _meta_train(a: argparse.Namespace) -> int:
         seed=a.seed,
     )
     check_folder(a.output)
-    check_output(a.output / "network.pt2", makes_folders=True)
+    check_output(a.output / "network.pt2")
     model = load_network(a.network, a.weights)
     if isinstance(model, str):
         hint = "name a backbone, or an int8 backbone's .json"
@@ -294,7 +294,7 @@ def _report(a: argparse.Namespace) -> int:
         return 0
     from tvm_tinytrain.reporting import Report, SessionRecord, load_accuracy
 
-    check_output(a.html, makes_folders=True)
+    check_output(a.html)
     session = None if a.session is None else SessionRecord.load(a.session)
     rows = () if a.accuracy is None else load_accuracy(a.accuracy)
     written = Report(module, session, rows).write(a.html, pictures=a.pictures)

@@ -88,7 +88,7 @@ def _tune(a: argparse.Namespace) -> int:
     from tvm_tinytrain.targets.boards import get_board
     from tvm_tinytrain.tuning import Progress, check_place, tune
 
-    check_output(a.output, makes_folders=True)
+    check_output(a.output)
     check_folder(a.work)
     least = {
         "--size": (a.size, 1),

@@ -124,7 +124,7 @@ def tune(
         raise PlanError("tune", "processes", processes, "1, or more on an emulated board of its own", hint)
     aim = parse_target(chosen.target if target is None else target)
     check_place(chosen, aim, port, measure is not None)
-    check_output(None if output is None else Path(output), makes_folders=True)
+    check_output(None if output is None else Path(output))
     check_folder(Path(work_dir))
     distinct = distinct_kernels(_modules(mod, aim, build_options))
     kernels = [f for _, f in sorted(distinct.items()) if tunable_rule(f, aim.to_tvm()) is not None]

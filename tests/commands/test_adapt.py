@@ -90,7 +90,7 @@ def test_samples_that_teach_nothing(
         ("--lr nan", "--lr: found nan"),
         ("-o {}/folder", "folder: found a folder; allowed a file's path"),
         ("--record {}/folder", "folder: found a folder; allowed a file's path"),
-        ("-o {}/plain.npy/c.tt", "no such folder"),
+        ("-o {}/plain.npy/c.tt", "plain.npy: found a file; allowed a folder"),
     ],
 )
 def test_options(root: Path, options: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
