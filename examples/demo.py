@@ -24,7 +24,9 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tvm_tinytrain as tt
+from examples.arguments import at_least_one
 from examples.demo_data import NUM_CLASSES, RECIPE, demo_network, demo_plan, load_support_query
+from tvm_tinytrain.cli_checks import check_folder
 from tvm_tinytrain.memory import plot_plan, text_plan
 from tvm_tinytrain.micro import Session
 
@@ -32,8 +34,8 @@ GRADIENT_LR = 1.0
 """Learning rate of the gradient check: with it, old weight − new weight is the gradient."""
 
 
-def main() -> int:
-    """Runs the demo; returns the exit code."""
+def main(words: list[str] | None = None) -> int:
+    """Runs the demo with the words of a command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -44,12 +46,13 @@ def main() -> int:
         "--board", default="mps2-an500", help="board to run on (default: mps2-an500, emulated)"
     )
     parser.add_argument(
-        "--epochs", type=int, default=RECIPE.epochs, help="passes over the 100 support images"
+        "--epochs", type=at_least_one, default=RECIPE.epochs, help="passes over the 100 support images"
     )
-    parser.add_argument("--queries", type=int, default=200, help="query images (default: 200)")
-    arguments = parser.parse_args()
+    parser.add_argument("--queries", type=at_least_one, default=200, help="query images (default: 200)")
+    arguments = parser.parse_args(words)
     console = Console()
     try:
+        check_folder(arguments.out)
         run(arguments, console)
     except tt.TinyTrainError as error:
         print(f"demo: error: {error}", file=sys.stderr)

@@ -28,7 +28,9 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tvm_tinytrain as tt
+from examples.arguments import at_least_one
 from examples.demo_data import demo_network, load_support_query
+from tvm_tinytrain.cli_checks import check_folder
 from tvm_tinytrain.micro.exports import export_project
 
 KINDS = ("bare-metal", "zephyr", "arduino", "cmake")
@@ -36,30 +38,40 @@ BOARD = "mps2-an500"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the example; returns the exit code."""
+    """Runs the example with the words of a command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--out", type=Path, default=Path("build/exports"), help="folder to write (default: build/exports)"
     )
-    parser.add_argument("--samples", type=int, default=10, help="digits to learn (default: 10)")
+    parser.add_argument("--samples", type=at_least_one, default=10, help="digits to learn (default: 10)")
     options = parser.parse_args(arguments)
+    try:
+        check_folder(options.out)
+        run(options.out, options.samples)
+    except (tt.TinyTrainError, RuntimeError) as error:
+        print(f"exports: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(out: Path, samples: int) -> None:
+    """Build, write every kind of export, and teach the bare-metal one; RuntimeError where its firmware fails."""
     images, labels, _, _ = load_support_query(0)
     module = tt.build(
         demo_network(), "c -mcpu=cortex-m7", example_inputs=(torch.zeros(1, *images.shape[1:]),),
         optimizer=tt.SGD(lr=0.01), update=tt.LastLayer(), name="digits",
     )  # fmt: skip
     for kind in KINDS:
-        files = export_project(module, kind, options.out / kind, BOARD if kind == "bare-metal" else None)
-        print(f"{options.out / kind}: {len(files)} files, begin with README.md")
-    firmware = options.out / "bare-metal"
+        files = export_project(module, kind, out / kind, BOARD if kind == "bare-metal" else None)
+        print(f"{out / kind}: {len(files)} files, begin with README.md")
+    firmware = out / "bare-metal"
     subprocess.run(["make", "-s"], cwd=firmware, check=True)
-    count = min(options.samples, len(images))
+    count = min(samples, len(images))
     commands = [step(image, label) for image, label in zip(images[:count], labels[:count], strict=True)]
     losses = step_answers(talk(firmware, b"".join(commands)), count)
     print(f"trained on {count} digits on {BOARD}; losses {', '.join(f'{loss:.2f}' for loss in losses)}")
-    return 0
 
 
 def step(image: np.ndarray, label: Any) -> bytes:

@@ -1,4 +1,4 @@
-"""Pre-train MCUNet at 48×48 on clothes (Fashion-MNIST), for the demo: `python -m examples.pretrain_demo`.
+"""Pre-train MCUNet at 48×48 on clothes (Fashion-MNIST), for the demo: `python examples/pretrain_demo.py`.
 
 What clothes have in common with handwriting is strokes: their outlines. A *scene* is a piece of one image at
 a random place, angle and magnification, mostly as an outline. The network sees several views of each scene
@@ -24,7 +24,12 @@ import torch.nn.functional as functional
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from examples.arguments import at_least_one
 from examples.demo_data import IMAGE_SIZE, WEIGHTS, load_pretrained, quantise_weights, to_network_input
+from tvm_tinytrain.cli_checks import check_output
 from tvm_tinytrain.errors import ImportModelError, TinyTrainError
 from tvm_tinytrain.models import Backbone, fuse, mcunet
 
@@ -194,18 +199,19 @@ def clothes_accuracy(model: Backbone, images: Tensor, labels: Tensor) -> float:
     return float((torch.cdist(features[half:], means).argmin(dim=1) == labels[half:]).float().mean())
 
 
-def main() -> int:
-    """Command line; returns the exit code."""
+def main(words: list[str] | None = None) -> int:
+    """Runs with the words of a command line; returns the exit code."""
     defaults = PretrainOptions()
     parser = argparse.ArgumentParser(description="pre-train the demo's MCUNet on clothes")
     parser.add_argument("--path", type=Path, default=DATASET, help="folder of the IDX files (%(default)s)")
-    parser.add_argument("--steps", type=int, default=defaults.steps)
+    parser.add_argument("--steps", type=at_least_one, default=defaults.steps)
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     options = PretrainOptions(steps=arguments.steps, seed=arguments.seed)
     print(options)
     try:
+        check_output(arguments.out)
         run(arguments.path, arguments.out, options)
     except TinyTrainError as error:
         print(f"pretrain_demo: error: {error}", file=sys.stderr)
