@@ -228,7 +228,7 @@ def planned(module: Any) -> dict[str, Any]:
         "trained_weights": metadata["trained_weights"],
         "bytes_by_kind": bytes_by_kind(problem.buffers, lower_bound_peak(problem).step),
         "macs_step": metadata["macs"]["step"],
-        "flash_bytes": metadata["memory"]["flash_constant_bytes"],
+        "flash_bytes": sum(metadata["training"]["pools"]["flash"].values()),
         "recomputed": metadata["memory"]["recomputed"].get("step", {"segments": 0, "macs": 0}),
     }
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.emit.libraries import M7, library
+from tests.emit.libraries import M7, Small, library, small
 from tvm_tinytrain._version import __version__
-from tvm_tinytrain.build import load
-from tvm_tinytrain.config import Adam
+from tvm_tinytrain.build import build, load
+from tvm_tinytrain.config import Adam, FullTrain, LastLayer, Update
 from tvm_tinytrain.errors import ArchiveError
 from tvm_tinytrain.plan import LayerUpdate, UpdatePlan
+from tvm_tinytrain.selection import TaskAdaptive
 
 PLAN = UpdatePlan((LayerUpdate(0, (1,)), LayerUpdate(2, (0, 1), (1,), bias=False), LayerUpdate(3, (0, 2))))
 
@@ -61,6 +64,28 @@ def test_the_training_block_names_rows_and_bytes() -> None:
     state = [t["bytes"] for t in metadata["tensors"] if t["role"] == "state"]
     assert training["optimizer_bytes"] == sum(state) > 0
     assert training["pools"]["sram"]["arena_bytes"] == metadata["memory"]["arena_bytes"]
+
+
+@pytest.mark.parametrize(
+    "update",
+    [FullTrain(), LastLayer(), TaskAdaptive(candidates=2), TaskAdaptive(criterion="l2", candidates=2)],
+)
+def test_flash_is_what_the_parameters_file_holds(update: Update | TaskAdaptive) -> None:
+    module = build(
+        small(), M7, example_inputs=(torch.zeros(1, *Small.shape),), optimizer=Adam(), update=update
+    )
+    arrays = re.findall(
+        r"const (float|int32_t|uint8_t) \w+\[(\d+)\] = ", module.files["tt_model_params.c"].decode()
+    )
+    flash = module.metadata["training"]["pools"]["flash"]
+    constant = {t["name"]: t["bytes"] for t in module.metadata["tensors"] if t["offset"] is None}
+    assert sum({"float": 4, "int32_t": 4, "uint8_t": 1}[kind] * int(count) for kind, count in arrays) == sum(
+        flash.values()
+    )
+    assert (
+        flash["constant_bytes"] == sum(constant.values()) == module.metadata["memory"]["flash_constant_bytes"]
+    )
+    assert f"initial values {flash['initial_bytes']} B" in module.report() and flash["initial_bytes"] > 0
 
 
 def test_tensors_lie_in_the_arena_and_add_up() -> None:

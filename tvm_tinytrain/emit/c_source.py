@@ -223,7 +223,7 @@ def _public_header(library: Library) -> str:
 def _internal_header(library: Library) -> str:
     lines = ["#include <stdint.h>", ""]
     for name in sorted(library.values):
-        if _in_flash(library, name) is not None:
+        if in_flash(library, name) is not None:
             value = library.values[name]
             lines.append(f"extern const {c_type(str(value.dtype))} {library.prefix}_{name}[{value.size}];")
     lines.append("")
@@ -238,7 +238,7 @@ def _kernels(library: Library) -> str:
     )
 
 
-def _in_flash(library: Library, name: str) -> Storage | None:
+def in_flash(library: Library, name: str) -> Storage | None:
     """The storage whose initial value stands in flash: constants, and trained parameters unless all zero."""
     if name in library.moving:
         return None
@@ -255,7 +255,7 @@ def _params(library: Library) -> str:
         f'{BANNER}#include "{library.prefix}_internal.h"\n' + ("\n#include <math.h>\n" if infinite else "")
     ]
     for name in sorted(library.values):
-        storage = _in_flash(library, name)
+        storage = in_flash(library, name)
         if storage is None:
             continue
         value = library.values[name]
@@ -311,7 +311,7 @@ def _init(library: Library) -> str:
     for t in library.tensors():
         if t.role not in ("param", "state", "grad", "plan"):
             continue
-        if _in_flash(library, t.name) is not None:
+        if in_flash(library, t.name) is not None:
             lines.append(f"  memcpy(base + {t.offset}, {library.prefix}_{t.name}, {t.storage.bytes});")
         else:
             lines.append(f"  memset(base + {t.offset}, 0, {t.storage.bytes}); /* {t.name} */")

@@ -10,7 +10,7 @@ from typing import Any
 
 from tvm_tinytrain._version import __version__
 from tvm_tinytrain.config import TrainConfig
-from tvm_tinytrain.emit.c_source import Library
+from tvm_tinytrain.emit.c_source import Library, in_flash
 from tvm_tinytrain.emit.model_library import FORMAT
 from tvm_tinytrain.memory import load_plan, store_plan, text_plan
 from tvm_tinytrain.passes.state import Layer
@@ -83,7 +83,7 @@ def make_metadata(
         "memory": {
             "arena_bytes": arena.arena_bytes,
             "lower_bound_bytes": arena.lower_bound,
-            "flash_constant_bytes": by_kind.get("const", 0) + by_kind.get("list", 0),
+            **{f"flash_{key}": count for key, count in _flash(library).items()},
             "bytes_by_role": by_kind,
             "recomputed": recomputed,
             "entries": {
@@ -111,11 +111,21 @@ def _training(
         "optimizer_bytes": by_kind.get("state", 0),
         "gradient_bytes": by_kind.get("grad", 0),
         "pools": {
-            "flash": {"constant_bytes": by_kind.get("const", 0) + by_kind.get("list", 0)},
+            "flash": _flash(library),
             "sram": {"arena_bytes": library.arena.arena_bytes},
             **({"cache": {"bytes": pool, "section": "TT_CACHE_SECTION"}} if pool else {}),
         },
     }  # fmt: skip
+
+
+def _flash(library: Library) -> dict[str, int]:
+    """Bytes of the parameters' file: what stays in flash, and what ``init`` copies from there into the arena."""
+    found = {"constant_bytes": 0, "initial_bytes": 0}
+    for name, value in library.values.items():
+        storage = in_flash(library, name)
+        if storage is not None:
+            found["constant_bytes" if storage.role in ("const", "list") else "initial_bytes"] += value.nbytes
+    return found
 
 
 def _ranges(indices: tuple[int, ...]) -> list[list[int]]:
@@ -143,11 +153,13 @@ def report_text(metadata: dict[str, Any]) -> str:
     """Layers, what is trained, multiply-accumulates, and bytes by pool, from a library's metadata."""
     memory = metadata["memory"]
     chosen = {u["layer"]: len(u["outputs"]) for u in metadata["plan"]["layers"]}
+    initial = memory.get("flash_initial_bytes")  # older archives do not say
     lines = [
         f"{metadata['name']} for {metadata['options']['target']}",
         f"  trained: {len(chosen)} of {len(metadata['layers'])} layers, {metadata['trained_weights']} weights",
         f"  SRAM arena {memory['arena_bytes']} B (lower bound {memory['lower_bound_bytes']} B), "
-        f"flash constants {memory['flash_constant_bytes']} B",
+        f"flash constants {memory['flash_constant_bytes']} B"
+        + (f", initial values {initial} B" if initial is not None else ""),
     ]
     for entry, info in memory["entries"].items():
         macs = metadata["macs"][entry]

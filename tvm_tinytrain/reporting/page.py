@@ -116,9 +116,11 @@ class Report:
         )
         # The totals of a task-adaptive library are those of a plan of all channels; what a plan takes is in the plan.
         most = " with all channels trained" if "adaptive" in meta else ""
+        initial = memory.get("flash_initial_bytes")  # older archives do not say
         cards = {
             "arena (SRAM)": f"{memory['arena_bytes'] / 1024:,.1f} KiB",
             "constants (flash)": f"{memory['flash_constant_bytes'] / 1024:,.1f} KiB",
+            **({} if initial is None else {"initial weights (flash)": f"{initial / 1024:,.1f} KiB"}),
             f"prediction{most}": f"{meta['macs'].get('predict', 0) / 1e6:,.2f} MMAC",
             f"backward{most}": f"{backward / 1e6:,.2f} MMAC",
         }
