@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from tvm_tinytrain.errors import BudgetError
 from tvm_tinytrain.memory import plan_memory, validate_plan
+from tvm_tinytrain.memory.lower_bound import lower_bound_peak
 from tvm_tinytrain.passes.program import PERSISTENT, Entry, Program, Storage
 from tvm_tinytrain.plan import Buffer, MemoryPlan, MemoryProblem
 
@@ -51,7 +52,7 @@ def plan_arena(
     ``workspaces`` are bytes by kernel name; ``scratch`` bytes by entry that something needs after the entry's last call, beside its
     Fisher potentials (planned as the buffer ``<entry>.scratch``). ``fixed_results`` are the results that keep one place for good
     (default: the losses; the output of ``predict`` is planned). Raises BudgetError where ``capacity`` bytes do not suffice, naming the
-    tensors that are alive at the peak.
+    tensors that are alive at the peak, of the entry that needs most.
     """
     fixed: dict[str, int] = {}
     top = 0
@@ -65,19 +66,23 @@ def plan_arena(
     for s in order:
         fixed[s.name] = top
         top += _round(s.bytes)
-    problems, plans, used = {}, {}, {}
+    problems, used = {}, {}
     for entry in program.entries:
         problem, names = entry_problem(program, entry, fixed, workspaces, (scratch or {}).get(entry.name, 0))
-        if capacity is not None:
-            problem = MemoryProblem(problem.buffers, capacity)
+        problems[entry.name] = problem if capacity is None else MemoryProblem(problem.buffers, capacity)
+        used[entry.name] = names
+    found = {}
+    for name in sorted(
+        problems, key=lambda n: -lower_bound_peak(problems[n]).bytes
+    ):  # an error names the most
         try:
-            plan = plan_memory(problem)
+            found[name] = plan_memory(problems[name])
         except BudgetError as error:
             raise BudgetError(
-                f"plan memory ({entry.name})", error.thing, error.found, error.allowed, error.hint
+                f"plan memory ({name})", error.thing, error.found, error.allowed, error.hint
             ) from error
-        validate_plan(problem, plan)
-        problems[entry.name], plans[entry.name], used[entry.name] = problem, plan, names
+        validate_plan(problems[name], found[name])
+    plans = {name: found[name] for name in problems}
     peak = _round(max(p.peak for p in plans.values()))
     return ArenaPlan(fixed, problems, plans, used, peak, max(p.lower_bound for p in plans.values()))
 

@@ -300,6 +300,17 @@ def test_a_budget_below_the_frozen_network_names_what_is_alive() -> None:
         build(update=tt.TaskAdaptive(candidates=4), budget=tt.Budget(memory=2000))
 
 
+def test_the_bytes_that_a_budget_lacks_are_enough() -> None:
+    """They are those of the entry that needs most: of the Fisher pass here, not of prediction, which comes first."""
+    update = tt.TaskAdaptive(candidates=4)
+    with pytest.raises(BudgetError, match=r"plan memory \(fisher\)") as caught:
+        build(update=update, budget=tt.Budget(memory=1))
+    least = int(str(caught.value.found).split()[0])
+    assert build(update=update, budget=tt.Budget(memory=least)).metadata["memory"]["arena_bytes"] == least
+    with pytest.raises(BudgetError, match=f"found {least} bytes, 8 over"):
+        build(update=update, budget=tt.Budget(memory=least - 8))
+
+
 def test_what_was_learnt_is_saved_and_loaded_and_damage_is_refused(module: tt.TrainModule) -> None:
     with loaded(module) as trained, loaded(module) as fresh:
         install(trained, module, CHOICES[0])
