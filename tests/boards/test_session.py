@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.boards.conftest import ARENA_BYTES, EMULATED, HOST, hand_written
-from tvm_tinytrain.errors import ArchiveError, BoardError, DTypeError, ShapeError, TransportError
+from tvm_tinytrain.errors import ArchiveError, BoardError, DTypeError, PlanError, ShapeError, TransportError
 from tvm_tinytrain.micro import GeneratedProject, Session, generate_project, get_supported_boards
 from tvm_tinytrain.targets.boards import get_board
 
@@ -77,6 +77,8 @@ def test_refusals_before_anything_is_sent(built: Any) -> None:
             session.call("setp")
         with pytest.raises(ShapeError):
             session.step(X[:, :5], Y)
+        with pytest.raises(PlanError, match="tensor input: found nan or infinity; allowed finite numbers"):
+            session.step(X * np.float32(np.nan), Y)
         np.testing.assert_array_equal(session.read("weight"), before)
 
 

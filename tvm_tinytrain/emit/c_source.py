@@ -178,7 +178,8 @@ def _public_header(library: Library) -> str:
         "",
     ]
     lines += [
-        "/* Functions of type int return TT_OK, or a negative tt_status. */",
+        "/* Functions of type int return TT_OK, or a negative tt_status. Inputs and targets have to be finite, which nothing checks:",
+        " * a NaN may vanish from outputs and losses in a clamp while it spoils the weights that it trains. */",
         "",
         "/* Checks the arena and writes the initial parameters into it. Call it first. */",
         f"int {p}_init(void *arena, size_t bytes);",

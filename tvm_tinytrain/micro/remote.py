@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tvm_tinytrain.errors import DTypeError, ShapeError, TransportError
+from tvm_tinytrain.errors import DTypeError, PlanError, ShapeError, TransportError
 from tvm_tinytrain.micro.protocol import BoardInfo, Command, Link
 
 DTYPES = ("float32", "int32", "uint8", "int8", "float16")
@@ -76,7 +76,7 @@ def named_tensor(tensors: Mapping[str, TensorInfo], name: str, stage: str) -> Te
 def array_for(tensor: TensorInfo, value: ArrayLike, stage: str) -> NDArray[np.generic]:
     """The value as the tensor takes it: plain Python numbers in its dtype, any integers for labels, the batch axis of one added.
 
-    ShapeError or DTypeError for what would have to be guessed.
+    ShapeError or DTypeError for what would have to be guessed, PlanError for what is not finite.
     """
     array: NDArray[Any] = np.asarray(value)
     whole = np.issubdtype(tensor.dtype, np.integer)
@@ -87,7 +87,8 @@ def array_for(tensor: TensorInfo, value: ArrayLike, stage: str) -> NDArray[np.ge
             raise DTypeError(stage, f"tensor {tensor.name}", found, allowed, f"it holds {tensor.dtype}")
         array = array.astype(tensor.dtype)
     elif not whole and isinstance(value, (int, float, list, tuple)) and array.dtype in (np.float64, np.int64):
-        array = array.astype(tensor.dtype)
+        with np.errstate(over="ignore"):  # what overflows is refused below
+            array = array.astype(tensor.dtype)
     if array.dtype != tensor.dtype:
         hint = f'convert it: array.astype("{tensor.dtype}")'
         raise DTypeError(stage, f"tensor {tensor.name}", array.dtype, tensor.dtype, hint)
@@ -95,6 +96,9 @@ def array_for(tensor: TensorInfo, value: ArrayLike, stage: str) -> NDArray[np.ge
         array = array.reshape(tensor.shape)
     if array.shape != tensor.shape:
         raise ShapeError(stage, f"tensor {tensor.name}", array.shape, tensor.shape, "reshape the array")
+    if not np.isfinite(array).all():
+        hint = "check where they come from"
+        raise PlanError(stage, f"tensor {tensor.name}", "nan or infinity", "finite numbers", hint)
     return array
 
 

@@ -32,7 +32,8 @@ extern "C" {
 /* The same as a table: tensors and entries by name. */
 extern const tt_library tt_small_library;
 
-/* Functions of type int return TT_OK, or a negative tt_status. */
+/* Functions of type int return TT_OK, or a negative tt_status. Inputs and targets have to be finite, which nothing checks:
+ * a NaN may vanish from outputs and losses in a clamp while it spoils the weights that it trains. */
 
 /* Checks the arena and writes the initial parameters into it. Call it first. */
 int tt_small_init(void *arena, size_t bytes);
