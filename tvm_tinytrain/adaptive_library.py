@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from fractions import Fraction
 
 import numpy as np
 import tvm
 
-from tvm_tinytrain.config import TrainConfig
+from tvm_tinytrain.config import TrainConfig, parse_bytes
 from tvm_tinytrain.emit.c_adaptive import (
     CRITERIA,
     OPTION_WORDS,
@@ -142,7 +141,7 @@ def make_adaptive(
         row_macs,
         full_macs,
         update.cache_format,
-        update.cache_bytes,
+        parse_bytes(update.cache_bytes),
         bool(norms),
     )
     _check_tables(library, program)
@@ -254,8 +253,8 @@ def _costs(
 
 
 def _options(update: TaskAdaptive, config: TrainConfig, full_macs: int, memory: int) -> np.ndarray:
-    fraction = config.budget.compute
-    macs = (1 << 64) - 1 if fraction is None else int(Fraction(repr(fraction)) * full_macs)
+    wanted = config.budget.macs_of(full_macs)
+    macs = (1 << 64) - 1 if wanted is None else wanted
     if memory > NO_LIMIT:
         raise BudgetError(
             "task-adaptive", "memory budget", memory, f"at most {NO_LIMIT} bytes", "give a smaller budget"

@@ -201,6 +201,12 @@ def build(
         tuple(also_train),
     )
     check_name(name)
+    if config.budget.compute is not None and not isinstance(config.update, TaskAdaptive):
+        allowed, hint = (
+            "None for a fixed update",
+            "it has its own work; TaskAdaptive(...) chooses within a budget",
+        )
+        raise BudgetError("config", "compute budget", config.budget.compute, allowed, hint)
     imported = import_model(mod, example_inputs=example_inputs, params=params)
     watched = instruments or Instruments()
     asked: list[tirx.PrimFunc] = []

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import operator
 import re
 from dataclasses import dataclass, field
-from numbers import Real
-from typing import get_args
+from fractions import Fraction
+from numbers import Rational, Real
+from typing import TypeGuard, get_args
 
 from tvm_tinytrain.errors import BudgetError, PlanError
 from tvm_tinytrain.plan import UpdatePlan
@@ -15,9 +18,31 @@ CACHE_FORMATS = ("float32", "float16", "int8")
 """How a task-adaptive library may keep the frozen prefix's results; the position is the device's number (``tt_rows.h``)."""
 
 
+LARGEST_FLOAT32 = 3.4028234663852886e38
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether `value` is a real number that is finite in float32 too; truth values are none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(float(value)) <= LARGEST_FLOAT32
+
+
+def as_whole(
+    stage: str, thing: str, value: object, low: int | None, hint: str, high: int | None = None
+) -> int:
+    """`value` as an int; PlanError unless it is a whole number from `low` to `high` (None: no limit). Truth values are none."""
+    found = None
+    if not isinstance(value, bool):
+        with contextlib.suppress(TypeError):
+            found = operator.index(value)  # type: ignore[arg-type]  # that is the question
+    if found is None or (low is not None and found < low) or (high is not None and found > high):
+        limits = "" if low is None else f", {low} or more" if high is None else f", {low} to {high}"
+        raise PlanError(stage, thing, repr(value), f"a whole number{limits}", hint)
+    return found
+
+
 def _check_number(thing: str, value: object, low: float = 0.0, below: float = math.inf) -> None:
     """PlanError unless `value` is a number from `low` up, below `below`."""
-    if not (isinstance(value, Real) and low <= float(value) < below):
+    if not (is_number(value) and low <= float(value) < below):
         allowed = f"a number of at least {low:g}" + (
             f", below {below:g}" if below < math.inf else " that is finite"
         )
@@ -65,8 +90,8 @@ class Prototypical:
             raise PlanError(
                 "config", "distance", repr(self.distance), "cosine, euclidean", "choose one of these"
             )
-        if not self.scale > 0.0:
-            raise PlanError("config", "scale", self.scale, "a positive number", "P>M>F starts at 10")
+        if not (is_number(self.scale) and self.scale > 0.0):
+            raise PlanError("config", "scale", repr(self.scale), "a positive number", "P>M>F starts at 10")
 
 
 Loss = CrossEntropy | MSE | BinaryCrossEntropy | Prototypical
@@ -94,6 +119,9 @@ def _check_adam(options: Adam | AdamW) -> None:
     kind = type(options).__name__
     for name in ("lr", "eps", "weight_decay"):
         _check_number(f"{kind} {name}", getattr(options, name))
+    if not isinstance(options.betas, (tuple, list)) or len(options.betas) != 2:
+        hint = "of the first and the second moment, e.g. (0.9, 0.999)"
+        raise PlanError("config", f"{kind} betas", repr(options.betas), "two numbers", hint)
     for beta in options.betas:
         _check_number(f"{kind} betas", beta, below=1.0)
     state = options.state
@@ -156,8 +184,9 @@ class BiasOnly:
     last: int | None = None
 
     def __post_init__(self) -> None:
-        if self.last is not None and not (isinstance(self.last, int) and self.last >= 1):
-            raise PlanError("config", "BiasOnly last", repr(self.last), "1 or more", "None takes all layers")
+        if self.last is not None:
+            last = as_whole("config", "BiasOnly last", self.last, 1, "None takes all layers")
+            object.__setattr__(self, "last", last)
 
 
 @dataclass(frozen=True)
@@ -191,10 +220,12 @@ class TinyTL:
 
     def __post_init__(self) -> None:
         for name in ("kernel", "groups", "pool"):
-            if getattr(self, name) < 1:
-                raise PlanError(
-                    "config", f"TinyTL {name}", getattr(self, name), "at least 1", "the paper uses 5, 2, 2"
-                )
+            found = as_whole("config", f"TinyTL {name}", getattr(self, name), 1, "the paper uses 5, 2, 2")
+            object.__setattr__(self, name, found)
+        hint = "the same seed draws the same weights"
+        object.__setattr__(self, "seed", as_whole("config", "TinyTL seed", self.seed, 0, hint))
+        if not is_number(self.gain):
+            raise PlanError("config", "TinyTL gain", repr(self.gain), "a finite number", "0 changes nothing")
 
 
 @dataclass(frozen=True)
@@ -206,9 +237,14 @@ class AdapterDrop:
     modules: TinyTL = field(default_factory=TinyTL)
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.drop < 1.0:
+        if not (is_number(self.drop) and 0.0 <= self.drop < 1.0):
             raise PlanError(
-                "config", "AdapterDrop", self.drop, "a share of at least 0, below 1", "0 is TinyTL"
+                "config", "AdapterDrop", repr(self.drop), "a share of at least 0, below 1", "0 is TinyTL"
+            )
+        if not isinstance(self.modules, TinyTL):
+            found = type(self.modules).__name__
+            raise PlanError(
+                "config", "AdapterDrop modules", found, "a TinyTL", "leave it out for the paper's"
             )
 
 
@@ -224,20 +260,17 @@ Update = FullTrain | LastLayer | BiasOnly | SparseUpdate | TinyTL | AdapterDrop 
 _UNITS = {"": 1, "B": 1, "KB": 1024, "KIB": 1024, "MB": 1024**2, "MIB": 1024**2}
 
 
-def parse_bytes(text: int | str) -> int:
-    """Bytes from 262144, "256KB" or "0.5 MB" (1 KB = 1024 bytes)."""
-    if isinstance(text, int):
-        return text
+def parse_bytes(text: int | str, thing: str = "memory budget") -> int:
+    """Bytes from 262144, "256KB" or "0.5 MB" (1 KB = 1024 bytes); BudgetError of ``thing`` for anything else."""
+    if not isinstance(text, (str, bool)):
+        with contextlib.suppress(TypeError):
+            return operator.index(text)
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text) if isinstance(text, str) else None
     if match is None or match[2].upper() not in _UNITS:
-        raise BudgetError(
-            "config",
-            "memory budget",
-            repr(text),
-            'bytes as a number, or "256KB", "1MB"',
-            "write e.g. memory='256KB'",
-        )
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+        option = thing.removesuffix(" budget")
+        hint = f"write e.g. {option}='256KB'"
+        raise BudgetError("config", thing, repr(text), 'bytes as a number, or "256KB", "1MB"', hint)
+    return int(Fraction(match[1]) * _UNITS[match[2].upper()])
 
 
 @dataclass(frozen=True)
@@ -245,7 +278,7 @@ class Budget:
     """What a training session may use.
 
     ``memory`` is bytes of SRAM ("256KB" or a number) for the arena; ``compute`` the multiply-accumulates of one backward pass as
-    a fraction of those of ``FullTrain``'s, as in the paper (§3). None means no limit.
+    a fraction of those of ``FullTrain``'s, as in the paper (§3), for an update that is chosen on the device. None means no limit.
     """
 
     memory: int | str | None = None
@@ -261,16 +294,23 @@ class Budget:
         """Bytes of the largest arena within the memory budget: arenas are multiples of 8."""
         return None if self.memory is None else parse_bytes(self.memory) // 8 * 8
 
+    def macs_of(self, full_macs: int) -> int | None:
+        """The compute budget as multiply-accumulates of ``full_macs``, rounded down.
+
+        The fraction is read as the decimal that was written: 0.15 is 15/100.
+        """
+        if self.compute is None:
+            return None
+        exact = isinstance(self.compute, Rational)
+        return int(Fraction(self.compute if exact else repr(float(self.compute))) * full_macs)
+
     def __post_init__(self) -> None:
         if self.memory is not None and parse_bytes(self.memory) <= 0:
-            raise BudgetError(
-                "config",
-                "memory budget",
-                str(self.memory),
-                "more than 0 bytes",
-                "give the SRAM that may be used",
-            )
-        if self.compute is not None and not (isinstance(self.compute, Real) and 0.0 < self.compute <= 1.0):
+            hint = "give the SRAM that may be used"
+            raise BudgetError("config", "memory budget", str(self.memory), "more than 0 bytes", hint)
+        if self.memory is not None and not isinstance(self.memory, str):
+            object.__setattr__(self, "memory", parse_bytes(self.memory))
+        if self.compute is not None and not (is_number(self.compute) and 0.0 < self.compute <= 1.0):
             raise BudgetError(
                 "config", "compute budget", str(self.compute), "a fraction in (0, 1]", "the paper uses 0.15"
             )
@@ -304,7 +344,7 @@ class MemoryOptions:
             raise PlanError("config", "recompute", repr(self.recompute), "auto, lowest, never", "choose one")
         for name in ("input_scale", "input_offset"):
             value = getattr(self, name)
-            if not (isinstance(value, Real) and math.isfinite(value)):
+            if not is_number(value):
                 raise PlanError("config", name, repr(value), "a finite number", "x = byte · scale + offset")
 
     @staticmethod

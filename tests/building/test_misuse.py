@@ -182,10 +182,44 @@ SMALL = tt.Budget(memory="64KB")
         ),
         (lambda: tt.Budget(compute="all"), "compute budget: found all; allowed a fraction"),  # type: ignore[arg-type]
         (lambda: tt.Budget(memory=[1]), r"memory budget: found \[1\]; allowed bytes"),  # type: ignore[arg-type]
-        (lambda: tt.BiasOnly(0), "BiasOnly last: found 0; allowed 1 or more"),
+        (lambda: tt.BiasOnly(0), "BiasOnly last: found 0; allowed a whole number, 1 or more"),
         (lambda: tt.TaskAdaptive(candidates=0), "candidates: found 0; allowed a number of layers from 1"),
         (lambda: tt.TaskAdaptive(candidates="all"), "candidates: found 'all'"),  # type: ignore[arg-type]
         (lambda: tt.TaskAdaptive(channel_ratio="x"), "channel_ratio: found 'x'"),  # type: ignore[arg-type]
+        (lambda: tt.TaskAdaptive(candidates=True), "candidates: found True; allowed a number of layers"),
+        (lambda: tt.TaskAdaptive(blocks=1.5), "blocks: found 1.5; allowed a whole number, 1 or more"),  # type: ignore[arg-type]
+        (lambda: tt.TaskAdaptive(seed=1.5), "seed: found 1.5; allowed a whole number; "),  # type: ignore[arg-type]
+        (
+            lambda: tt.TaskAdaptive(cached_samples=2.5),
+            "cached_samples: found 2.5; allowed a whole number, 0 to",
+        ),  # type: ignore[arg-type]
+        (lambda: tt.TaskAdaptive(cache_bytes=10.5), "cache_bytes: found 10.5; allowed bytes as a number"),  # type: ignore[arg-type]
+        (lambda: tt.TaskAdaptive(cache_bytes="1GB"), "cache_bytes: found '1GB'; .* cache_bytes='256KB'"),
+        (
+            lambda: tt.TaskAdaptive(cache_bytes=1 << 32),
+            "cache_bytes: found 4294967296; allowed a whole number",
+        ),
+        (lambda: tt.Adam(betas=(0.9,)), r"Adam betas: found \(0.9,\); allowed two numbers"),  # type: ignore[arg-type]
+        (lambda: tt.AdamW(betas=0.9), "AdamW betas: found 0.9; allowed two numbers"),  # type: ignore[arg-type]
+        (lambda: tt.SGD(lr=1e39), r"SGD lr: found 1e\+39; allowed a number of at least 0 that is finite"),
+        (lambda: tt.SGD(lr=True), "SGD lr: found True"),
+        (lambda: tt.Prototypical(scale="a"), "scale: found 'a'; allowed a positive number"),  # type: ignore[arg-type]
+        (lambda: tt.Prototypical(scale=float("inf")), "scale: found inf; allowed a positive number"),
+        (lambda: tt.BiasOnly(True), "BiasOnly last: found True; allowed a whole number"),
+        (lambda: tt.TinyTL(kernel=2.5), "TinyTL kernel: found 2.5; allowed a whole number, 1 or more"),  # type: ignore[arg-type]
+        (lambda: tt.TinyTL(gain=float("nan")), "TinyTL gain: found nan; allowed a finite number"),
+        (lambda: tt.AdapterDrop("0.5"), "AdapterDrop: found '0.5'; allowed a share"),  # type: ignore[arg-type]
+        (lambda: tt.AdapterDrop(0.5, tt.TinyTL), "AdapterDrop modules: found type; allowed a TinyTL"),  # type: ignore[arg-type]
+        (lambda: tt.Budget(memory=True), "memory budget: found True; allowed bytes as a number"),
+        (lambda: tt.Budget(compute=True), "compute budget: found True; allowed a fraction"),
+        (
+            lambda: build(PLAIN, budget=tt.Budget(compute=0.001)),
+            "compute budget: found 0.001; allowed None for a fixed update; .*TaskAdaptive",
+        ),
+        (
+            lambda: build(PLAIN, update=tt.LastLayer(), budget=tt.Budget(compute=1)),
+            "compute budget: found 1; allowed None for a fixed update",
+        ),
         (lambda: tt.MemoryOptions(input_scale=float("nan")), "input_scale: found nan; allowed a finite"),
         (lambda: build(PLAIN, update=tt.TaskAdaptive(blocks=2), budget=SMALL), "no depthwise convolution"),
         (lambda: Session("net.tar", "host"), r"session: module: found str; .*tt\.load"),  # type: ignore[arg-type]
@@ -218,6 +252,27 @@ def test_calls_of_a_library() -> None:
             (lambda: library.read("weight"), "tensor: found 'weight'; allowed x|tensor: found 'weight'"),
             (lambda: library.learn(ROW, [1], plan=plan), "plan: found one for a library of a fixed plan"),
             (lambda: library.learn(ROW * float("nan"), [1]), "samples: found nan or infinity"),
+            (
+                lambda: library.learn(ROW, [1 << 32]),
+                "labels: found 4294967296 to 4294967296; allowed -2147483648",
+            ),
+            (lambda: library.learn(ROW, [1], lr=1e39), r"lr: found 1e\+39; allowed a finite number"),
+            (
+                lambda: library.learn(ROW, [1], iterations=True),
+                "iterations: found True; allowed a whole number",
+            ),
+            (
+                lambda: library.learn(ROW, [1], queries=lambda x, rng: x * np.float32("inf")),
+                "pseudo-queries: found nan or infinity",
+            ),
+            (
+                lambda: library.predict(ROW.numpy() * np.nan),
+                "tensor .*: found nan or infinity; allowed finite",
+            ),
+            (
+                lambda: library.step([0.0, 1e39, 0.0, 0.0], 1),
+                "tensor .*: found nan or infinity; allowed finite",
+            ),
             (lambda: library.learn(ROW, [1], queries=3), "queries: found 3"),
             (lambda: library.learn(ROW, [1], seed=-1), "seed: found -1"),
         ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from tvm_tinytrain.config import (
 )
 from tvm_tinytrain.micro.in_process import InProcess
 from tvm_tinytrain.plan import LayerUpdate, UpdatePlan
+from tvm_tinytrain.selection import TaskAdaptive
 
 
 def built(target: object = "host", **options: Any) -> TrainModule:
@@ -135,6 +138,18 @@ def test_budget_that_suffices_changes_nothing_but_the_options() -> None:
 
 
 @pytest.mark.host_compiler
+def test_numbers_of_any_kind_are_numbers() -> None:
+    def files(candidates: Any, memory: Any, compute: Any, cache_bytes: Any) -> dict[str, bytes]:
+        update = TaskAdaptive(candidates=candidates, cache_bytes=cache_bytes)
+        return built(M7, update=update, budget=Budget(memory=memory, compute=compute)).files
+
+    expected = files(2, 16384, 0.15, 1024)
+    assert files(np.int64(2), np.int32(16384), np.float64(0.15), "1KB") == expected
+    tables = json.loads(expected["metadata.json"])["adaptive"]
+    assert Budget(compute=Fraction(1, 3)).macs_of(9) == Budget(compute=1).macs_of(3) == 3  # type: ignore[arg-type]
+    assert Budget(compute=np.float32(0.5)).macs_of(tables["full_macs"]) == tables["full_macs"] // 2
+
+
 def test_memory_options_change_no_result() -> None:
     results = []
     for options in (MemoryOptions(), MemoryOptions.plain()):

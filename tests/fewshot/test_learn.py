@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 import tvm_tinytrain as tt
 from tests.building.adaptive_net import CLASSES, SHAPE, build, network
+from tests.compiled import loaded
 from tvm_tinytrain.errors import PlanError, ShapeError
 from tvm_tinytrain.micro.in_process import InProcess
 
@@ -80,3 +83,20 @@ def test_what_does_not_train_labels_is_refused() -> None:
     )
     with InProcess(prototypes) as library, pytest.raises(PlanError, match="a loss of prototypes"):
         library.learn(images, labels)
+
+
+@pytest.mark.parametrize(
+    ("part", "found"),
+    [
+        ({"inputs": (2,)}, "found layer 3, some inputs; allowed weights of whole channels"),
+        ({"weight": False}, "found layer 3, its bias alone; allowed weights of whole channels"),
+    ],
+)
+def test_a_plan_of_parts_of_channels_is_refused(part: dict[str, Any], found: str) -> None:
+    """A library that chooses at run time trains all of a channel: it would train something else than the plan says."""
+    images, labels = task()
+    plan = tt.UpdatePlan((tt.LayerUpdate(2, (1,)), tt.LayerUpdate(3, (0, 1), **part)))
+    with loaded(build(update=tt.TaskAdaptive(candidates=2)), cflags=("-O1",)) as library:
+        with pytest.raises(PlanError, match=found):
+            library.learn(images, labels, plan=plan)
+        assert not library.read("request").any()

@@ -86,6 +86,7 @@ def learn(
     learner.check_options(iterations, lr, queries, seed)
     learner.check_plan(plan)
     samples, targets = learner.labelled(images, labels)
+    learner.check_labels(targets)
     if iterations == 0 or lr == 0.0:
         return LearnResult(())
     order = _by_turns(targets)
@@ -129,6 +130,15 @@ class _Learner(LibraryCalls):
             raise PlanError(self.stage, "library", ", ".join(found) or f"no {HYPER}", allowed, hint)
         super().__init__(library)
         self._label = next(name for name, t in library.tensors.items() if t.role == "label")
+
+    def check_labels(self, labels: Labels) -> None:
+        """PlanError for a label that the tensor cannot hold."""
+        dtype = np.dtype(self.library.tensors[self._label].dtype)
+        if np.issubdtype(dtype, np.integer):
+            limits, found = np.iinfo(dtype), (int(labels.min()), int(labels.max()))
+            if found[0] < limits.min or found[1] > limits.max:
+                allowed, hint = f"{limits.min} to {limits.max}", "labels are outputs of the network"
+                raise PlanError(self.stage, "labels", f"{found[0]} to {found[1]}", allowed, hint)
 
     def run(self, entry: str, sample: Samples, label: int) -> None:
         """Run an entry on one sample."""

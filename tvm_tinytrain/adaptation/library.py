@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tvm_tinytrain.adaptation.augment import QuerySource
+from tvm_tinytrain.config import is_number
 from tvm_tinytrain.errors import BudgetError, PlanError, ShapeError
 from tvm_tinytrain.plan import LayerUpdate, UpdatePlan
 from tvm_tinytrain.selection import FisherMap
@@ -47,11 +48,11 @@ class AdaptableLibrary(Protocol):
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and bool(value >= 0)
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 0)
 
 
 def _is_rate(value: object) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and bool(0.0 <= value < np.inf)
+    return is_number(value) and float(value) >= 0.0
 
 
 class LibraryCalls:
@@ -129,10 +130,7 @@ class LibraryCalls:
         if array.ndim == 0 or array.shape[1:] not in (self._shape, self._shape[1:]):
             hint = "resize the samples to the network's input"
             raise ShapeError(self.stage, "samples", array.shape, f"[n, {str(self._shape[1:])[1:-1]}]", hint)
-        if not np.isfinite(array).all():
-            raise PlanError(
-                self.stage, "samples", "nan or infinity", "finite numbers", "check where they come from"
-            )
+        self._check_finite("samples", array)
         return array.reshape(len(array), *self._shape[1:])
 
     def labelled(
@@ -148,12 +146,18 @@ class LibraryCalls:
     def drawn(
         self, source: QuerySource, samples: npt.NDArray[np.float32], rng: np.random.Generator
     ) -> npt.NDArray[np.float32]:
-        """What a source makes of samples; ShapeError where it is not one pseudo-query for each."""
+        """What a source makes of samples; ShapeError where it is not one pseudo-query for each, PlanError where it is not finite."""
         made = np.asarray(source(samples, rng), dtype=np.float32)
         if made.shape != samples.shape:
             hint = "return one pseudo-query for each sample given"
             raise ShapeError(self.stage, "pseudo-queries", made.shape, samples.shape, hint)
+        self._check_finite("pseudo-queries", made)
         return made
+
+    def _check_finite(self, thing: str, values: npt.NDArray[np.float32]) -> None:
+        if not np.isfinite(values).all():
+            hint = "check where they come from"
+            raise PlanError(self.stage, thing, "nan or infinity", "finite numbers", hint)
 
     def potentials(self) -> FisherMap:
         """The Fisher potentials of all candidate channels that were measured."""
@@ -186,7 +190,10 @@ class LibraryCalls:
         return self.installed()
 
     def install(self, plan: UpdatePlan) -> UpdatePlan:
-        """Install a plan of whole channels; PlanError where it trains nothing, or what is no candidate."""
+        """Install a plan of whole channels, whose biases are trained too where there are any.
+
+        PlanError where it trains nothing, what is no candidate, some inputs of a channel only, or a bias without its weights.
+        """
         if not isinstance(plan, UpdatePlan) or not plan.layers:
             found = "no layers" if isinstance(plan, UpdatePlan) else type(plan).__name__
             raise PlanError(
@@ -203,6 +210,12 @@ class LibraryCalls:
                 raise PlanError(
                     self.stage, "plan", found, f"channels of {self.candidates}", "choose candidates"
                 )
+            if update.inputs is not None or not update.weight:
+                found = f"layer {update.layer}, " + (
+                    "its bias alone" if update.inputs is None else "some inputs"
+                )
+                hint = "leave `inputs` and `weight` out, or build the library with update=plan"
+                raise PlanError(self.stage, "plan", found, "weights of whole channels", hint)
             bits[starts[update.layer] + np.array(update.outputs)] = 1
         self.library.write(REQUEST, np.packbits(bits, bitorder="little"))
         self.library.call("install")

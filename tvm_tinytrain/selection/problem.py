@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from fractions import Fraction
 from functools import cached_property
 
 import numpy as np
@@ -43,12 +42,8 @@ class Budgets:
     @staticmethod
     def of(budget: Budget, accounting: Accounting) -> Budgets:
         """Turn a configured budget into integers: the bytes of an arena within it; a compute fraction is of
-        FullTrain's backward pass, rounded down.
-
-        The fraction is read as the decimal that was written: 0.15 is 15/100.
-        """
-        macs = None if budget.compute is None else int(Fraction(repr(budget.compute)) * accounting.full_macs)
-        return Budgets(budget.arena_bytes, macs)
+        FullTrain's backward pass, rounded down (`config.Budget.macs_of`)."""
+        return Budgets(budget.arena_bytes, budget.macs_of(accounting.full_macs))
 
     @property
     def memory_limit(self) -> int:

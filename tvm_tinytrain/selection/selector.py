@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import fsum
+from numbers import Integral
 
-from tvm_tinytrain.config import CACHE_FORMATS
+from tvm_tinytrain.config import CACHE_FORMATS, as_whole, parse_bytes
 from tvm_tinytrain.errors import PlanError
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.selection.accounting import Accounting, ExactAccounting
@@ -17,6 +18,7 @@ from tvm_tinytrain.selection.exact import Exact, maximise
 from tvm_tinytrain.selection.fisher import FisherMap, random_potentials
 from tvm_tinytrain.selection.problem import Budgets, Problem
 
+LARGEST_WORD = (1 << 32) - 1
 PAPER_CANDIDATES = 18
 """The last 6 blocks of 3 layers: what TinyTrain inspects ("30 to 44 % of the layers", Table 11)."""
 
@@ -45,7 +47,7 @@ class TaskAdaptive:
     seed: int = 0
     cached_samples: int = 25
     cache_format: str = "float32"
-    cache_bytes: int = 0
+    cache_bytes: int | str = 0
     blocks: int | None = None
     layer_kind: LayerKind = "all"
     greedy: Greedy = field(init=False, repr=False, compare=False)
@@ -57,22 +59,32 @@ class TaskAdaptive:
         if not _are_layers(self.candidates):
             allowed = "a number of layers from 1, or layer ids"
             raise PlanError("selection", "candidates", repr(self.candidates), allowed, "see module.report()")
+        several = isinstance(self.candidates, (tuple, list))
+        candidates = tuple(map(int, self.candidates)) if several else int(self.candidates)  # type: ignore[arg-type]
+        object.__setattr__(self, "candidates", candidates)
         if self.layer_kind not in LAYER_KINDS:
             allowed = ", ".join(LAYER_KINDS)
             raise PlanError("selection", "layer_kind", repr(self.layer_kind), allowed, "choose one of these")
-        if self.blocks is not None and self.blocks < 1:
-            raise PlanError("selection", "blocks", self.blocks, "1 or more", "None takes `candidates`")
+        if self.blocks is not None:
+            blocks = as_whole("selection", "blocks", self.blocks, 1, "None takes `candidates`")
+            object.__setattr__(self, "blocks", blocks)
         if self.cache_format not in CACHE_FORMATS:
             allowed = ", ".join(CACHE_FORMATS)
             raise PlanError(
                 "selection", "cache_format", repr(self.cache_format), allowed, "choose one of these"
             )
-        if not 0 <= self.cached_samples < 1 << 32:
-            hint = "0 keeps the least of each sample"
-            raise PlanError("selection", "cached_samples", self.cached_samples, "0 to 2^32 - 1", hint)
-        if not 0 <= self.cache_bytes < 1 << 32:
-            hint = "0 takes what the arena has to spare"
-            raise PlanError("selection", "cache_bytes", self.cache_bytes, "0 to 2^32 - 1", hint)
+        for name, value, low, high, hint in (
+            ("seed", self.seed, None, None, "the same seed draws the same channels"),
+            ("cached_samples", self.cached_samples, 0, LARGEST_WORD, "0 keeps the least of each sample"),
+            (
+                "cache_bytes",
+                parse_bytes(self.cache_bytes, "cache_bytes"),
+                0,
+                LARGEST_WORD,
+                "0 takes what the arena has to spare",
+            ),
+        ):
+            object.__setattr__(self, name, as_whole("selection", name, value, low, hint, high))
         criterion = "tinytrain" if self.criterion == "exact" else self.criterion
         greedy = Greedy(criterion, self.channel_ratio, self.overflow)
         object.__setattr__(self, "greedy", greedy)
@@ -89,9 +101,13 @@ class TaskAdaptive:
 
 
 def _are_layers(candidates: object) -> bool:
-    if isinstance(candidates, int):
-        return candidates >= 1
-    return isinstance(candidates, (tuple, list)) and all(isinstance(i, int) and i >= 0 for i in candidates)
+    if not isinstance(candidates, (tuple, list)):
+        return _is_index(candidates, 1)
+    return all(_is_index(i, 0) for i in candidates)
+
+
+def _is_index(value: object, low: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= low
 
 
 @dataclass(frozen=True)
