@@ -79,3 +79,6 @@ def test_copied_and_started_over_ssh(
 def test_where_is_the_board(remote: GeneratedProject) -> None:
     with pytest.raises(BoardError, match=r"an address is needed.*pi@"):
         Session(remote).open()
+    for port in ("127.0.0.1:99999", "127.0.0.1:x", "::1:80"):
+        with pytest.raises(BoardError, match=rf"port: found {port}; allowed \[user@\]host or host:1234"):
+            Session(remote, port=port).open()

@@ -143,7 +143,7 @@ def _start_serial(board: Board, program: Path, options: StartOptions) -> Connect
 def _start_ssh(board: Board, program: Path, options: StartOptions) -> Connection:
     address = _address(board, options, "an address", "port='pi@raspberrypi' or port='raspberrypi:5555'")
     host, colon, number = address.partition(":")
-    if colon and not number.isdecimal():
+    if colon and not (number.isdecimal() and int(number) < 1 << 16):
         raise BoardError("connect", f"{board.name}, port", address, "[user@]host or host:1234", "name it so")
     if colon:
         return Connection(TcpTransport(board.name, host, int(number)))
