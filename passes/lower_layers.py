@@ -213,8 +213,9 @@ def _emit(
     if known is None:
         depthwise = isinstance(spec, Conv2DSpec) and spec.depthwise
         layers.append(Layer(len(layers), kind, weight.name, bias, shape_of(weight), spec.macs, depthwise))
-    elif bias is not None:
-        layers[known] = _with_bias(layers[known], bias)
+    else:
+        again = replace(layers[known], macs=layers[known].macs + spec.macs)
+        layers[known] = again if bias is None else _with_bias(again, bias)
     return y
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import tvm
+from tvm import relax
 
 from tvm_tinytrain.config import TrainConfig, parse_bytes
 from tvm_tinytrain.emit.c_adaptive import (
@@ -29,7 +30,7 @@ from tvm_tinytrain.passes.kernels.conv_spec import Conv2DSpec
 from tvm_tinytrain.passes.kernels.listed import LISTED
 from tvm_tinytrain.passes.plan_memory import ArenaPlan
 from tvm_tinytrain.passes.program import Program, Storage
-from tvm_tinytrain.passes.rewriting import bindings, callee
+from tvm_tinytrain.passes.rewriting import bindings, callee, operands
 from tvm_tinytrain.passes.split_weights import ROWS_SUFFIX
 from tvm_tinytrain.passes.state import Layer, get_layers, get_values
 from tvm_tinytrain.plan import UpdatePlan
@@ -174,28 +175,30 @@ def _norms(
 
 
 def full_backward_macs(lowered: tvm.IRModule, layers: tuple[Layer, ...]) -> int:
-    """Multiply-accumulates of FullTrain's backward pass: dW of every layer, dX of every layer but the first."""
-    total = 0
-    forward = _forward_kernels(lowered)
-    for layer in layers:
-        total += layer.macs
-        if layer.id == 0:
-            continue
-        spec = forward.get(layer.weight)
-        total += layer.macs if spec is None else spec.input_grad_macs
-    return total
-
-
-def _forward_kernels(lowered: tvm.IRModule) -> dict[str, Conv2DSpec]:
-    """{weight: spec} of the convolutions in ``predict``."""
-    found = {}
+    """Multiply-accumulates of FullTrain's backward pass: dW of every layer and dX of every layer but the first, for each use of its
+    weight, and for products of two tensors the adjoint of each that comes from a layer."""
+    by_weight = {layer.weight: layer for layer in layers}
+    total = sum(layer.macs for layer in layers)
+    unseen = {layer.weight: layer.macs for layer in layers if layer.id}  # in kernels of several layers
+    trained: set[relax.Expr] = set()
     for b in bindings(lowered["predict"]):
+        inner = operands(b.value)
+        names = [o.name for o in inner if isinstance(o, relax.Var) and o.name in by_weight]
         gv = callee(b.value)
-        if gv is None or kernel_kind(lowered[gv]) != "conv2d":
-            continue
-        weight = b.value.args[1].fields[1]
-        found[str(weight.name)] = Conv2DSpec.from_dict(kernel_spec(lowered[gv]))
-    return found
+        kind = None if gv is None else kernel_kind(lowered[gv])
+        if kind == "matmul":
+            total += kernel_spec(lowered[gv])["macs"] * sum(o in trained for o in inner)
+        elif kind in ("conv2d", "linear", "conv2d_transpose") and names:
+            spec, weight = kernel_spec(lowered[gv]), names[0]
+            macs = int(spec["macs"])
+            if weight in unseen:
+                unseen[weight] -= macs
+                total += Conv2DSpec.from_dict(spec).input_grad_macs if kind == "conv2d" else macs
+            else:  # of the first layer, whose further uses have an input gradient
+                unseen[weight] = by_weight[weight].macs - macs
+        if names or any(o in trained for o in inner):
+            trained.add(b.var)
+    return total + sum(unseen.values())
 
 
 def merge_arena(library: AdaptiveLibrary, config: TrainConfig) -> ArenaPlan:

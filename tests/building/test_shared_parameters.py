@@ -206,3 +206,19 @@ def test_single_channels_of_shared_parameters(
     with pytest.raises(PlanError, match="a shared parameter can only be trained whole") as refused:
         tt.build(shared(forward), "host", example_inputs=(torch.ones(1, 4),), update=update)  # type: ignore[arg-type]
     assert re.search(text, str(refused.value))
+
+
+def test_costs_count_every_use_and_products_without_weights() -> None:
+    def body(net: Any, x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = torch.tanh(net.shared(x))
+        return net.head((x @ x.mT).flatten(1))
+
+    net = Net(body, shared=nn.Linear(6, 6), head=nn.Linear(16, 3))
+    x = random(1, 4, 6)
+    full = tt.build(net, "host", example_inputs=(x,), accumulate=False)
+    assert [layer.macs for layer in full.layers] == [3 * 4 * 36, 48]
+    macs = full.metadata["macs"]
+    assert macs["step"] - macs["predict"] == 2 * (432 + 48) - 144 + 2 * 96
+    adaptive = tt.build(net, "host", example_inputs=(x,), update=tt.TaskAdaptive())
+    assert adaptive.metadata["adaptive"]["full_macs"] == macs["step"] - macs["predict"]
