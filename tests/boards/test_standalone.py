@@ -16,7 +16,7 @@ from tests.building.adaptive_net import CLASSES, SHAPE, network
 from tests.compiled import loaded
 from tvm_tinytrain.adaptation import DeviceDraws, DiffAugment, adapt
 from tvm_tinytrain.adaptation.protonet import class_prototypes, loss_and_gradients
-from tvm_tinytrain.errors import ArchiveError, ShapeError, TransportError
+from tvm_tinytrain.errors import ArchiveError, PlanError, ShapeError, TransportError
 from tvm_tinytrain.micro import Session, Standalone, generate_project, read_result
 from tvm_tinytrain.micro.trained_rows import read_rows, take_checkpoint
 
@@ -177,6 +177,9 @@ def test_tasks_and_consoles_that_make_no_sense_are_refused() -> None:
         task(labels=np.array([0, 2]))
     with pytest.raises(ShapeError, match="float32"):
         task(samples=np.zeros((20, 3), np.float32))
+    for name, value in (("rate", 1e39), ("scale", float("nan")), ("offset", float("inf"))):
+        with pytest.raises(PlanError, match=f"{name}: found .*; allowed a finite number"):
+            task(**{name: value})
     with pytest.raises(TransportError, match="no result"):
         read_result(["hello"], ["init"])
 

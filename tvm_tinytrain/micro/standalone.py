@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, field
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tvm_tinytrain.adaptation import DeviceDraws, DiffAugment
-from tvm_tinytrain.config import Prototypical
+from tvm_tinytrain.config import Prototypical, is_number
 from tvm_tinytrain.errors import PlanError, ShapeError, TransportError
 
 DATA_FILE = "tt_standalone_data.c"
@@ -44,9 +43,13 @@ class Standalone:
 
     def __post_init__(self) -> None:
         DeviceDraws(self.seed)  # a seed that no device has is refused
-        if not 0 <= self.rate < math.inf:
+        if not (is_number(self.rate) and self.rate >= 0):
             hint = "0 takes the library's own"
-            raise PlanError("standalone", "rate", self.rate, "a finite number, 0 or more", hint)
+            raise PlanError("standalone", "rate", repr(self.rate), "a finite number, 0 or more", hint)
+        for name, value in (("scale", self.scale), ("offset", self.offset)):
+            if not is_number(value):
+                hint = "an input is scale * byte + offset"
+                raise PlanError("standalone", name, repr(value), "a finite number", hint)
         classes = np.unique(self.labels)
         sound = 0 < len(self.labels) <= len(self.samples) and np.array_equal(classes, np.arange(len(classes)))
         if self.samples.dtype != np.uint8 or not sound or self.iterations < 0:
