@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import tvm_ffi
 
+import tvm_tinytrain as tt
 from tests.schedules.kernel_cases import M7, kernels
 from tvm_tinytrain.errors import ArchiveError
+from tvm_tinytrain.models import mobilenet_v2
 from tvm_tinytrain.passes.kernels.conv2d_grad import conv2d_weight_grad
 from tvm_tinytrain.passes.kernels.conv_spec import Conv2DSpec
 from tvm_tinytrain.passes.kernels.sinks import SGDUpdate
 from tvm_tinytrain.passes.kernels.stream_spec import Link, Stage, StreamSpec
 from tvm_tinytrain.passes.kernels.streamed import streamed_block
+from tvm_tinytrain.schedules.blocks import kind_of
 from tvm_tinytrain.schedules.gemm import gemm
 from tvm_tinytrain.schedules.knobs import AskedKnobs, Knobs, up_to
 from tvm_tinytrain.schedules.records import (
@@ -200,3 +204,13 @@ def test_shipped_records_name_candidates_of_their_rules() -> None:
         assert {(r.core, r.unit) for r in read_records(path)} == {(path.parent.name, "instructions")}
     assert set(shipped_records("cortex-m7")) >= {r.workload for r in read_records(files[0])}
     assert shipped_records("no-such-core") == {}
+
+
+def test_rules_take_the_shipped_records() -> None:
+    """A rule that no longer offers a record's knobs ends the build of who uses the network that it was made for."""
+    image = torch.zeros(1, 3, 128, 128)
+    network = mobilenet_v2(num_classes=10, fused=True).eval()
+    module = tt.build(network, "c -mcpu=cortex-m7", example_inputs=(image,), update=tt.FullTrain())
+    shipped = shipped_records("cortex-m7")
+    used = [shipped[key] for key in map(workload_key, filter(kind_of, module.unscheduled)) if key in shipped]
+    assert len(used) > 50 and {r.rule for r in used} == {"gemm", "windows", "window_weights"}
