@@ -40,7 +40,7 @@ def module(target: str = "c -mcpu=cortex-m7") -> tt.TrainModule:
 
 
 @cache
-def adaptive_module(name: str, cache_bytes: int | None = None) -> tt.TrainModule:
+def adaptive_module(name: str, cache_bytes: int = 0) -> tt.TrainModule:
     """It carries the runtime's files for selection too."""
     update = tt.TaskAdaptive(candidates=2, cache_bytes=cache_bytes)
     example = (torch.zeros(SHAPE),)
