@@ -16,11 +16,10 @@ _BINARY = {
     "RShift": ">>", "LShift": "<<", "BitwiseAnd": "&", "BitwiseOr": "|", "BitwiseXor": "^",
 }  # fmt: skip
 _MATH = {
-    "exp": "tt_expf", "log": "tt_logf", "sqrt": "sqrtf", "tanh": "tanhf", "erf": "erff", "fabs": "fabsf",
-    "floor": "floorf", "ceil": "ceilf",
-    "pow": "powf", "round": "roundf", "trunc": "truncf", "sin": "sinf", "cos": "cosf", "log1p": "log1pf", "rsqrt": "tt_rsqrtf",
-    "sigmoid": "tt_sigmoidf", "nearbyint": "nearbyintf",
+    "exp": "expf", "log": "logf", "sqrt": "sqrtf", "fabs": "fabsf", "floor": "floorf", "ceil": "ceilf", "pow": "powf",
+    "trunc": "truncf", "sin": "sinf", "cos": "cosf", "nearbyint": "nearbyintf",
 }  # fmt: skip
+"""What TVM leaves as an intrinsic, of its own or of LLVM; all others it lowers to calls of the C library and arithmetic."""
 _REINTERPRET = {
     ("float32", "uint32"): "tt_bits",
     ("float32", "int32"): "(int32_t)tt_bits",
