@@ -101,8 +101,9 @@ def _apply_rule(
 ) -> list[relax.Expr | None]:
     gv = callee(b.value)
     kernel = mod[gv] if gv is not None else None
-    name = f"kernel.{kernel_kind(kernel)}" if kernel is not None else op_name(b.value)
-    rule = gradient_of(name)
+    kind = None if kernel is None else kernel_kind(kernel)
+    name = op_name(b.value) if gv is None else f"kernel.{kind or gv.name_hint}"
+    rule = gradient_of(name) if gv is None or kind is not None else None
     if rule is None:
         raise UnsupportedOperatorError(
             "derive backward", f"{name} at {b.var.name}", "no gradient", "operators of the gradient table",

@@ -176,11 +176,15 @@ def rebuild(
     builder = Rebuilder(mod, source)
     new_params = list(old.params if params is None else params)
     func_attrs = dict(attrs or {})
-    with builder.bb.function("tt_new", new_params, attrs=func_attrs, pure=True):
-        with builder.bb.dataflow():
-            result = body(builder)
-            out = builder.bb.emit_output(result)
-        builder.bb.emit_func_output(out)
+    try:
+        with builder.bb.function("tt_new", new_params, attrs=func_attrs, pure=True):
+            with builder.bb.dataflow():
+                result = body(builder)
+                out = builder.bb.emit_output(result)
+            builder.bb.emit_func_output(out)
+    except Exception:
+        builder.bb._end_block()  # TVM would print a warning about it
+        raise
     built = builder.bb.get()
     functions = {gv.name_hint: f for gv, f in built.functions.items()}
     # FuseOps wants every variable in one function only

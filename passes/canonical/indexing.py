@@ -84,6 +84,40 @@ def take_along(ctx: Rewrite, x: relax.Expr, axis: int, index: np.ndarray) -> rel
     return ctx.view(ctx.kernel(gather(spec), [ctx.view(x, spec.x_shape), table], spec.y_shape), out)
 
 
+@rule("relax.slice_scatter")
+def replaced_slice(ctx: Rewrite) -> relax.Expr | None:
+    """A tensor part of which is another one: what lies around it and that one side by side, or a table where steps are larger."""
+    x, part = ctx.call.args[:2]
+    axis, size = int(ctx.attrs.axis) % len(ctx.out_shape), ctx.out_shape[int(ctx.attrs.axis)]
+    if not ctx.is_float:
+        return None
+    begin, end, step = slice(*(int(a.value) for a in ctx.call.args[2:5])).indices(size)
+    if step != 1:
+        index = np.arange(size)
+        index[begin:end:step] = size + np.arange(shape_of(part)[axis])
+        return take_along(ctx, ctx.emit(relax.op.concat([x, part], axis)), axis, index)
+    around = [(0, begin), (end, size)]
+    before, after = (
+        [ctx.emit(relax.op.strided_slice(x, [axis], [a], [b]))] if a < b else [] for a, b in around
+    )
+    parts = [*before, part, *after]
+    return ctx.emit(relax.op.concat(parts, axis)) if len(parts) > 1 else part
+
+
+@rule("relax.topk")
+def extremum(ctx: Rewrite) -> relax.Expr | None:
+    """The largest or smallest of an axis and where it stands."""
+    a, x = ctx.attrs, ctx.call.args[0]
+    if int(a.k) != 1 or str(a.ret_type) not in ("both", "values"):
+        return None
+    value, index = (relax.op.max, relax.op.argmax) if a.largest else (relax.op.min, relax.op.argmin)
+    extreme = ctx.emit(value(x, int(a.axis), keepdims=True))
+    if str(a.ret_type) == "values":
+        return extreme
+    where = ctx.emit(index(x, int(a.axis), keepdims=True))
+    return relax.Tuple([extreme, ctx.emit(relax.op.astype(where, str(a.dtype)))])
+
+
 @rule("relax.flip")
 def flip(ctx: Rewrite) -> relax.Expr | None:
     """Reversal of one axis, as a table."""

@@ -87,11 +87,19 @@ def _calls(mod: tvm.IRModule) -> Counter[str]:
     return Counter(str(c.args[0]) if c.op.name == "relax.call_tir" else str(c.op.name) for c in calls)
 
 
-def test_operator_without_gradient_is_named() -> None:
+def test_operator_without_gradient_is_named(capfd: pytest.CaptureFixture[str]) -> None:
     mod = lowered(probe(case("cumulative sum", fn(lambda x: x.cumsum(1)), (1, 12))), PROBE_INPUT, "mse")
     with pytest.raises(
         UnsupportedOperatorError, match=r"derive backward: relax\.cumsum at .*: found no gradient"
     ):
+        derive(mod, ["sources_0_bias"])
+    assert "BlockBuilder" not in capfd.readouterr().err  # TVM's complaint about a block that nobody ended
+
+
+def test_a_loop_of_a_front_end_is_named() -> None:
+    three = case("three", fn(lambda x, y, z: torch.einsum("bi,bj,bk->bijk", x, y, z)), (1, 2), (1, 3), (1, 2))
+    mod = lowered(probe(three), PROBE_INPUT, "mse", onnx=True)
+    with pytest.raises(UnsupportedOperatorError, match=r"kernel\.einsum at .*: found no gradient"):
         derive(mod, ["sources_0_bias"])
 
 

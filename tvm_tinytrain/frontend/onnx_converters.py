@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -128,6 +129,39 @@ def _dropout(bb: relax.BlockBuilder, inputs: list[relax.Expr], attrs: Attributes
     return inputs[0]
 
 
+def _tile(bb: relax.BlockBuilder, inputs: list[relax.Expr], attrs: Attributes) -> relax.Expr | None:
+    """``relax.tile``."""
+    repeats = _constant(inputs[1])
+    return None if repeats is None else relax.op.tile(inputs[0], [int(r) for r in repeats])
+
+
+def _einsum(bb: relax.BlockBuilder, inputs: list[relax.Expr], attrs: Attributes) -> relax.Expr | None:
+    """A sum of products of two tensors as a matrix product: axes of both and the result first, those that are summed inside."""
+    operands = [x for x in inputs if x is not None]
+    left, arrow, out = attrs["equation"].decode().replace(" ", "").partition("->")
+    a, _, b = left.partition(",")
+    plain = all(term.isalpha() and len(set(term)) == len(term) for term in (a, b, out) if term)
+    if len(operands) != 2 or not arrow or not plain:
+        return None
+    size = {
+        k: int(d) for t, x in zip((a, b), operands, strict=True) for k, d in zip(t, x.ty.shape, strict=True)
+    }
+    both, inner = [k for k in a if k in b and k in out], [k for k in a if k in b and k not in out]
+    mine, other = ([k for k in t if k in out and k not in both] for t in (a, b))
+
+    def matrix(x: relax.Expr, term: str, rows: list[str], columns: list[str]) -> relax.Expr:
+        alone = [i for i, k in enumerate(term) if k not in (*both, *rows, *columns)]
+        x = bb.emit(relax.op.sum(x, alone)) if alone else x
+        left = [k for k in term if k in (*both, *rows, *columns)]
+        x = bb.emit(relax.op.permute_dims(x, [left.index(k) for k in (*both, *rows, *columns)]))
+        return bb.emit(relax.op.reshape(x, [math.prod(size[k] for k in g) for g in (both, rows, columns)]))
+
+    y = bb.emit(relax.op.matmul(matrix(operands[0], a, mine, inner), matrix(operands[1], b, inner, other)))
+    axes = [*both, *mine, *other]
+    y = bb.emit(relax.op.reshape(y, [size[k] for k in axes]))
+    return relax.op.permute_dims(y, [axes.index(k) for k in out])
+
+
 def _gather(bb: relax.BlockBuilder, inputs: list[relax.Expr], attrs: Attributes) -> relax.Expr | None:
     """``relax.take`` by a constant index whose negative entries count from the end here, not on the device."""
     x, index, axis = inputs[0], _constant(inputs[1]), int(attrs.get("axis", 0))
@@ -155,7 +189,7 @@ def _gemm(bb: relax.BlockBuilder, inputs: list[relax.Expr], attrs: Attributes) -
 
 
 def _resize(bb: relax.BlockBuilder, inputs: list[relax.Expr], attrs: Attributes) -> relax.Expr | None:
-    """By tables where scales are not the ratios of the sizes, for which TVM takes them."""
+    """By tables where scales are not the ratios of the sizes, for which TVM takes them, and along one axis, for which it has a loop."""
     x, shape = inputs[0], [int(d) for d in inputs[0].ty.shape]
     scales, sizes = (None if v is None or v.size == 0 else v for v in map(_constant, inputs[2:4]))
     if attrs.get("keep_aspect_ratio_policy", b"stretch") != b"stretch":
@@ -165,15 +199,19 @@ def _resize(bb: relax.BlockBuilder, inputs: list[relax.Expr], attrs: Attributes)
     if scales is None:
         if sizes is not None and list(sizes[:2]) != shape[:2]:
             raise ValueError("sizes of other axes than height and width")
-        return None
+        if sizes is None or len(shape) == 4:
+            return None
+        scales = sizes / np.array(shape)
     exact = scales.astype(np.float32) * np.array(shape, np.float32)
-    counts = np.floor(exact).astype(int)
-    if (counts == exact).all() and (scales[:2] == 1).all():
-        return None
+    counts = np.floor(exact).astype(int) if sizes is None else sizes.astype(int)
+    whole = (sizes is not None or (counts == exact).all()) and (scales[:2] == 1).all()
     mode = attrs.get("mode", b"nearest").decode()
     transformation = attrs.get("coordinate_transformation_mode", b"half_pixel").decode()
     rounding = attrs.get("nearest_mode", b"round_prefer_floor").decode()
-    if mode not in ("nearest", "linear") or transformation not in _POSITIONS:
+    known = mode in ("nearest", "linear") and transformation in _POSITIONS
+    if whole and (len(shape) == 4 or not known):
+        return None
+    if not known:
         raise ValueError(f"scales {scales.tolist()} of {shape} with mode {mode} and {transformation}")
     for axis, (scale, count) in enumerate(zip(scales, counts, strict=True)):
         if scale == 1:
@@ -202,8 +240,10 @@ _ROUNDINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 _CONVERTERS: dict[str, Callable[[relax.BlockBuilder, list[relax.Expr], Attributes], relax.Expr | None]] = {
     "Clip": _clip,
     "Dropout": _dropout,
+    "Einsum": _einsum,
     "Gather": _gather,
     "Gemm": _gemm,
     "Pad": _pad,
     "Resize": _resize,
+    "Tile": _tile,
 }
