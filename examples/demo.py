@@ -26,7 +26,7 @@ if __package__ in (None, ""):
 import tvm_tinytrain as tt
 from examples.arguments import at_least_one
 from examples.demo_data import NUM_CLASSES, RECIPE, demo_network, demo_plan, load_support_query
-from tvm_tinytrain.cli_checks import check_folder
+from tvm_tinytrain.early_checks import check_folder
 from tvm_tinytrain.memory import plot_plan, text_plan
 from tvm_tinytrain.micro import Session
 

@@ -30,7 +30,7 @@ if __package__ in (None, ""):
 import tvm_tinytrain as tt
 from examples.arguments import at_least_one
 from examples.demo_data import demo_network, load_support_query
-from tvm_tinytrain.cli_checks import check_folder
+from tvm_tinytrain.early_checks import check_folder
 from tvm_tinytrain.micro.exports import export_project
 
 KINDS = ("bare-metal", "zephyr", "arduino", "cmake")

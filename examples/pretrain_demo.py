@@ -29,7 +29,7 @@ if __package__ in (None, ""):
 
 from examples.arguments import at_least_one
 from examples.demo_data import IMAGE_SIZE, WEIGHTS, load_pretrained, quantise_weights, to_network_input
-from tvm_tinytrain.cli_checks import check_output
+from tvm_tinytrain.early_checks import check_output
 from tvm_tinytrain.errors import ImportModelError, TinyTrainError
 from tvm_tinytrain.models import Backbone, fuse, mcunet
 

@@ -15,10 +15,10 @@ from typing import Any
 from tvm_tinytrain._version import __version__
 from tvm_tinytrain.cli_adapt import add_commands as add_adapt
 from tvm_tinytrain.cli_boards import add_commands as add_board_commands
-from tvm_tinytrain.cli_checks import check_folder, check_output, make_folder
 from tvm_tinytrain.cli_fewshot import add_commands as add_fewshot_commands
 from tvm_tinytrain.cli_tune import add_tune
 from tvm_tinytrain.cli_update import UPDATES, parse_update
+from tvm_tinytrain.early_checks import check_folder, check_output, make_folder
 from tvm_tinytrain.errors import PlanError, TinyTrainError
 
 _EXAMPLE = """example:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tvm_tinytrain.cli_checks import check_options, check_output, make_folder
+from tvm_tinytrain.early_checks import check_options, check_output, make_folder
 from tvm_tinytrain.errors import CheckpointError, ImportModelError, PlanError
 
 _ADAPT = """example:

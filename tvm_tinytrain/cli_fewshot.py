@@ -12,8 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tvm_tinytrain.cli_checks import check_folder, check_options, check_output
 from tvm_tinytrain.cli_network import image_size, load_network
+from tvm_tinytrain.early_checks import check_folder, check_options, check_output
 from tvm_tinytrain.errors import ArchiveError, ImportModelError, PlanError
 
 _EVALUATE = """example:

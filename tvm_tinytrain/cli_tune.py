@@ -11,9 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tvm_tinytrain.cli_checks import check_folder, check_options, check_output
 from tvm_tinytrain.cli_network import load_network
 from tvm_tinytrain.cli_update import UPDATES, parse_update
+from tvm_tinytrain.early_checks import check_folder, check_options, check_output
 from tvm_tinytrain.errors import PlanError
 
 _EXAMPLE = """example:

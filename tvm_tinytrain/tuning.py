@@ -13,7 +13,7 @@ from typing import Any
 from tvm import tirx
 
 from tvm_tinytrain.build import TrainModule, build
-from tvm_tinytrain.cli_checks import check_folder, check_output
+from tvm_tinytrain.early_checks import check_folder, check_output
 from tvm_tinytrain.errors import BoardError, PlanError, TargetError
 from tvm_tinytrain.passes.kernels.builder import kernel_kind
 from tvm_tinytrain.schedules.blocks import describe

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands.refused import refused
-from tvm_tinytrain.cli_checks import check_folder, check_output
+from tvm_tinytrain.early_checks import check_folder, check_output
 from tvm_tinytrain.errors import ArchiveError
 from tvm_tinytrain.schedules.scratch import scratch_folder
 

@@ -1,4 +1,4 @@
-"""What the subcommands check before their work begins: where they are to write, and numbers that nothing would come of."""
+"""What is checked before long work begins: where it is to write, and numbers that nothing would come of."""
 
 from __future__ import annotations
 
