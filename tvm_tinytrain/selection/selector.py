@@ -34,10 +34,10 @@ class TaskAdaptive:
     bottleneck) alone, as accurate or more so in half of the memory (docs/fewshot.md), or "auto": the
     expansions where there are any, otherwise all. seed: of the criterion "random".
     cached_samples: a library's cache of the frozen prefix keeps more of each sample where it then has room for
-    so many. cache_format: how it keeps them: "float32", "float16" or "int8". cache_bytes (a number, or "64KB"): of a pool of its own for the
-    cache, in the section that a firmware names by TT_CACHE_SECTION (external RAM, say) and beside the memory budget;
-    0 takes what the arena has to spare. A library has one such pool for all its arenas: only one of them may use the
-    cache at a time, from its first store to its last use.
+    so many. cache_format: how it keeps them: "float32", "float16" or "int8". cache_bytes: a number, or "64KB", of a
+    pool of its own for the cache, in the section that a firmware names by TT_CACHE_SECTION (external RAM, say) and
+    beside the memory budget; 0 takes what the arena has to spare. A library has one such pool for all its arenas:
+    only one of them may use the cache at a time, from its first store to its last use.
     """
 
     criterion: str = "tinytrain"
