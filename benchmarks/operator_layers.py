@@ -255,10 +255,12 @@ def masks() -> Iterator[OperatorCase]:
 
     def written_out(x: Tensor) -> Tensor:
         later = torch.ones(x.shape[1], x.shape[1]).triu(1)
-        return (x @ x.mT).masked_fill(later.bool(), -math.inf).softmax(-1) @ x
+        return (x @ x.transpose(1, 2)).masked_fill(later.bool(), -math.inf).softmax(-1) @ x
 
     def added(x: Tensor) -> Tensor:
-        return (x @ x.mT + torch.full((x.shape[1], x.shape[1]), -math.inf).triu(1)).softmax(-1) @ x
+        return (x @ x.transpose(1, 2) + torch.full((x.shape[1], x.shape[1]), -math.inf).triu(1)).softmax(
+            -1
+        ) @ x
 
     causal = fn(lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True))
     yield case("causal attention", causal, TOKENS)

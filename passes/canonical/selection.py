@@ -12,7 +12,7 @@ from tvm_tinytrain.passes.canonical.registry import Rewrite, rule
 from tvm_tinytrain.passes.kernels.builder import kernel_kind
 from tvm_tinytrain.passes.kernels.select import COMPARISONS, SelectSpec, select
 from tvm_tinytrain.passes.kernels.softmax import SoftmaxSpec, softmax
-from tvm_tinytrain.passes.rewriting import callee, dtype_of, op_name, shape_of
+from tvm_tinytrain.passes.rewriting import callee, dtype_of, op_name, operands, shape_of
 
 
 @rule("relax.where")
@@ -74,7 +74,10 @@ def _select(ctx: Rewrite, comparison: str, sides: list[relax.Expr]) -> relax.Exp
 
 
 def _guarded_scores(ctx: Rewrite) -> relax.Expr | None:
-    """The scores whose rows that are all −∞ get zeros instead of a softmax, as PyTorch's attention wants it."""
+    """The scores whose rows that are all −∞ get zeros instead of a softmax, as PyTorch's attention and its export to ONNX write it."""
+    condition = ctx.definition(ctx.args[0])
+    if condition is not None and op_name(condition) == "relax.isnan" and condition.args[0] == ctx.args[2]:
+        return _softmax_operand(ctx, ctx.args[2]) if _is_zero(ctx, ctx.args[1]) else None
     source, compared = ctx.args[0], False
     while (call := ctx.definition(source)) is not None:
         name = op_name(call)
@@ -88,6 +91,20 @@ def _guarded_scores(ctx: Rewrite) -> relax.Expr | None:
     if not compared or shape_of(source) != ctx.out_shape or not _is_zero(ctx, ctx.args[1]):
         return None
     return source
+
+
+def _softmax_operand(ctx: Rewrite, y: relax.Expr) -> relax.Expr | None:
+    """What a softmax over the last axis is taken of."""
+    call = ctx.definition(y)
+    if call is not None and op_name(call) == "relax.reshape":
+        call = ctx.definition(call.args[0])
+    if call is None or _kind(ctx, call) != "softmax":
+        return None
+    x = operands(call)[0]
+    if (view := ctx.definition(x)) is not None and op_name(view) == "relax.reshape":
+        x = view.args[0]
+    last = shape_of(operands(call)[0]) == (math.prod(ctx.out_shape[:-1]), ctx.out_shape[-1], 1)
+    return x if last and shape_of(x) == ctx.out_shape else None
 
 
 def _empty_rows(ctx: Rewrite, scores: relax.Expr) -> np.ndarray | None:

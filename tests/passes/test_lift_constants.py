@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+import torch
 import tvm
+from torch import Tensor, nn
 from tvm.script import ir as I
 from tvm.script import relax as R
 from tvm.script import tirx as T
 
+import tvm_tinytrain as tt
 from tests.passes.helpers import assert_same
+from tvm_tinytrain.micro.in_process import InProcess
 from tvm_tinytrain.passes.lift_constants import LiftConstants
 from tvm_tinytrain.passes.state import get_values, with_values
 
@@ -70,3 +75,18 @@ def test_one_parameter_for_equal_numbers() -> None:
 def test_nothing_to_lift_changes_nothing() -> None:
     once = LiftConstants()(with_values(Before, {"number_0": np.zeros(4, np.float32)}))
     tvm.ir.assert_structural_equal(LiftConstants()(once), once)
+
+
+@pytest.mark.host_compiler
+def test_a_library_reads_such_numbers() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.where((x > 0.0) ^ (x > 0.5), x, 0.25))
+
+    net, x = Net().eval(), torch.linspace(-1, 1, 6).reshape(1, 6)
+    with InProcess(tt.build(net, "host", example_inputs=(x,))) as library:
+        np.testing.assert_allclose(library.predict(x.numpy()), net(x).detach().numpy(), rtol=1e-5)
