@@ -27,6 +27,10 @@ _ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "relax.bitwise_xor": np.bitwise_xor, "relax.bitwise_not": np.bitwise_not, "relax.isinf": np.isinf,
 }  # fmt: skip
 _VIEWS = ("relax.reshape", "relax.expand_dims", "relax.squeeze", "relax.flatten")
+_MOVES = (
+    *_VIEWS, "relax.clip", "relax.tril", "relax.triu", "relax.strided_slice", "relax.permute_dims", "relax.broadcast_to",
+    "relax.astype",
+)  # fmt: skip
 
 
 def evaluate(ctx: Rewrite) -> relax.Expr | None:
@@ -46,18 +50,30 @@ def compute(
     """The value of a call whose ``result`` has its shape and element type, from the ``known`` values of its operands."""
     name, shape, dtype = op_name(call), shape_of(result), dtype_of(result)
     value = _created(call, name, shape, known)
-    if value is None:
-        values = [known(a) for a in operands(call)]
-        if not values or values[0] is None:
-            return None
-        value = _moved(call, name, shape, values[0])
-        if value is None and name in _ELEMENTWISE and all(v is not None for v in values):
-            value = np.asarray(_ELEMENTWISE[name](*values))
-        if value is None and name == "relax.take" and values[1] is not None and call.attrs.axis is not None:
-            value = np.take(values[0], values[1], int(call.attrs.axis))
-        if value is None and name == "relax.astype":
-            value = np.trunc(values[0]) if "int" in dtype else values[0]
+    if value is None and name in _ELEMENTWISE:
+        values = _all_known(operands(call), known)
+        value = None if values is None else np.asarray(_ELEMENTWISE[name](*values))
+    elif value is None and name == "relax.take" and call.attrs.axis is not None:
+        values = _all_known(operands(call), known)
+        value = None if values is None else np.take(values[0], values[1], int(call.attrs.axis))
+    elif value is None and name in _MOVES and (first := known(call.args[0])) is not None:
+        value = (
+            np.trunc(first) if name == "relax.astype" and "int" in dtype else _moved(call, name, shape, first)
+        )
     return None if value is None else np.broadcast_to(np.asarray(value).astype(dtype), shape).copy()
+
+
+def _all_known(
+    exprs: list[relax.Expr], known: Callable[[relax.Expr], np.ndarray | None]
+) -> list[np.ndarray] | None:
+    """The values of all of them; none is looked for behind the first that is unknown."""
+    values = []
+    for expr in exprs:
+        value = known(expr)
+        if value is None:
+            return None
+        values.append(value)
+    return values
 
 
 def _created(
@@ -76,8 +92,8 @@ def _created(
     return None
 
 
-def _moved(call: relax.Call, name: str, shape: tuple[int, ...], first: np.ndarray) -> np.ndarray | None:
-    """Parts and other arrangements of one value."""
+def _moved(call: relax.Call, name: str, shape: tuple[int, ...], first: np.ndarray) -> np.ndarray:
+    """Parts and other arrangements of one value; itself where it is broadcast or cast."""
     if name == "relax.clip":
         low, high = (float(a.value) for a in call.args[1:])
         return np.minimum(np.maximum(first, low), high)
@@ -89,6 +105,4 @@ def _moved(call: relax.Call, name: str, shape: tuple[int, ...], first: np.ndarra
         return first[np.ix_(*(begin + step * np.arange(count) for begin, step, count in ranges))]
     if name == "relax.permute_dims":
         return np.transpose(first, None if call.attrs.axes is None else [int(a) for a in call.attrs.axes])
-    if name in _VIEWS:
-        return first.reshape(shape)
-    return first if name == "relax.broadcast_to" else None
+    return first.reshape(shape) if name in _VIEWS else first

@@ -109,9 +109,12 @@ def _softmax_operand(ctx: Rewrite, y: relax.Expr) -> relax.Expr | None:
 
 def _empty_rows(ctx: Rewrite, scores: relax.Expr) -> np.ndarray | None:
     """Which rows of a sum of products and masks are all −∞, with the last axis kept; None where a mask is not known."""
-    terms, hidden = [scores], np.zeros(1, bool)
+    terms, hidden, seen = [scores], np.zeros(1, bool), set[relax.Expr]()
     while terms:
         term = terms.pop()
+        if term in seen:
+            continue
+        seen.add(term)
         value, call = initial_value(ctx, term), ctx.definition(term)
         name = "" if call is None else op_name(call).removeprefix("relax.")
         if value is not None:

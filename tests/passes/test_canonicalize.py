@@ -222,3 +222,14 @@ def test_operator_without_rule_stays() -> None:
 
     before = with_zeros(Before)
     assert_same(Canonicalize()(before), before)
+
+
+def test_masks_are_looked_for_in_a_time_that_grows_with_depth() -> None:
+    """Each layer reads the one before twice: all paths to the input are more than could be walked."""
+
+    def deep(x: Tensor) -> Tensor:
+        for _ in range(40):
+            x = x + x * 0.5
+        return F.scaled_dot_product_attention(x, x, x, is_causal=True)
+
+    assert calls(deep, (1, 5, 4))[-3:] == ["add", "softmax", "matmul"]
