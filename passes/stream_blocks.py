@@ -121,10 +121,10 @@ def stream_choices(
 
 def _merged(func: relax.Function, end: int, blocks: Sequence[Block]) -> Block | None:
     """The block that ends at binding ``end`` in one kernel with the one in front of it, or else with the one behind it."""
-    everything, uses = bindings(func), use_counts(func)
     here = next((b for b in blocks if b.end == end), None)
     if here is None:
         return None
+    everything, uses = bindings(func), use_counts(func)
     for first, second in [(b, here) for b in blocks] + [(here, b) for b in blocks]:
         between = everything[first.end].var
         fits = second.spec.direct and not second.spec.residual and second.spec.input_dtype == "float32"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,7 +134,7 @@ def moving_buffers(adaptive: AdaptiveLibrary, entry: str) -> list[str]:
     return sorted(names)
 
 
-def workspace_names(adaptive: AdaptiveLibrary, program: Program, entry: Entry, depth: int) -> dict[int, str]:
+def workspace_names(adaptive: AdaptiveLibrary, entry: Entry, depth: int) -> dict[int, str]:
     """{position of the call in the entry: workspace buffer} at one depth; only calls that run there have one."""
     plan = adaptive.arena(entry.name, depth)
     if plan is None:
@@ -165,11 +165,8 @@ def entry_body(
 ) -> tuple[list[str], str]:
     """Statements of an entry, and the table of offsets by depth that they read (empty where nothing moves)."""
     names = moving_buffers(adaptive, entry.name)
-    columns = [
-        f"{entry.name}.call_{i}"
-        for i in range(len(entry.calls))
-        if _any_workspace(adaptive, program, entry, i)
-    ]
+    spaces = [workspace_names(adaptive, entry, depth) for depth in range(len(adaptive.plan.depths))]
+    columns = [f"{entry.name}.call_{i}" for i in sorted({call for at in spaces for call in at})]
     tensors = [n for n in names if not _is_workspace(n)]
     index = {n: i for i, n in enumerate([*tensors, *columns])}
     lines: list[str] = []
@@ -191,7 +188,7 @@ def entry_body(
             args.append(f"base + at[{index[f'{entry.name}.call_{i}']}]")
         skipped = f"first <= {i}" if cuts and i < max(cuts) else None
         lines += _guarded(call, guard, f"{kernel.name}({', '.join(args)});", skipped)
-    return lines, _offset_table(adaptive, program, entry, tensors, columns)
+    return lines, _offset_table(adaptive, entry, tensors, columns, spaces)
 
 
 def points_of(adaptive: AdaptiveLibrary, program: Program, entry: Entry) -> Points:
@@ -215,12 +212,12 @@ def _is_workspace(name: str) -> bool:
     return ".workspace_" in name or name.endswith(".scratch")
 
 
-def _any_workspace(adaptive: AdaptiveLibrary, program: Program, entry: Entry, call: int) -> bool:
-    return any(call in workspace_names(adaptive, program, entry, d) for d in range(len(adaptive.plan.depths)))
-
-
 def _offset_table(
-    adaptive: AdaptiveLibrary, program: Program, entry: Entry, tensors: list[str], columns: list[str]
+    adaptive: AdaptiveLibrary,
+    entry: Entry,
+    tensors: list[str],
+    columns: list[str],
+    spaces: Sequence[Mapping[int, str]],
 ) -> str:
     if not tensors and not columns:
         return ""
@@ -232,10 +229,9 @@ def _offset_table(
             rows.append([0] * (len(tensors) + len(columns)))
             continue
         offsets = plan.plans[entry.name]
-        spaces = workspace_names(adaptive, program, entry, depth)
         row = [offsets[n] if n in offsets else 0 for n in tensors]  # noqa: SIM401 (a plan is no dict)
         for column in columns:
-            space = spaces.get(int(column.rsplit("_", 1)[1]))
+            space = spaces[depth].get(int(column.rsplit("_", 1)[1]))
             row.append(offsets[space] if space is not None else 0)
         rows.append(row)
     body = ",\n".join("    {" + ", ".join(str(v) for v in row) + "}" for row in rows)
