@@ -133,6 +133,34 @@ def test_the_device_makes_what_the_host_makes(
 
 
 @pytest.mark.host_compiler
+@pytest.mark.parametrize(
+    ("translation", "size"),
+    [(0.35, 10), (0.35, 30), (0.45, 50), (0.65, 10), (0.7, 5), (0.95, 90), (0.125, 12), (1.0, 5)],
+)
+def test_the_device_moves_as_far_as_the_host(in_c: ctypes.CDLL, translation: float, size: int) -> None:
+    """Where translation · size is a half in real numbers, float32 and float64 round it apart."""
+    how = DiffAugment(**{**STILL, "probability": 1.0, "translation": translation})
+    draws = np.full((1, 8), 0.5)
+    image = np.arange(1, size**2 + 1, dtype=np.float32).reshape(1, size, size)
+    for draws[0, 5], draws[0, 6] in ((0.0, 1 - 2.0**-24), (1 - 2.0**-24, 0.0), (0.25, 0.75)):
+        expected = how(image[None], _Draws(draws))[0]  # type: ignore[arg-type]
+        np.testing.assert_allclose(augmented(in_c, how, image, draws[0]), expected, rtol=1e-5)
+
+
+@pytest.mark.host_compiler
+@pytest.mark.parametrize("name", ["probability", "flip"])
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.7, 0.9])
+def test_a_draw_at_the_edge_decides_alike(in_c: ctypes.CDLL, name: str, share: float) -> None:
+    how = DiffAugment(**{**STILL, "probability": 1.0, "flip": 1.0, name: share})
+    image = np.arange(1, 10, dtype=np.float32).reshape(1, 3, 3)
+    for edge in (int(share * 2**24) + step for step in (-1, 0, 1)):
+        draws = np.zeros((1, 8))
+        draws[0, ("probability", "flip").index(name)] = edge / 2**24
+        expected = how(image[None], _Draws(draws))[0]  # type: ignore[arg-type]
+        np.testing.assert_allclose(augmented(in_c, how, image, draws[0]), expected, rtol=1e-5)
+
+
+@pytest.mark.host_compiler
 def test_the_devices_draws(in_c: ctypes.CDLL) -> None:
     state = ctypes.c_uint64(42)
     draws = np.zeros((500, 8), np.float32)

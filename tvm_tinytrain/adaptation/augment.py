@@ -91,12 +91,12 @@ class DiffAugment:
         draws = rng.random((len(images), 8))
         out = images.copy()
         for i, draw in enumerate(draws):
-            if draw[0] < self.probability:
+            if draw[0] < np.float32(self.probability):
                 out[i] = self._change(images[i], draw)
         return out
 
     def _change(self, image: Images, draw: npt.NDArray[np.float64]) -> Images:
-        x = image[:, :, ::-1] if draw[1] < self.flip else image
+        x = image[:, :, ::-1] if draw[1] < np.float32(self.flip) else image
         x = x + np.float32(self.brightness * (2.0 * draw[2] - 1.0))
         grey = x.mean(axis=0, keepdims=True)
         x = (x - grey) * np.float32(1.0 + self.saturation * (2.0 * draw[3] - 1.0)) + grey
@@ -106,7 +106,8 @@ class DiffAugment:
 
     def _shift(self, x: Images, vertical: float, horizontal: float) -> Images:
         height, width = x.shape[1:]
-        most = int(height * self.translation + 0.5), int(width * self.translation + 0.5)
+        share = float(np.float32(self.translation))  # where share · size is a half, the last bits decide
+        most = int(height * share + 0.5), int(width * share + 0.5)
         down = int(np.floor(vertical * (2 * most[0] + 1))) - most[0]
         right = int(np.floor(horizontal * (2 * most[1] + 1))) - most[1]
         out = np.zeros_like(x)
