@@ -274,6 +274,12 @@ def test_calls_of_a_library() -> None:
                 "tensor .*: found nan or infinity; allowed finite",
             ),
             (lambda: library.learn(ROW, [1], queries=3), "queries: found 3"),
+            (lambda: library.learn(ROW, [1], progress=3), "progress: found 3; allowed a function"),
+            (lambda: library.learn(ROW.clone().requires_grad_(), [1]), "samples: found .*detach"),
+            (
+                lambda: library.learn(ROW.numpy() + 1j, [1]),
+                "samples: found complex.*; allowed real numbers",
+            ),
             (lambda: library.learn(ROW, [1], seed=-1), "seed: found -1"),
         ]
         for call, text in wrong:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 import tvm_tinytrain as tt
 from tests.fewshot.small import SIZE, digit_task, small_backbone
-from tvm_tinytrain.adaptation import Progress
+from tvm_tinytrain.adaptation import DiffAugment, Progress, adapt, learn
 from tvm_tinytrain.errors import PlanError, ShapeError
 from tvm_tinytrain.fewshot.protonet import prototypical_logits
 from tvm_tinytrain.fewshot.reference import adapt_reference
@@ -151,6 +152,47 @@ def test_what_does_not_fit_is_refused(full: InProcess) -> None:
     with pytest.raises(ShapeError) as caught:
         full.adapt(support, labels, queries=lambda samples, rng: samples[1:])
     assert "pseudo-queries" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"queries_per_iteration": 2.5},
+        {"queries_per_iteration": float("nan")},
+        {"queries_per_iteration": True},
+        {"queries_per_iteration": "3"},
+        {"loss": "cosine"},
+        {"loss": tt.CrossEntropy()},
+        {"loss": tt.Prototypical},
+        {"progress": 3},
+        {"queries": DiffAugment},
+        {"fisher_through_prototypes": "no"},
+    ],
+)
+def test_an_option_that_none_can_be_is_refused_before_anything_is_trained(
+    full: InProcess, wrong: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task-adaptive library would have lost what it had learnt by then."""
+    support, labels, _, _ = digit_task()
+    monkeypatch.setattr(full, "call", None)
+    with pytest.raises(PlanError, match=f"^adapt: {next(iter(wrong))}: found .*; allowed "):
+        full.adapt(support, labels, iterations=1, **wrong)
+
+
+def test_labels_that_no_int64_holds_are_refused(full: InProcess) -> None:
+    """2^63 + 1 would have been told as -2^63 + 1."""
+    support, _, _, _ = digit_task()
+    with pytest.raises(PlanError, match="labels: found 9223372036854775809; allowed integers of 64 bits"):
+        full.adapt(support[:2], np.array([2**63 + 1, 2], np.uint64), iterations=0)
+
+
+@pytest.mark.parametrize("train", [adapt, learn])
+def test_what_is_no_loaded_library_is_refused(train: Any) -> None:
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+    module = tt.build(net, "host", example_inputs=(torch.zeros(1, 4),), name="plain")
+    for wrong, found in ((None, "NoneType"), (module, "TrainModule")):
+        with pytest.raises(PlanError, match=f"library: found {found}; allowed a loaded library; .*InProcess"):
+            train(wrong, np.zeros((2, 4), np.float32), np.array([0, 1]))
 
 
 def test_a_library_for_another_loss_is_refused() -> None:

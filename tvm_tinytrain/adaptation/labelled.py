@@ -83,7 +83,7 @@ def learn(
     """
     start = time.perf_counter()
     learner = _Learner(library)
-    learner.check_options(iterations, lr, queries, seed)
+    learner.check_options(iterations, lr, queries, seed, progress)
     learner.check_plan(plan)
     samples, targets = learner.labelled(images, labels)
     learner.check_labels(targets)
@@ -120,6 +120,7 @@ class _Learner(LibraryCalls):
     stage = "learn"
 
     def __init__(self, library: AdaptableLibrary) -> None:
+        super().__init__(library)
         self._applies = "apply" in library.entries
         self._train = "accumulate" if self._applies else "step"
         found = [f"no {self._train}"] if self._train not in library.entries else []
@@ -128,7 +129,6 @@ class _Learner(LibraryCalls):
             hint = "build it with an update that trains something, and a loss of labels"
             allowed = "step, or accumulate and apply, from labels"
             raise PlanError(self.stage, "library", ", ".join(found) or f"no {HYPER}", allowed, hint)
-        super().__init__(library)
         self._label = next(name for name, t in library.tensors.items() if t.role == "label")
 
     def check_labels(self, labels: Labels) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tvm_tinytrain.adaptation.augment import QuerySource
-from tvm_tinytrain.config import is_number
+from tvm_tinytrain.config import as_whole, is_number
 from tvm_tinytrain.errors import BudgetError, PlanError, ShapeError
 from tvm_tinytrain.plan import LayerUpdate, UpdatePlan
 from tvm_tinytrain.selection import FisherMap
@@ -47,20 +47,15 @@ class AdaptableLibrary(Protocol):
         """Run an entry; TransportError where it refuses."""
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 0)
-
-
-def _is_rate(value: object) -> bool:
-    return is_number(value) and float(value) >= 0.0
-
-
 class LibraryCalls:
     """The calls that any training is made of. ``stage`` is what its errors are of."""
 
     stage = "adapt"
 
     def __init__(self, library: AdaptableLibrary) -> None:
+        if not isinstance(getattr(library, "tensors", None), Mapping):
+            hint = "open what tt.build or tt.load returned with InProcess or Session"
+            raise PlanError(self.stage, "library", type(library).__name__, "a loaded library", hint)
         self.library = library
         inputs = [name for name, t in library.tensors.items() if t.role == "input"]
         if len(inputs) != 1:
@@ -83,34 +78,20 @@ class LibraryCalls:
         found = {int(name.removeprefix(_DELTA)): self.library.tensors[name].shape[0] for name in names}
         return dict(sorted(found.items()))
 
-    def check_options(self, iterations: int, lr: float, queries: object, seed: int) -> None:
-        """PlanError for a number of iterations, a rate, a source of pseudo-queries or a seed that none can be."""
-        for thing, value, allowed, hint, good in (
-            (
-                "iterations",
-                iterations,
-                "a whole number, 0 or more",
-                "0 means no training",
-                _is_count(iterations),
-            ),
-            ("lr", lr, "a finite number, 0 or more", "0 means no training", _is_rate(lr)),
-            (
-                "queries",
-                queries,
-                "a function of samples and a generator",
-                "e.g. DiffAugment()",
-                queries is None or callable(queries),
-            ),
-            (
-                "seed",
-                seed,
-                "a whole number, 0 or more",
-                "the same seed gives the same draws",
-                _is_count(seed),
-            ),
-        ):
-            if not good:
-                raise PlanError(self.stage, thing, value, allowed, hint)
+    def check_options(
+        self, iterations: object, lr: object, queries: object, seed: object, progress: object
+    ) -> None:
+        """PlanError for a number of iterations, a rate, a source of pseudo-queries, a seed or a callback that none can be."""
+        as_whole(self.stage, "iterations", iterations, 0, "0 means no training")
+        as_whole(self.stage, "seed", seed, 0, "the same seed gives the same draws")
+        if not (is_number(lr) and lr >= 0.0):
+            raise PlanError(self.stage, "lr", repr(lr), "a finite number, 0 or more", "0 means no training")
+        if queries is not None and (isinstance(queries, type) or not callable(queries)):
+            allowed, hint = "a function of samples and a generator", "e.g. DiffAugment()"
+            raise PlanError(self.stage, "queries", repr(queries), allowed, hint)
+        if progress is not None and not callable(progress):
+            hint = "it is called after each iteration"
+            raise PlanError(self.stage, "progress", repr(progress), "a function", hint)
 
     def check_plan(self, plan: UpdatePlan | None) -> None:
         """PlanError where a plan is given to a library that cannot choose."""
@@ -120,13 +101,7 @@ class LibraryCalls:
 
     def samples(self, images: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Samples as float32[n, *shape of one sample]; ShapeError where they do not fit the input."""
-        try:
-            array = np.asarray(images, dtype=np.float32)
-        except (TypeError, ValueError) as error:  # texts, or samples of different shapes
-            hint = "give one array of numbers"
-            raise ShapeError(
-                self.stage, "samples", error, f"[n, {str(self._shape[1:])[1:-1]}]", hint
-            ) from error
+        array = self._floats("samples", images, f"[n, {str(self._shape[1:])[1:-1]}]")
         if array.ndim == 0 or array.shape[1:] not in (self._shape, self._shape[1:]):
             hint = "resize the samples to the network's input"
             raise ShapeError(self.stage, "samples", array.shape, f"[n, {str(self._shape[1:])[1:-1]}]", hint)
@@ -137,22 +112,39 @@ class LibraryCalls:
         self, images: npt.ArrayLike, labels: npt.ArrayLike
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.integer]]:
         """Samples, and one integer label for each; ShapeError where there are none, or they do not fit each other or the input."""
-        samples, given = self.samples(images), np.asarray(labels)
+        samples, given = self.samples(images), self._array("labels", labels, "integers")
         if given.shape != (len(samples),) or not len(samples) or not np.issubdtype(given.dtype, np.integer):
             found = f"{len(samples)} samples, labels {given.dtype}{list(given.shape)}"
             raise ShapeError(self.stage, "samples", found, "one integer label for each sample", "check both")
+        if given.max() > np.iinfo(np.int64).max:
+            raise PlanError(self.stage, "labels", given.max(), "integers of 64 bits", "number the classes")
         return samples, given
 
     def drawn(
         self, source: QuerySource, samples: npt.NDArray[np.float32], rng: np.random.Generator
     ) -> npt.NDArray[np.float32]:
         """What a source makes of samples; ShapeError where it is not one pseudo-query for each, PlanError where it is not finite."""
-        made = np.asarray(source(samples, rng), dtype=np.float32)
+        made = self._floats("pseudo-queries", source(samples, rng), samples.shape)
         if made.shape != samples.shape:
             hint = "return one pseudo-query for each sample given"
             raise ShapeError(self.stage, "pseudo-queries", made.shape, samples.shape, hint)
         self._check_finite("pseudo-queries", made)
         return made
+
+    def _floats(self, thing: str, values: npt.ArrayLike, allowed: object) -> npt.NDArray[np.float32]:
+        """`values` as float32; ShapeError for what is no array of real numbers."""
+        array = self._array(thing, values, allowed)
+        if not np.can_cast(array.dtype, np.float32, "same_kind"):
+            hint = "give one array of numbers"
+            raise ShapeError(self.stage, thing, array.dtype, f"real numbers {allowed}", hint)
+        with np.errstate(over="ignore"):  # what overflows is not finite, which is refused
+            return array.astype(np.float32, copy=False)
+
+    def _array(self, thing: str, values: npt.ArrayLike, allowed: object) -> npt.NDArray[Any]:
+        try:
+            return np.asarray(values)
+        except (TypeError, ValueError, RuntimeError) as error:  # of different shapes, or a graph's tensor
+            raise ShapeError(self.stage, thing, error, allowed, "give one array of numbers") from error
 
     def _check_finite(self, thing: str, values: npt.NDArray[np.float32]) -> None:
         if not np.isfinite(values).all():
@@ -240,6 +232,7 @@ class Caller(LibraryCalls):
     """
 
     def __init__(self, library: AdaptableLibrary) -> None:
+        super().__init__(library)
         missing = [e for e in ("predict", "accumulate", "apply") if e not in library.entries]
         missing += [t for t in (SEED, HYPER) if t not in library.tensors]
         if missing:
@@ -247,7 +240,6 @@ class Caller(LibraryCalls):
             raise PlanError(
                 self.stage, "library", f"no {', '.join(missing)}", "entries and tensors of these", hint
             )
-        super().__init__(library)
         self._seed_shape = tuple(library.tensors[SEED].shape)
 
     def embed(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

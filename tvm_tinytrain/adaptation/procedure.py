@@ -19,7 +19,7 @@ import numpy.typing as npt
 from tvm_tinytrain.adaptation.augment import DiffAugment, QuerySource, Samples
 from tvm_tinytrain.adaptation.library import AdaptableLibrary, Caller
 from tvm_tinytrain.adaptation.protonet import PrototypeClassifier, class_prototypes, loss_and_gradients
-from tvm_tinytrain.config import Prototypical
+from tvm_tinytrain.config import Prototypical, as_whole
 from tvm_tinytrain.errors import PlanError
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.selection import FisherMap
@@ -113,15 +113,23 @@ def adapt(
     Raises
     ------
     PlanError, ShapeError, BudgetError
-        The library is not adaptable; samples or labels do not fit; nothing fits the library's budget.
+        The library is not adaptable, or an option is none; samples or labels do not fit; nothing fits the library's budget.
     """
     caller = Caller(library)
     start = time.perf_counter()
-    caller.check_options(iterations, lr, queries, seed)
+    caller.check_options(iterations, lr, queries, seed, progress)
     caller.check_plan(plan)
-    if queries_per_iteration is not None and queries_per_iteration < 1:
+    if queries_per_iteration is not None:
         hint = "None takes one for each support sample"
-        raise PlanError("adapt", "queries_per_iteration", queries_per_iteration, "1 or more", hint)
+        as_whole("adapt", "queries_per_iteration", queries_per_iteration, 1, hint)
+    if loss is not None and not isinstance(loss, Prototypical):
+        hint = "a library of another loss is trained by learn"
+        raise PlanError("adapt", "loss", repr(loss), "Prototypical(...)", hint)
+    if not isinstance(fisher_through_prototypes, (bool, np.bool_)):
+        hint = "whatever `loss` says of the iterations"
+        raise PlanError(
+            "adapt", "fisher_through_prototypes", repr(fisher_through_prototypes), "True, False", hint
+        )
     task = _Task.make(caller, support_images, support_labels, loss or Prototypical())
     rng = np.random.default_rng(seed)
     draw = _Draw(caller, task, queries or DiffAugment(), queries_per_iteration, rng)
