@@ -8,13 +8,13 @@ from __future__ import annotations
 import importlib
 import sys
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm_tinytrain._version import __version__
 
 if TYPE_CHECKING:
-    from tvm_tinytrain import micro
-    from tvm_tinytrain.build import TrainModule, build
+    from tvm_tinytrain import micro, models
+    from tvm_tinytrain.build import TrainModule, build, load
     from tvm_tinytrain.config import (
         MSE,
         SGD,
@@ -97,18 +97,21 @@ __all__ = [
     "build",
     "load",
     "micro",
+    "models",
     "tune",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _SUBPACKAGES:
-        return importlib.import_module(f"tvm_tinytrain.{name}")
-    if name not in _HOME:
-        raise AttributeError(f"module 'tvm_tinytrain' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"tvm_tinytrain.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker would take every name for one of the package's
+
+    def __getattr__(name: str) -> object:
+        if name in _SUBPACKAGES:
+            return importlib.import_module(f"tvm_tinytrain.{name}")
+        if name not in _HOME:
+            raise AttributeError(f"module 'tvm_tinytrain' has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"tvm_tinytrain.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
 
 
 class _Package(ModuleType):
