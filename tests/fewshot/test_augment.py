@@ -74,6 +74,23 @@ def test_what_is_no_image_or_no_share_is_refused() -> None:
     with pytest.raises(PlanError) as refused:
         DiffAugment(translation=1.5)
     assert "translation: found 1.5" in str(refused.value)
+    for share in ("0.5", None, True):
+        with pytest.raises(PlanError, match=f"flip: found {share!r}; allowed 0 … 1"):
+            DiffAugment(flip=share)  # type: ignore[arg-type]
+
+
+def test_draws_of_a_seed_that_no_device_has_are_refused() -> None:
+    for seed in (1.5, "1", True, -1, 1 << 64):
+        with pytest.raises(
+            PlanError, match=f"seed: found {seed!r}; allowed a whole number, 0 to 18446744073709551615"
+        ):
+            DeviceDraws(seed)  # type: ignore[arg-type]
+
+
+def test_draws_of_a_numpy_seed_are_those_of_the_int() -> None:
+    seed = (1 << 62) + 12345
+    got, expected = (DeviceDraws(s).random((5,)) for s in (np.int64(seed), seed))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(got, expected)
 
 
 class _Options(ctypes.Structure):

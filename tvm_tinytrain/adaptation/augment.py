@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from tvm_tinytrain.config import as_whole, is_number
 from tvm_tinytrain.errors import PlanError, ShapeError
 
 Images = npt.NDArray[np.float32]
@@ -42,10 +43,8 @@ class DeviceDraws:
     _state: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed <= _MASK:
-            raise PlanError(
-                "augment", "seed", self.seed, "0 … 2^64 - 1", "it is the state of a 64-bit generator"
-            )
+        hint = "it is the state of a 64-bit generator"
+        self.seed = as_whole("augment", "seed", self.seed, 0, hint, _MASK)
         self._state = self.seed
 
     def random(self, shape: tuple[int, ...], /) -> npt.NDArray[np.float64]:
@@ -80,8 +79,8 @@ class DiffAugment:
     def __post_init__(self) -> None:
         for name in ("probability", "brightness", "saturation", "contrast", "translation", "flip"):
             value = getattr(self, name)
-            if not 0.0 <= value <= 1.0:
-                raise PlanError("augment", name, value, "0 … 1", "the defaults are P>M>F's")
+            if not (is_number(value) and 0.0 <= value <= 1.0):
+                raise PlanError("augment", name, repr(value), "0 … 1", "the defaults are P>M>F's")
 
     def __call__(self, images: Images, rng: Draws) -> Images:
         """Change images float32[n, channels, height, width]; returns a new array. Draws 8 numbers per image."""
