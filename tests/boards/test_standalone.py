@@ -16,8 +16,9 @@ from tests.building.adaptive_net import CLASSES, SHAPE, network
 from tests.compiled import loaded
 from tvm_tinytrain.adaptation import DeviceDraws, DiffAugment, adapt
 from tvm_tinytrain.adaptation.protonet import class_prototypes, loss_and_gradients
-from tvm_tinytrain.errors import ArchiveError, PlanError, ShapeError, TransportError
+from tvm_tinytrain.errors import ArchiveError, PlanError, ShapeError, TinyTrainError, TransportError
 from tvm_tinytrain.micro import Session, Standalone, generate_project, read_result
+from tvm_tinytrain.micro.standalone import standalone_source
 from tvm_tinytrain.micro.trained_rows import read_rows, take_checkpoint
 
 SUPPORT, QUERIES, ITERATIONS = 2 * CLASSES, 4, 3
@@ -172,6 +173,49 @@ def test_the_devices_protonet_is_the_hosts(distance: str, through: bool) -> None
         assert c.tt_protonet_prototypes(ctypes.byref(given), p) == -4
 
 
+def test_labels_may_be_a_list() -> None:
+    given, listed = task(), task(labels=task().labels.tolist(), iterations=np.int64(ITERATIONS))
+    assert standalone_source("x", listed) == standalone_source("x", given)
+
+
+@pytest.mark.host_compiler
+@pytest.mark.parametrize(
+    ("loss", "changed", "found"),
+    [
+        (tt.Prototypical(), {"embedding": 3}, "standalone embedding: found 3; allowed 6"),
+        (tt.Prototypical(), {}, "standalone embedding: found 0; allowed 6"),
+        (tt.CrossEntropy(), {"embedding": 6}, "standalone embedding: found 6; allowed 0"),
+        (
+            tt.CrossEntropy(),
+            {"samples": np.zeros((20, 3, 8, 8), np.uint8)},
+            r"standalone samples: found \(20, 3, 8, 8\); allowed \[n, 3, 12, 12\]",
+        ),
+        (
+            tt.CrossEntropy(),
+            {"samples": np.zeros((20, *SHAPE[1:]), np.uint8), "labels": np.arange(10)},
+            "standalone classes: found 10; allowed 6 at most",
+        ),
+        (tt.MSE(), {}, r"label: found float32\[1, 6\]; allowed one int32; build it with CrossEntropy"),
+    ],
+)
+def test_a_task_of_another_library_is_refused_before_anything_is_written(
+    tmp_path: Path, loss: Any, changed: dict[str, Any], found: str
+) -> None:
+    """The firmware would say it by a status, once it is on the board."""
+    kept = tmp_path / "library" / "kept"
+    kept.parent.mkdir()
+    kept.touch()
+    with pytest.raises(TinyTrainError, match=found):
+        generate_project(build(loss), "mps2-an500", tmp_path, standalone=task(**changed))
+    assert kept.exists()
+
+
+@pytest.mark.host_compiler
+def test_what_is_no_task_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="standalone: found dict; allowed Standalone"):
+        generate_project(build(tt.CrossEntropy()), "mps2-an500", tmp_path, standalone={})  # type: ignore[arg-type]
+
+
 def test_tasks_and_consoles_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ShapeError, match="labels"):
         task(labels=np.array([0, 2]))
@@ -180,6 +224,24 @@ def test_tasks_and_consoles_that_make_no_sense_are_refused() -> None:
     for name, value in (("rate", 1e39), ("scale", float("nan")), ("offset", float("inf"))):
         with pytest.raises(PlanError, match=f"{name}: found .*; allowed a finite number"):
             task(**{name: value})
+    with pytest.raises(PlanError, match="augment: found True; allowed DiffAugment"):
+        task(augment=True)
+    for name, wrong in (
+        ("labels", np.arange(6.0)),
+        ("labels", np.arange(6)[:, None]),
+        ("samples", [[1, 2]] * 6),
+    ):
+        with pytest.raises(ShapeError, match="allowed uint8 samples, integer labels"):
+            task(**{name: wrong})
+    for name in ("iterations", "embedding", "seed"):
+        for value in (2.5, "2", None, True, -1, 2**65):
+            with pytest.raises(PlanError, match=f"{name}: found .*; allowed a whole number, 0 to "):
+                task(**{name: value})
+    for loss in (tt.CrossEntropy(), "cosine", None):
+        with pytest.raises(PlanError, match=r"loss: found .*; allowed Prototypical\("):
+            task(loss=loss)
+    with pytest.raises(PlanError, match="fisher_through_prototypes: found 'no'"):
+        task(fisher_through_prototypes="no")
     with pytest.raises(TransportError, match="no result"):
         read_result(["hello"], ["init"])
 

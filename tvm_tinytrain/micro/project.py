@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from tvm_tinytrain.errors import ArchiveError, BoardError
+from tvm_tinytrain.errors import ArchiveError, BoardError, PlanError, ShapeError
 from tvm_tinytrain.micro.elf import Program, read_program
 from tvm_tinytrain.micro.runners import Connection, StartOptions, flash, start
 from tvm_tinytrain.micro.standalone import DATA_FILE, Standalone, standalone_source
@@ -77,7 +78,9 @@ def generate_project(
     BoardError
         Unknown board.
     ArchiveError
-        The library lacks its header, or its arena's size.
+        The library lacks its header, or its arena's size, or cannot adapt by itself.
+    PlanError, ShapeError
+        `standalone` is not for this library.
     """
     chosen, root = get_board(board), Path(folder)
     arena_bytes = arena_bytes_of(library)
@@ -85,6 +88,8 @@ def generate_project(
         found = ", ".join(sorted(library.files)) or "no files"
         raise ArchiveError("project", library.name, found, f"tt_{library.name}.h", "build the module again")
     _check_object(library, chosen)
+    if standalone is not None:
+        _check_standalone(library, standalone)
     for part in ("library", "runtime"):
         shutil.rmtree(root / part, ignore_errors=True)
     for name, content in library.files.items():
@@ -98,7 +103,6 @@ def generate_project(
     for path in (root / DATA_FILE, root / _STANDALONE):
         path.unlink(missing_ok=True)
     if standalone is not None:
-        _check_standalone(library, standalone)
         _write(root / DATA_FILE, standalone_source(library.name, standalone).encode())
         _write(root / _STANDALONE, (runtime_folder() / STANDALONE_SOURCE).read_bytes())
     described = {"board": chosen.name, "library": library.name, "arena_bytes": arena_bytes}
@@ -107,16 +111,24 @@ def generate_project(
 
 
 def _check_standalone(library: Library, task: Standalone) -> None:
+    """The library must adapt, and the task be of its input and its classes."""
+    if not isinstance(task, Standalone):
+        hint = "it holds samples, labels and iterations"
+        raise PlanError("project", "standalone", type(task).__name__, "Standalone(...)", hint)
     if "tt_session.h" not in library.files:
         hint = "build it with update=TaskAdaptive(...)"
         raise ArchiveError("project", library.name, "a fixed plan", "a task-adaptive library", hint)
-    tensors = {t["name"]: t for t in library.metadata.get("tensors", ())}
-    given = next((t for t in tensors.values() if t["role"] == "input"), {"dtype": "nothing", "shape": []})
-    if task.augment is not None and (given["dtype"], len(given["shape"])) != ("float32", 4):
-        found, hint = f"{given['dtype']}{given['shape']}", "leave out augment, or build it for images"
+    tensors = library.metadata.get("tensors", ())
+    image, label, output, seed = (
+        next((t for t in tensors if t[key] == value), {"dtype": "nothing", "shape": []})
+        for key, value in (("role", "input"), ("role", "label"), ("role", "output"), ("name", "seed"))
+    )
+    prototypes, found = seed["dtype"] != "nothing", f"{image['dtype']}{image['shape']}"
+    if task.augment is not None and (image["dtype"], len(image["shape"])) != ("float32", 4):
+        hint = "leave out augment, or build it for images"
         allowed = "float32[1, channels, height, width]"
         raise ArchiveError("project", f"{library.name}, input to augment", found, allowed, hint)
-    if "seed" in tensors and "accumulate" not in library.metadata.get("entries", ()):
+    if prototypes and "accumulate" not in library.metadata.get("entries", ()):
         hint = "build it with accumulate=True"
         raise ArchiveError(
             "project",
@@ -125,6 +137,25 @@ def _check_standalone(library: Library, task: Standalone) -> None:
             "accumulate and apply",
             hint,
         )
+    if not prototypes and (label["dtype"], math.prod(label["shape"])) != ("int32", 1):
+        found, hint = f"{label['dtype']}{label['shape']}", "build it with CrossEntropy() or Prototypical()"
+        raise ArchiveError("project", f"{library.name}, label", found, "one int32", hint)
+    if image["dtype"] not in ("float32", "uint8", "int8"):
+        hint = "samples are bytes: build it for float32"
+        raise ArchiveError("project", f"{library.name}, input", found, "float32, uint8, int8", hint)
+    if task.samples.shape[1:] not in (tuple(image["shape"]), tuple(image["shape"][1:])):
+        hint = "resize the samples to the network's input"
+        raise ShapeError(
+            "project", "standalone samples", task.samples.shape, f"[n, {str(image['shape'][1:])[1:-1]}]", hint
+        )
+    width = math.prod(seed["shape"]) if prototypes else 0
+    if task.embedding != width:
+        hint = "the output's values where the loss is Prototypical(), else 0"
+        raise PlanError("project", "standalone embedding", task.embedding, width, hint)
+    outputs = math.prod(output["shape"])
+    if not prototypes and task.classes > outputs:
+        hint = "build it with a head of as many outputs"
+        raise PlanError("project", "standalone classes", task.classes, f"{outputs} at most", hint)
 
 
 def arena_bytes_of(library: Library) -> int:

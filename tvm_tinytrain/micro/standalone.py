@@ -5,25 +5,27 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, field
+from types import NoneType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tvm_tinytrain.adaptation import DeviceDraws, DiffAugment
-from tvm_tinytrain.config import Prototypical, is_number
+from tvm_tinytrain.config import Prototypical, as_whole, is_number
 from tvm_tinytrain.errors import PlanError, ShapeError, TransportError
 
 DATA_FILE = "tt_standalone_data.c"
 _PREFIX = "tt-standalone: "
+_LARGEST_UINT32 = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
 class Standalone:
     """The task of a standalone firmware.
 
-    samples: uint8[n, ...], the support set and then the queries; an input of float32 gets ``scale * value + offset``. labels: of the
-    support set, integers 0 to classes - 1, each class at least once. iterations, rate: of the training; rate 0 takes the library's own.
-    loss: of a library that was built with ``loss=Prototypical()``. embedding: values of that library's output, else 0.
+    samples: uint8[n, *shape of one input], the support set and then the queries; an input of float32 gets ``scale * value + offset``.
+    labels: of the support set, integers 0 to classes - 1, each class at least once. iterations, rate: of the training; rate 0 takes the
+    library's own. loss: of a library that was built with ``loss=Prototypical()``. embedding: values of that library's output, else 0.
     augment: makes pseudo-queries of the support samples, anew in each iteration, from the draws of `seed` (`DeviceDraws`); None: they
     are their own. It takes one more float32 sample of RAM, and no cache holds what is augmented (``tt_session.h``).
     fisher_through_prototypes: as `adaptation.adapt` takes it.
@@ -42,7 +44,23 @@ class Standalone:
     fisher_through_prototypes: bool = False
 
     def __post_init__(self) -> None:
-        DeviceDraws(self.seed)  # a seed that no device has is refused
+        object.__setattr__(self, "samples", np.asarray(self.samples))
+        object.__setattr__(self, "labels", np.asarray(self.labels))
+        object.__setattr__(self, "seed", DeviceDraws(self.seed).seed)  # one that no device has is refused
+        for name, hint in (
+            ("iterations", "0 means no training"),
+            ("embedding", "0 where the library's loss is of labels"),
+        ):
+            whole = as_whole("standalone", name, getattr(self, name), 0, hint, _LARGEST_UINT32)
+            object.__setattr__(self, name, whole)
+        for name, kinds, allowed in (
+            ("loss", (Prototypical,), "Prototypical(...)"),
+            ("augment", (DiffAugment, NoneType), "DiffAugment(...), None"),
+            ("fisher_through_prototypes", (bool, np.bool_), "True, False"),
+        ):
+            if not isinstance(getattr(self, name), kinds):
+                hint = "leave it out for the default"
+                raise PlanError("standalone", name, repr(getattr(self, name)), allowed, hint)
         if not (is_number(self.rate) and self.rate >= 0):
             hint = "0 takes the library's own"
             raise PlanError("standalone", "rate", repr(self.rate), "a finite number, 0 or more", hint)
@@ -50,11 +68,13 @@ class Standalone:
             if not is_number(value):
                 hint = "an input is scale * byte + offset"
                 raise PlanError("standalone", name, repr(value), "a finite number", hint)
-        classes = np.unique(self.labels)
-        sound = 0 < len(self.labels) <= len(self.samples) and np.array_equal(classes, np.arange(len(classes)))
-        if self.samples.dtype != np.uint8 or not sound or self.iterations < 0:
-            found = f"{self.samples.dtype}{list(self.samples.shape)}, {len(self.labels)} labels of {classes.tolist()}"
-            allowed = "uint8 samples, labels 0 … classes-1 of the first of them, 0 or more iterations"
+        samples, labels = self.samples, self.labels
+        sound = samples.dtype == np.uint8 and samples.ndim > 0 and labels.ndim == 1
+        sound = sound and np.issubdtype(labels.dtype, np.integer) and 0 < len(labels) <= len(samples)
+        if not sound or list(classes := np.unique(labels)) != list(range(len(classes))):
+            found = f"samples {samples.dtype}{list(samples.shape)}, labels {labels.dtype}{list(labels.shape)}"
+            found += f" of {classes.tolist()}" if sound else ""
+            allowed = "uint8 samples, integer labels 0 … classes-1 of the first of them"
             raise ShapeError("standalone", "task", found, allowed, "number the classes from 0")
 
     @property
