@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from tvm_tinytrain.errors import BudgetError
+from tvm_tinytrain.errors import BudgetError, PlanError
 from tvm_tinytrain.memory import plan_memory, validate_plan
 from tvm_tinytrain.memory.lower_bound import lower_bound_peak
 from tvm_tinytrain.passes.program import PERSISTENT, Entry, Program, Storage
@@ -84,7 +84,20 @@ def plan_arena(
         validate_plan(problems[name], found[name])
     plans = {name: found[name] for name in problems}
     peak = _round(max(p.peak for p in plans.values()))
-    return ArenaPlan(fixed, problems, plans, used, peak, max(p.lower_bound for p in plans.values()))
+    arena = ArenaPlan(fixed, problems, plans, used, peak, max(p.lower_bound for p in plans.values()))
+    check_ends(arena, arena.arena_bytes)
+    return arena
+
+
+def check_ends(arena: ArenaPlan, size: int) -> None:
+    """Raises PlanError for what ends behind ``size`` bytes: a buffer of any entry."""
+    for entry, problem in arena.problems.items():
+        for buffer in problem.buffers:
+            end = arena.plans[entry][buffer.name] + buffer.size
+            if end > size:
+                thing = f"the end of {buffer.name}"
+                hint = "report this network: the arena is too small for its own plan"
+                raise PlanError(f"plan memory ({entry})", thing, end, f"at most {size} bytes", hint)
 
 
 def entry_problem(

@@ -28,7 +28,7 @@ from tvm_tinytrain.passes.fuse_update import kept_tensors
 from tvm_tinytrain.passes.kernels.builder import kernel_kind, kernel_spec
 from tvm_tinytrain.passes.kernels.conv_spec import Conv2DSpec
 from tvm_tinytrain.passes.kernels.listed import LISTED
-from tvm_tinytrain.passes.plan_memory import ArenaPlan
+from tvm_tinytrain.passes.plan_memory import ArenaPlan, check_ends
 from tvm_tinytrain.passes.program import Program, Storage
 from tvm_tinytrain.passes.rewriting import bindings, callee, operands
 from tvm_tinytrain.passes.split_weights import ROWS_SUFFIX
@@ -202,26 +202,38 @@ def full_backward_macs(lowered: tvm.IRModule, layers: tuple[Layer, ...]) -> int:
 
 
 def merge_arena(library: AdaptiveLibrary, config: TrainConfig) -> ArenaPlan:
-    """One view of all plans: training at the greatest depth, the Fisher pass, prediction; the arena is the whole budget."""
+    """One view of all plans: training at the greatest depth, the Fisher pass, prediction; the arena is the whole budget.
+
+    Raises PlanError where the arena does not hold what a device runs in it unasked: the frozen network, and without a budget
+    whatever is selected.
+    """
+    size = arena_bytes(library, config)
+    for depth, arena in enumerate(library.plan.depths):
+        if config.budget.arena_bytes is None or depth == len(library.layers):
+            check_ends(arena, size - _row_bytes(library, depth))
     deepest, frozen = library.plan.depths[0], library.plan.depths[-1]
     return ArenaPlan(
         deepest.fixed,
         {**frozen.problems, **deepest.problems},
         {**frozen.plans, **deepest.plans},
         {**frozen.workspaces, **deepest.workspaces},
-        arena_bytes(library, config),
+        size,
         deepest.lower_bound,
     )
 
 
 def arena_bytes(library: AdaptiveLibrary, config: TrainConfig) -> int:
-    """The arena of a task-adaptive library: the memory budget, or what training everything would need."""
+    """The arena of a task-adaptive library: the memory budget, or the most that any selection, or none, would need."""
     if config.budget.arena_bytes is not None:
         return config.budget.arena_bytes
-    rows = sum(
-        library.plan.channel_bytes(i) * channels for i, (_, channels, _, _) in enumerate(library.layers)
-    )
-    return (library.plan.activation_bytes[0] + rows + 7) // 8 * 8
+    needs = (b + _row_bytes(library, depth) for depth, b in enumerate(library.plan.activation_bytes))
+    return (max(needs) + 7) // 8 * 8
+
+
+def _row_bytes(library: AdaptiveLibrary, depth: int) -> int:
+    """Bytes of the trained rows where all channels of the candidates from ``depth`` on are selected."""
+    counts = [channels for _, channels, _, _ in library.layers]
+    return sum(library.plan.channel_bytes(i) * counts[i] for i in range(depth, len(counts)))
 
 
 def select_scratch_bytes(candidates: int, channels: int) -> int:

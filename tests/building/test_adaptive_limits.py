@@ -10,6 +10,7 @@ from torch import nn
 import tvm_tinytrain as tt
 from tests.building.adaptive_net import build, install, samples
 from tests.compiled import loaded
+from tvm_tinytrain import adaptive_library
 from tvm_tinytrain.errors import PlanError
 from tvm_tinytrain.selection import Budgets, TableAccounting
 
@@ -82,3 +83,51 @@ def test_a_device_selects_within_the_arena_that_it_has() -> None:
             assert library.read("plan")[module.metadata["adaptive"]["plan_words"]["rows"]] == channels
         accounting = TableAccounting.from_metadata(module.metadata)
         assert Budgets.of(budget, accounting).memory_bytes == module.metadata["memory"]["arena_bytes"]
+
+
+def wide_stem() -> nn.Sequential:
+    """An early layer of few weights, whose output the Fisher pass keeps; training keeps only its clamp's mask."""
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, 1, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)
+    ).eval()
+
+
+def early_library(update: tt.TaskAdaptive) -> tt.TrainModule:
+    inputs = (torch.zeros(1, 3, 16, 16),)
+    return tt.build(wide_stem(), "host", example_inputs=inputs, update=update, optimizer=tt.SGD(0.01))
+
+
+@pytest.mark.host_compiler
+@pytest.mark.parametrize("candidates", [(0,), (0, 1)])
+def test_without_a_budget_the_arena_holds_the_fisher_pass_too(candidates: tuple[int, ...]) -> None:
+    module = early_library(tt.TaskAdaptive(candidates=candidates))
+    tables, size = module.metadata["adaptive"], module.metadata["memory"]["arena_bytes"]
+    rows = [c["channels"] * c["channel_bytes"] for c in tables["candidates"]]
+    depths = [b + sum(rows[depth:]) for depth, b in enumerate(tables["activation_bytes"])]
+    assert depths[-1] == max(depths) and max(depths) <= size < max(depths) + 8
+    with loaded(module, cflags=FAST) as library:
+        memory = np.full(size + 64 + max(depths), 0xA5, np.uint8)  # what lies behind the arena stays as it is
+        start = -memory.ctypes.data % 64
+        library.arena = memory[start : start + size]
+        library.init()
+        library.call("fisher_begin")
+        library.step(np.ones((1, 3, 16, 16), np.float32), 1, "fisher")
+        library.call("select")
+        rows_word = tables["plan_words"]["rows"]
+        assert library.read("plan")[rows_word : rows_word + len(candidates)].any()
+        library.step(np.ones((1, 3, 16, 16), np.float32), 1)
+        assert (memory[start + size :] == 0xA5).all()
+
+
+@pytest.mark.parametrize("budget", [None, 60000])
+def test_an_arena_that_its_own_plan_does_not_fit_does_not_leave_the_compiler(
+    budget: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = build(update=tt.TaskAdaptive(candidates=2), budget=tt.Budget(memory=budget))
+    tables = made.metadata["adaptive"]
+    least = tables["activation_bytes"][-1] if budget else made.metadata["memory"]["arena_bytes"]
+    monkeypatch.setattr(adaptive_library, "arena_bytes", lambda *_: least - 8)
+    with pytest.raises(
+        PlanError, match=rf"plan memory \(\w+\): the end of .*allowed at most {least - 8 if budget else ''}"
+    ):
+        build(update=tt.TaskAdaptive(candidates=2), budget=tt.Budget(memory=budget))

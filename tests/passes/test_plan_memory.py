@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tvm_tinytrain.errors import BudgetError
-from tvm_tinytrain.passes.plan_memory import entry_problem, plan_arena
+from tvm_tinytrain.errors import BudgetError, PlanError
+from tvm_tinytrain.passes.plan_memory import check_ends, entry_problem, plan_arena
 from tvm_tinytrain.passes.program import Entry, KernelCall, Program, Storage
 
 
@@ -94,3 +94,12 @@ def test_budget_that_cannot_be_met_names_what_is_alive_at_the_peak() -> None:
     text = str(caught.value)
     assert text.startswith("plan memory (step): buffers live at step 2 (step.a 80, step.b 80, u 16, ")
     assert "found 208 bytes, 8 over" in text and "allowed 200 bytes" in text
+
+
+def test_what_ends_behind_the_arena_is_named() -> None:
+    arena = plan_arena(PROGRAM, {})
+    check_ends(arena, 208)
+    with pytest.raises(
+        PlanError, match=r"plan memory \(step\): the end of step\.[abc]: found 208; allowed at most 200 bytes"
+    ):
+        check_ends(arena, 200)
