@@ -18,6 +18,7 @@ from tvm_tinytrain.passes.kernels.builder import kernel_spec
 from tvm_tinytrain.passes.kernels.parameter_grads import is_parameter_grad, remake
 from tvm_tinytrain.passes.kernels.row_update import row_update
 from tvm_tinytrain.passes.kernels.sinks import HYPER_SIZE, Accumulate, AdamUpdate, SGDUpdate, Sink
+from tvm_tinytrain.passes.liveness import liveness
 from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, callee, rebuild, shape_of, use_counts
 from tvm_tinytrain.passes.state import get_roles, get_values, with_roles, with_values
 
@@ -45,7 +46,7 @@ class FuseUpdate:
     updates the weights from them and clears them. A gradient that is a sum of several kernels, or that something else reads too (the
     adjoint of a sum is that of both operands), is applied by a kernel of its own; so is
     one whose update reads all of a block first (moments in 8 bits), unless ``by_rows``: then trained rows are made and updated one
-    by one in a single kernel.
+    by one in a single kernel. A parameter that is read again behind its gradient is updated after that.
     """
 
     def __init__(
@@ -102,35 +103,31 @@ class FuseUpdate:
             )
             targets.setdefault(grad, []).append(target)
 
-        uses = use_counts(func)
+        uses, reads = use_counts(func), liveness(func).reads
 
         def body(r: Rebuilder) -> relax.Expr:
             now = hyper
             outputs: list[relax.Expr] = []
-            for b in bindings(func):
-                if b.var not in targets:
-                    if not isinstance(b.value, relax.Tuple):
-                        r.keep(b)
-                    continue
-                target = targets[b.var][0]
-                own = self._sink(target.param)
+            waiting: dict[int, list[tuple[relax.Var, _Target]]] = {}
+            for index, b in enumerate(bindings(func)):
+                made = targets.get(b.var, [])
+                own = self._sink(made[0].param) if made else None
                 if now is hyper and isinstance(own, AdamUpdate) and not self.accumulate:
                     # here and not in front: the forward pass may end in an error, or begin at a cached sample
                     now = r.kernel_inplace(advance(own), [hyper], [0], "hyper_now")
-                sink: Sink = Accumulate() if self.accumulate else own
-                alone = uses[b.var] == 1  # one parameter's, and nobody else reads it
-                fusable = alone and not _needs_whole_blocks(sink)
-                kernel = _with_sink(mod, b.value, sink, target.rows) if fusable else None
-                if self.by_rows and target.rows and alone and _needs_whole_blocks(sink):
-                    kernel = _by_rows(mod, b.value, sink)
+                # a parameter that is some layer's input is read once more, for the gradient of that layer's weight
+                due = [index if self.accumulate else max([index, *reads.get(t.param, ())]) for t in made]
+                alone = uses[b.var] == 1 and due == [index]  # one parameter's, and nobody else reads it
+                kernel = self._fused(mod, b.value, made[0]) if alone else None
                 if kernel is not None:
                     args = [r.look(a) for a in b.value.args[1].fields]
-                    outputs.append(_call(r, kernel, args, target, sink, now))
-                    continue
-                r.keep(b)
-                for each in targets[b.var]:
-                    sink = Accumulate() if self.accumulate else self._sink(each.param)
-                    outputs.append(self._apply(r, each, r.look(b.var), sink, now))
+                    outputs.append(_call(r, kernel, args, made[0], self._taker(made[0]), now))
+                elif not isinstance(b.value, relax.Tuple):
+                    r.keep(b)
+                    for target, place in zip(made, due, strict=True):
+                        waiting.setdefault(place, []).append((b.var, target))
+                for grad, target in waiting.pop(index, ()):
+                    outputs.append(self._apply(r, target, r.look(grad), self._taker(target), now))
             return relax.Tuple([r.look(result.fields[0]), *outputs])
 
         attrs = {"num_input": int(func.attrs["num_input"])}
@@ -142,6 +139,17 @@ class FuseUpdate:
         keep = ["predict", "accumulate", "apply"] if self.accumulate else ["predict", "step"]
         mod = relax.transform.DeadCodeElimination(keep)(mod)
         return with_roles(with_values(mod, values), roles)
+
+    def _taker(self, target: _Target) -> Sink:
+        """What takes a gradient where it is made."""
+        return Accumulate() if self.accumulate else self._sink(target.param)
+
+    def _fused(self, mod: tvm.IRModule, value: relax.Expr, target: _Target) -> Any:
+        """The gradient kernel that hands what it makes to its sink itself, None where there is none."""
+        sink = self._taker(target)
+        if not _needs_whole_blocks(sink):
+            return _with_sink(mod, value, sink, target.rows)
+        return _by_rows(mod, value, sink) if self.by_rows and target.rows else None
 
     def _sink(self, param: relax.Var) -> Sink:
         o, scale = self.optimizer, self.lr_scales.get(param.name, 1.0)

@@ -147,7 +147,21 @@ def _entry(mod: tvm.IRModule, name: str, roles: dict[str, str], storages: dict[s
                 "kernels and views",
                 "report it",
             )
+    _check_updates(name, calls, {n for n, s in storages.items() if s.role == "param"})
     return Entry(name, tuple(calls), tuple(inputs), _result(func, place))
+
+
+def _check_updates(entry: str, calls: list[KernelCall], params: set[str]) -> None:
+    """What a step computes, it computes from the parameters it began with."""
+    updated: set[str] = set()
+    for call in calls:
+        stale = updated & set(call.args)
+        if stale:
+            found, hint = f"{call.note} reads it after its update", "report this network"
+            raise KernelError(
+                "plan memory", f"{entry}, {sorted(stale)[0]}", found, "reads before the update", hint
+            )
+        updated |= params & set(call.updates)
 
 
 def _vars(expr: relax.Expr) -> list[relax.Var]:

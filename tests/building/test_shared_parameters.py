@@ -89,6 +89,31 @@ def test_parameters_that_are_added(forward: Callable[..., Tensor], adam: bool, a
     trains_like_torch(net, random(1, 5, 4), adam=adam, also_train=also, accumulate=accumulate)
 
 
+def queried(net: Any, x: Tensor) -> Tensor:
+    scores = net.q(net.query) @ net.k(x).transpose(1, 2)
+    return net.head((scores.softmax(-1) @ x).reshape(1, 4))
+
+
+def from_a_state(net: Any, x: Tensor) -> Tensor:
+    return net.head(torch.tanh(net.k(x) + net.q(net.query)).mean(1))
+
+
+@pytest.mark.host_compiler
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("adam", [False, True])
+@pytest.mark.parametrize("forward", [queried, from_a_state])
+def test_parameters_that_layers_read_as_inputs(
+    forward: Callable[..., Tensor], adam: bool, accumulate: bool
+) -> None:
+    """The gradient of such a layer's weight reads the parameter as the step found it, not as the step leaves it."""
+    torch.manual_seed(0)
+    parts = {"q": nn.Linear(4, 4), "k": nn.Linear(4, 4), "head": nn.Linear(4, 3), "query": random(1, 4)}
+    net = Net(forward, **parts)
+    if forward is queried:
+        net.k.bias = None  # softmax takes it away again
+    trains_like_torch(net, random(1, 5, 4) * 4, adam=adam, also_train=("query",), accumulate=accumulate)
+
+
 def gated(net: Any, x: Tensor) -> Tensor:
     return net.head(torch.tanh(net.embed(x) * net.gate.sigmoid() + net.shift)) * net.scale.relu().exp()
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import tvm
 from tvm.script import ir as I
 from tvm.script import relax as R
 from tvm.script import tirx as T
 
-from tvm_tinytrain.errors import UnsupportedOperatorError
+from tvm_tinytrain.errors import KernelError, UnsupportedOperatorError
 from tvm_tinytrain.passes.program import Entry, KernelCall, Storage, analyse_program
 from tvm_tinytrain.passes.state import with_roles
 
@@ -113,6 +115,36 @@ def test_storages_and_their_bytes() -> None:
         "step.pair_1": ("activation", 4),
     }  # the parameter that nobody reads needs no memory
     assert program.storage("u") == Storage("u", (4,), "float32", "state")
+
+
+def test_parameter_that_is_read_after_its_update_is_an_error() -> None:
+    @I.ir_module
+    class Stale:
+        @T.prim_func(s_tir=True, private=True)
+        def copy(a: T.Buffer((4,), "float32"), b: T.Buffer((4,), "float32")):
+            T.evaluate(0)
+
+        @T.prim_func(s_tir=True, private=True)
+        def update(g: T.Buffer((4,), "float32"), w: T.Buffer((4,), "float32")):
+            T.evaluate(0)
+
+        @R.function
+        def step(x: R.Tensor((4,), "float32"), w: R.Tensor((4,), "float32")):
+            R.func_attr({"num_input": 1})
+            cls = Stale
+            with R.dataflow():
+                new = R.call_tir_inplace(
+                    cls.update, (x, w), inplace_indices=[1], out_ty=R.Tensor((4,), "float32")
+                )
+                late = R.call_tir(cls.copy, (w,), out_ty=R.Tensor((4,), "float32"))
+                out = (late, new)
+                R.output(out)
+            return out
+
+    message = re.escape("step, w: found late [4] reads it after its update; allowed reads before the update")
+    with pytest.raises(KernelError, match=message):
+        analyse_program(with_roles(Stale, {"x": "input", "w": "param"}))
+    analyse_program(with_roles(Stale, {"x": "input", "w": "state"}))
 
 
 def test_operator_that_was_not_lowered_is_an_error() -> None:
