@@ -12,6 +12,7 @@ import torch
 import tvm_tinytrain as tt
 from tests.boards.conftest import EMULATED, HOST
 from tests.building.adaptive_net import SHAPE, network, samples
+from tests.compiled import loaded
 from tvm_tinytrain.errors import CheckpointError, TransportError
 from tvm_tinytrain.micro import Session
 
@@ -76,5 +77,25 @@ def test_the_arena_by_bytes(built: Any) -> None:
         assert session.read_arena(weight.offset, weight.bytes) == session.read("weight").tobytes()
         session.write_arena(weight.offset + 4, np.float32(7).tobytes())
         assert session.read("weight").reshape(-1)[1] == 7
-        with pytest.raises(TransportError):
-            session.read_arena(session.info.arena_bytes - 2, 4)
+        check_the_ends_of_the_arena(session, session.info.arena_bytes)
+
+
+@pytest.mark.host_compiler
+def test_the_arena_by_bytes_in_this_process() -> None:
+    with loaded(build(update=tt.LastLayer())) as library:
+        check_the_ends_of_the_arena(library, library.arena.size)
+
+
+def check_the_ends_of_the_arena(library: Any, size: int) -> None:
+    """All bytes can be read and written, none outside, and nothing is written where some lie outside."""
+    whole = library.read_arena(0, size)
+    assert len(whole) == size and library.read_arena(size, 0) == b""
+    for offset, count in ((size - 2, 4), (10**9, 4), (-1, 4), (-8, 4), (0, -1), (0, size + 1), (1.5, 4)):
+        with pytest.raises(
+            TransportError, match=rf"{count} bytes from {offset} on; allowed bytes 0 to {size}"
+        ):
+            library.read_arena(offset, count)
+    for offset, count in ((-8, 4), (size - 2, 4), (-1, size + 2), (1.5, 4)):
+        with pytest.raises(TransportError, match=f"allowed bytes 0 to {size}"):
+            library.write_arena(offset, b"\xa5" * count)
+    assert library.read_arena(0, size) == whole

@@ -24,6 +24,7 @@ from tvm_tinytrain.errors import DTypeError, KernelError, ShapeError, ToolMissin
 from tvm_tinytrain.micro.remote import (
     TensorInfo,
     array_for,
+    check_arena,
     check_entry,
     named_tensor,
     only_tensor,
@@ -111,11 +112,13 @@ class InProcess:
         target[...] = array
 
     def read_arena(self, offset: int, count: int) -> bytes:
-        """Bytes of the arena."""
+        """Bytes of the arena; TransportError where they are not in it."""
+        check_arena(self.arena.size, offset, count, "library")
         return self.arena[offset : offset + count].tobytes()
 
     def write_arena(self, offset: int, data: bytes) -> None:
-        """Writes bytes into the arena."""
+        """Writes bytes into the arena; TransportError where they do not lie in it."""
+        check_arena(self.arena.size, offset, len(data), "library")
         self.arena[offset : offset + len(data)] = np.frombuffer(data, np.uint8)
 
     def step(self, x: Any, label: Any, entry: str = "step") -> float:

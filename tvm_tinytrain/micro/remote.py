@@ -115,6 +115,16 @@ def check_entry(entries: Sequence[str], entry: str, stage: str) -> None:
         )
 
 
+def check_arena(arena_bytes: int, offset: int, count: int, stage: str) -> None:
+    """TransportError unless `count` bytes from `offset` on lie in the arena."""
+    whole = isinstance(offset, (int, np.integer)) and isinstance(count, (int, np.integer))
+    if not (whole and 0 <= int(offset) <= int(offset) + int(count) <= arena_bytes):
+        hint = f"offsets and sizes stand in {stage}.tensors"
+        raise TransportError(
+            stage, "arena", f"{count} bytes from {offset} on", f"bytes 0 to {arena_bytes}", hint
+        )
+
+
 class RemoteLibrary:
     """Tensors and entries of the library that a board runs."""
 
@@ -171,11 +181,13 @@ class RemoteLibrary:
 
     def read_arena(self, offset: int, count: int) -> bytes:
         """Return `count` bytes of the arena from `offset` on; TransportError where they are not in it."""
-        return self._read_bytes(_WHOLE_ARENA, "arena", offset, count)
+        check_arena(self.info.arena_bytes, offset, count, "session")
+        return self._read_bytes(_WHOLE_ARENA, "arena", int(offset), int(count))
 
     def write_arena(self, offset: int, data: bytes) -> None:
         """Write bytes into the arena; TransportError where they do not lie in it."""
-        self._write_bytes(_WHOLE_ARENA, offset, data)
+        check_arena(self.info.arena_bytes, offset, len(data), "session")
+        self._write_bytes(_WHOLE_ARENA, int(offset), data)
 
     def _read_bytes(self, index: int, name: str, offset: int, total: int) -> bytes:
         data = bytearray()
