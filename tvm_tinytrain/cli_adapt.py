@@ -15,7 +15,8 @@ from tvm_tinytrain.errors import CheckpointError, ImportModelError, PlanError
 _ADAPT = """example:
   tinytrain adapt network.tar --board mps2-an500 --support mine/ --query others/ -o task.tt
 Samples: a folder with one folder of images for each class, scaled to the network's input and to [-1, 1]; or an .npz file with
-the arrays images (float32, [n, ...] as the network takes them) and labels (integers [n]).
+the arrays images (float32, [n, ...] as the network takes them) and labels (integers [n]). A library whose input is bytes
+(input_dtype="uint8") gets the pixels as they are, and takes whole numbers from 0 to 255 of an .npz file.
 A library built with --loss prototypical --accumulate learns classes from prototypes, by TinyTrain's procedure. Any other library
 takes its labels as they are: a step for each sample, or for each iteration where it accumulates. With --update adaptive either
 selects its layers and channels itself.
@@ -59,14 +60,17 @@ def _add_adapt(commands: Any) -> None:
     p.set_defaults(run=_adapt)
 
 
-def read_samples(path: Path, shape: tuple[int, ...]) -> tuple[Any, Any, tuple[str, ...]]:
-    """Images float32[n, *shape], labels int64[n] and the classes' names, of a folder of class folders or an .npz file.
+def read_samples(
+    path: Path, shape: tuple[int, ...], dtype: str = "float32"
+) -> tuple[Any, Any, tuple[str, ...]]:
+    """Images [n, *shape], labels int64[n] and the classes' names, of a folder of class folders or an .npz file.
 
-    shape: of one sample. Raises ImportModelError where the file or folder does not hold that, or fewer than two classes.
+    shape, dtype: of one sample. Raises ImportModelError where the file or folder does not hold that, or fewer than two classes.
     """
     import numpy as np
 
     if path.is_dir():
+        from tvm_tinytrain.adaptation.augment import to_bytes
         from tvm_tinytrain.fewshot.datasets import from_folder
 
         if len(shape) != 3 or shape[0] != 3 or shape[1] != shape[2]:
@@ -75,23 +79,33 @@ def read_samples(path: Path, shape: tuple[int, ...]) -> tuple[Any, Any, tuple[st
                 "samples", str(path), found, "[3, size, size]", "pass an .npz file instead"
             )
         data = from_folder(path, shape[1], least=1)
-        images = [data.load(k, np.arange(size)) for k, size in enumerate(data.sizes)]
-        return np.concatenate(images), np.repeat(np.arange(len(data.classes)), data.sizes), data.classes
+        images = np.concatenate([data.load(k, np.arange(size)) for k, size in enumerate(data.sizes)])
+        if dtype == "uint8":
+            images = to_bytes(images)
+        return images, np.repeat(np.arange(len(data.classes)), data.sizes), data.classes
     try:
         with np.load(path, allow_pickle=False) as arrays:
             found_images, labels = arrays["images"], arrays["labels"]
     except Exception as error:  # NumPy and zipfile raise many kinds for another or a damaged file
         hint = "pass a folder of class folders, or np.savez(path, images=..., labels=...)"
         raise ImportModelError("samples", str(path), error, "arrays images and labels", hint) from error
+    whole = np.issubdtype(np.dtype(dtype), np.integer)
     if (
         found_images.shape[1:] != shape
-        or found_images.dtype.kind not in "fiub"
+        or found_images.dtype.kind not in ("iu" if whole else "fiub")
         or labels.shape != found_images.shape[:1]
         or labels.dtype.kind not in "iu"
     ):
         found = f"images {found_images.dtype}{list(found_images.shape)}, labels {labels.dtype}{list(labels.shape)}"
         hint = "one integer label for each image"
-        raise ImportModelError("samples", str(path), found, f"images [n, {str(shape)[1:-1]}]", hint)
+        allowed = f"images {dtype if whole else ''}[n, {str(shape)[1:-1]}]"
+        raise ImportModelError("samples", str(path), found, allowed, hint)
+    if whole and found_images.size:
+        limits, least, most = np.iinfo(dtype), found_images.min(), found_images.max()
+        if least < limits.min or most > limits.max:
+            hint = "the library's input holds whole numbers"
+            allowed = f"{limits.min} to {limits.max}"
+            raise ImportModelError("samples", str(path), f"{least} to {most}", allowed, hint)
     if not np.isfinite(found_images).all():
         hint = "check where they come from"
         raise ImportModelError("samples", str(path), "nan or infinity", "finite numbers", hint)
@@ -99,7 +113,7 @@ def read_samples(path: Path, shape: tuple[int, ...]) -> tuple[Any, Any, tuple[st
     if len(names) < 2:
         found, hint = f"{len(names)} classes", "two are needed: one alone cannot be told from anything"
         raise ImportModelError("samples", str(path), found, "2 or more", hint)
-    return found_images.astype(np.float32), labels.astype(np.int64), names
+    return found_images.astype(dtype), labels.astype(np.int64), names
 
 
 def _check_labels(path: Path, labels: Any, metadata: Mapping[str, Any]) -> None:
@@ -146,10 +160,10 @@ def _adapt(a: argparse.Namespace) -> int:
     check_output(a.output, a.record)
     module = load(a.archive)
     _check_trains(a, module.metadata)
-    shape = _input_shape(module.metadata)
-    images, labels, names = read_samples(a.support, shape)
+    shape, dtype = _input(module.metadata)
+    images, labels, names = read_samples(a.support, shape, dtype)
     _check_labels(a.support, labels, module.metadata)
-    query = None if a.query is None else read_samples(a.query, shape)
+    query = None if a.query is None else read_samples(a.query, shape, dtype)
     if query is not None and query[2] != names:
         found, hint = ", ".join(query[2]), "use the same classes in both"
         raise ImportModelError("adapt", f"classes of {a.query}", found, ", ".join(names), hint)
@@ -224,13 +238,16 @@ def _jitter(samples: Any, rng: Any) -> Any:
     """Pseudo-queries of what is no image: each value with normal noise of a tenth of the samples' deviation."""
     import numpy as np
 
-    noise = rng.normal(size=samples.shape) * (0.1 * float(samples.std()))
-    return (samples + noise).astype(np.float32)
+    made = samples + rng.normal(size=samples.shape) * (0.1 * float(samples.std()))
+    if np.issubdtype(samples.dtype, np.integer):
+        limits = np.iinfo(samples.dtype)
+        made = np.rint(made).clip(limits.min, limits.max)
+    return made.astype(samples.dtype)
 
 
-def _input_shape(metadata: Mapping[str, Any]) -> tuple[int, ...]:
-    """The shape of one sample, without the batch axis."""
-    return next(tuple(t["shape"][1:]) for t in metadata["tensors"] if t["role"] == "input")
+def _input(metadata: Mapping[str, Any]) -> tuple[tuple[int, ...], str]:
+    """The shape of one sample, without the batch axis, and its dtype."""
+    return next((tuple(t["shape"][1:]), str(t["dtype"])) for t in metadata["tensors"] if t["role"] == "input")
 
 
 def _share(found: Any, wanted: Any) -> float:

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from tvm_tinytrain.config import as_whole, is_number
-from tvm_tinytrain.errors import PlanError, ShapeError
+from tvm_tinytrain.errors import DTypeError, PlanError, ShapeError
 
 Images = npt.NDArray[np.float32]
-Samples = npt.NDArray[np.float32]
+Samples = npt.NDArray[Any]
+"""In the dtype of a library's input: float32, or bytes for ``MemoryOptions(input_dtype="uint8")``."""
 QuerySource = Callable[[Samples, np.random.Generator], Samples]
-"""From support samples [n, …] to as many pseudo-queries of the same classes; `DiffAugment()` is one."""
+"""From support samples [n, …] to as many pseudo-queries of the same classes and dtype; `DiffAugment()` is one."""
 _MASK = (1 << 64) - 1
 
 
@@ -59,6 +60,16 @@ class DeviceDraws:
         return (bits >> 8) / (1 << 24)
 
 
+def from_bytes(images: npt.NDArray[np.uint8]) -> Images:
+    """Bytes as float32 in [-1, 1]."""
+    return images.astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def to_bytes(images: Images) -> npt.NDArray[np.uint8]:
+    """Values in [-1, 1] as the nearest bytes; what is outside becomes 0 or 255."""
+    return np.rint((images + np.float32(1)) * np.float32(127.5)).clip(0, 255).astype(np.uint8)
+
+
 @dataclass(frozen=True)
 class DiffAugment:
     """How an image is changed. Fields of range 0 switch a change off.
@@ -66,7 +77,9 @@ class DiffAugment:
     probability: that an image is changed at all. brightness: added, uniform in ± this. saturation, contrast:
     factors of the distance from the mean over channels, or over the whole image, uniform in 1 ± this.
     translation: shift in both directions, uniform in ± this share of the size, rounded to pixels; what moves in
-    is 0. flip: probability of mirroring left and right.
+    is 0. flip: probability of mirroring left and right. The shares are taken as float32, in which a device holds them.
+
+    Images of bytes are changed as if they were in [-1, 1], for which the defaults are made, and rounded to bytes again.
     """
 
     probability: float = 0.9
@@ -82,16 +95,22 @@ class DiffAugment:
             if not (is_number(value) and 0.0 <= value <= 1.0):
                 raise PlanError("augment", name, repr(value), "0 … 1", "the defaults are P>M>F's")
 
-    def __call__(self, images: Images, rng: Draws) -> Images:
-        """Change images float32[n, channels, height, width]; returns a new array. Draws 8 numbers per image."""
+    def __call__(self, images: Samples, rng: Draws) -> Samples:
+        """Change images float32 or uint8[n, channels, height, width]; returns a new array. Draws 8 numbers per image."""
         if images.ndim != 4:
             hint = "pass images, or your own source of pseudo-queries"
             raise ShapeError("augment", "images", images.shape, "[n, channels, height, width]", hint)
+        if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
+            hint = "pass images, or your own source of pseudo-queries"
+            raise DTypeError("augment", "images", images.dtype, "float32, uint8", hint)
         draws = rng.random((len(images), 8))
         out = images.copy()
         for i, draw in enumerate(draws):
             if draw[0] < np.float32(self.probability):
-                out[i] = self._change(images[i], draw)
+                if images.dtype == np.uint8:
+                    out[i] = to_bytes(self._change(from_bytes(images[i]), draw))
+                else:
+                    out[i] = self._change(images[i], draw)
         return out
 
     def _change(self, image: Images, draw: npt.NDArray[np.float64]) -> Images:

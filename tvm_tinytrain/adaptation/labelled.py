@@ -56,7 +56,8 @@ def learn(
         Built with any loss but ``Prototypical()``. Training goes on from the weights it has; a task-adaptive library is
         released first, so that it starts from the network's own.
     images
-        float32[n, *shape of one sample]; in the range that the network was trained on.
+        float32[n, *shape of one sample]; in the range that the network was trained on. Bytes, uint8, for a library that was
+        built with ``MemoryOptions(input_dtype="uint8")``.
     labels
         integers[n]: outputs of the network.
     iterations, lr
@@ -77,7 +78,7 @@ def learn(
 
     Raises
     ------
-    PlanError, ShapeError, BudgetError
+    PlanError, ShapeError, DTypeError, BudgetError
         The library does not train labels, or an option is out of its range; samples or labels do not fit; nothing fits the
         library's budget.
     """

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tvm_tinytrain.adaptation.augment import QuerySource
+from tvm_tinytrain.adaptation.augment import QuerySource, Samples
 from tvm_tinytrain.config import as_whole, is_number
-from tvm_tinytrain.errors import BudgetError, PlanError, ShapeError
+from tvm_tinytrain.errors import BudgetError, DTypeError, PlanError, ShapeError
 from tvm_tinytrain.plan import LayerUpdate, UpdatePlan
 from tvm_tinytrain.selection import FisherMap
 
@@ -65,6 +65,7 @@ class LibraryCalls:
             )
         self._input = inputs[0]
         self._shape = tuple(library.tensors[self._input].shape)
+        self._dtype: np.dtype[Any] = np.dtype(library.tensors[self._input].dtype)
 
     @property
     def is_adaptive(self) -> bool:
@@ -99,9 +100,9 @@ class LibraryCalls:
             hint = "build it with update=plan, or with update=TaskAdaptive(...)"
             raise PlanError(self.stage, "plan", "one for a library of a fixed plan", "none", hint)
 
-    def samples(self, images: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """Samples as float32[n, *shape of one sample]; ShapeError where they do not fit the input."""
-        array = self._floats("samples", images, f"[n, {str(self._shape[1:])[1:-1]}]")
+    def samples(self, images: npt.ArrayLike) -> Samples:
+        """Samples [n, *shape of one sample] in the input's dtype; ShapeError or DTypeError where they do not fit the input."""
+        array = self._numbers("samples", images, f"[n, {str(self._shape[1:])[1:-1]}]")
         if array.ndim == 0 or array.shape[1:] not in (self._shape, self._shape[1:]):
             hint = "resize the samples to the network's input"
             raise ShapeError(self.stage, "samples", array.shape, f"[n, {str(self._shape[1:])[1:-1]}]", hint)
@@ -110,7 +111,7 @@ class LibraryCalls:
 
     def labelled(
         self, images: npt.ArrayLike, labels: npt.ArrayLike
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.integer]]:
+    ) -> tuple[Samples, npt.NDArray[np.integer]]:
         """Samples, and one integer label for each; ShapeError where there are none, or they do not fit each other or the input."""
         samples, given = self.samples(images), self._array("labels", labels, "integers")
         if given.shape != (len(samples),) or not len(samples) or not np.issubdtype(given.dtype, np.integer):
@@ -120,25 +121,36 @@ class LibraryCalls:
             raise PlanError(self.stage, "labels", given.max(), "integers of 64 bits", "number the classes")
         return samples, given
 
-    def drawn(
-        self, source: QuerySource, samples: npt.NDArray[np.float32], rng: np.random.Generator
-    ) -> npt.NDArray[np.float32]:
-        """What a source makes of samples; ShapeError where it is not one pseudo-query for each, PlanError where it is not finite."""
-        made = self._floats("pseudo-queries", source(samples, rng), samples.shape)
+    def drawn(self, source: QuerySource, samples: Samples, rng: np.random.Generator) -> Samples:
+        """What a source makes of samples; ShapeError where it is not one pseudo-query for each, and what `samples` raises."""
+        made = self._numbers("pseudo-queries", source(samples, rng), samples.shape)
         if made.shape != samples.shape:
             hint = "return one pseudo-query for each sample given"
             raise ShapeError(self.stage, "pseudo-queries", made.shape, samples.shape, hint)
         self._check_finite("pseudo-queries", made)
         return made
 
-    def _floats(self, thing: str, values: npt.ArrayLike, allowed: object) -> npt.NDArray[np.float32]:
-        """`values` as float32; ShapeError for what is no array of real numbers."""
+    def _numbers(self, thing: str, values: npt.ArrayLike, allowed: object) -> Samples:
+        """`values` in the input's dtype; ShapeError for what is no array of real numbers, DTypeError for what it does not hold."""
         array = self._array(thing, values, allowed)
-        if not np.can_cast(array.dtype, np.float32, "same_kind"):
+        if np.issubdtype(self._dtype, np.integer):
+            return self._whole(thing, array)
+        if not np.can_cast(array.dtype, self._dtype, "same_kind"):
             hint = "give one array of numbers"
             raise ShapeError(self.stage, thing, array.dtype, f"real numbers {allowed}", hint)
         with np.errstate(over="ignore"):  # what overflows is not finite, which is refused
-            return array.astype(np.float32, copy=False)
+            return array.astype(self._dtype, copy=False)
+
+    def _whole(self, thing: str, array: npt.NDArray[Any]) -> Samples:
+        limits, found = np.iinfo(self._dtype.name), str(array.dtype)
+        if np.issubdtype(array.dtype, np.integer):
+            if not array.size or limits.min <= array.min() <= array.max() <= limits.max:
+                return array.astype(self._dtype, copy=False)
+            found = f"{array.min()} to {array.max()}"
+        hint = "the library was built for whole numbers"
+        if self._dtype == np.uint8:
+            hint = "give the images' bytes: the library makes floats of them itself"
+        raise DTypeError(self.stage, thing, found, f"{self._dtype}, {limits.min} to {limits.max}", hint)
 
     def _array(self, thing: str, values: npt.ArrayLike, allowed: object) -> npt.NDArray[Any]:
         try:
@@ -146,7 +158,7 @@ class LibraryCalls:
         except (TypeError, ValueError, RuntimeError) as error:  # of different shapes, or a graph's tensor
             raise ShapeError(self.stage, thing, error, allowed, "give one array of numbers") from error
 
-    def _check_finite(self, thing: str, values: npt.NDArray[np.float32]) -> None:
+    def _check_finite(self, thing: str, values: Samples) -> None:
         if not np.isfinite(values).all():
             hint = "check where they come from"
             raise PlanError(self.stage, thing, "nan or infinity", "finite numbers", hint)
@@ -242,13 +254,13 @@ class Caller(LibraryCalls):
             )
         self._seed_shape = tuple(library.tensors[SEED].shape)
 
-    def embed(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def embed(self, samples: Samples) -> npt.NDArray[np.float32]:
         """Embeddings float32[n, width] of samples, one `predict` each."""
         found = [self.library.predict(sample.reshape(self._shape)).reshape(-1) for sample in samples]
         return np.stack(found).astype(np.float32) if found else np.zeros((0, self._seed_shape[1]), np.float32)
 
     def backward(
-        self, samples: Iterable[npt.NDArray[np.float32]], seeds: npt.NDArray[Any], entry: str = "accumulate"
+        self, samples: Iterable[Samples], seeds: npt.NDArray[Any], entry: str = "accumulate"
     ) -> None:
         """Run the backward pass of each sample from ∂loss/∂embedding."""
         for sample, seed in zip(samples, seeds, strict=True):
@@ -271,7 +283,7 @@ class Caller(LibraryCalls):
             self.library.call("apply")
             self.set_learning_rate(float(hyper[0]))
 
-    def fisher(self, samples: npt.NDArray[np.float32], seeds: npt.NDArray[Any]) -> FisherMap:
+    def fisher(self, samples: Samples, seeds: npt.NDArray[Any]) -> FisherMap:
         """Measure the Fisher potentials of all candidate channels; the library must have nothing installed."""
         self.library.call("fisher_begin")
         self.backward(samples, seeds, "fisher")

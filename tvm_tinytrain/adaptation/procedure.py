@@ -81,7 +81,8 @@ def adapt(
         Built with ``loss=Prototypical()`` and ``accumulate=True``. Adaptation goes on from the weights it has; a
         task-adaptive one is released first, so that it starts from the network's own.
     support_images
-        float32[n, *shape of one sample]; in the range that the network was trained on.
+        float32[n, *shape of one sample]; in the range that the network was trained on. Bytes, uint8, for a library that was
+        built with ``MemoryOptions(input_dtype="uint8")``.
     support_labels
         integers[n], any values; each value is a class.
     iterations, lr
@@ -90,7 +91,7 @@ def adapt(
     loss
         Distance and scale; default ``Prototypical()``. Only the host needs it: the library takes gradients.
     queries
-        Makes pseudo-queries of the support samples; default ``DiffAugment()``.
+        Makes pseudo-queries of the support samples, in their dtype; default ``DiffAugment()``.
     queries_per_iteration
         Use so many pseudo-queries per iteration, drawn without replacement; default one for each support sample. The
         Fisher pass takes one for each support sample in any case.
@@ -112,7 +113,7 @@ def adapt(
 
     Raises
     ------
-    PlanError, ShapeError, BudgetError
+    PlanError, ShapeError, DTypeError, BudgetError
         The library is not adaptable, or an option is none; samples or labels do not fit; nothing fits the library's budget.
     """
     caller = Caller(library)

@@ -259,7 +259,7 @@ class Session:
     def adapt(self, support_images: ArrayLike, support_labels: ArrayLike, **options: Any) -> AdaptResult:
         """Adapt to a labelled support set, driven from here.
 
-        support_images: float32[n, *shape of one sample]; support_labels: integers[n]. Options (iterations, lr,
+        support_images: [n, *shape of one sample], in the input's dtype; support_labels: integers[n]. Options (iterations, lr,
         loss, queries, plan, seed, progress) and errors: `tvm_tinytrain.adaptation.adapt`. The result's
         ``classify(session, images)`` then classifies.
         """
