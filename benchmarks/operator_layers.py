@@ -162,7 +162,7 @@ def normalisations() -> Iterator[OperatorCase]:
 
 
 def pools() -> Iterator[OperatorCase]:
-    """Max, average and adaptive average pooling."""
+    """Max and average pooling, adaptive too."""
     image = (1, 3, 8, 7)
     modules: dict[str, Callable[[], nn.Module]] = {
         "max pool 2": lambda: nn.MaxPool2d(2),
@@ -182,13 +182,24 @@ def pools() -> Iterator[OperatorCase]:
         "adaptive avg pool to (4, 1)": lambda: nn.AdaptiveAvgPool2d((4, 1)),
         "adaptive avg pool to (3, 5)": lambda: nn.AdaptiveAvgPool2d((3, 5)),
         "adaptive avg pool upwards": lambda: nn.AdaptiveAvgPool2d((9, 7)),
+        "adaptive max pool to 1": lambda: nn.AdaptiveMaxPool2d(1),
+        "adaptive max pool to (4, 7)": lambda: nn.AdaptiveMaxPool2d((4, None)),
+        "adaptive max pool to (3, 5)": lambda: nn.AdaptiveMaxPool2d((3, 5)),
+        "adaptive max pool upwards": lambda: nn.AdaptiveMaxPool2d((9, 7)),
     }
     for name, make in modules.items():
         yield case(name, make, image)
+    yield case(
+        "adaptive max pool of ties",
+        fn(lambda x: F.adaptive_max_pool2d(torch.cat([x, x.detach()], 3), (3, 1))),
+        image,
+    )
     yield case("max pool 1d", lambda: nn.MaxPool1d(3, 2, 1), SERIES)
     yield case("avg pool 1d", lambda: nn.AvgPool1d(2), SERIES)
     yield case("adaptive avg pool 1d to 1", lambda: nn.AdaptiveAvgPool1d(1), SERIES)
     yield case("adaptive avg pool 1d to 3", lambda: nn.AdaptiveAvgPool1d(3), SERIES)
+    yield case("adaptive max pool 1d to 1", lambda: nn.AdaptiveMaxPool1d(1), SERIES)
+    yield case("adaptive max pool 1d to 3", lambda: nn.AdaptiveMaxPool1d(3), SERIES)
 
 
 class SqueezeExcite(nn.Module):

@@ -193,6 +193,8 @@ class Function(nn.Module):
         ),
         (lambda s, x: x[:, s.mask], "a mask as index; .* mask.nonzero"),
         (lambda s, x: x[:, [0, 1], :, [1, 2]], r"indices at axes \[1, 3\]"),
+        (lambda s, x: torch.add(*F.max_pool2d(x, 2, return_indices=True)), "the indices of maxima"),
+        (lambda s, x: F.adaptive_max_pool2d(x, 2, return_indices=True)[1].float(), "the indices of maxima"),
     ],
 )
 def test_operators_that_would_be_others(

@@ -3,7 +3,8 @@
 Dropped without a word there: ``alpha`` of ``add`` and ``sub``, ``scale`` and ``input_scale`` of ``elu`` (so SELU loses its scale),
 the division by ``alpha`` in ``celu``; nearest upsampling takes half-pixel centres for PyTorch's ⌊i · scale⌋, which differs for other
 than whole factors; bilinear upsampling takes the ratio of the sizes for 1/scale_factor; antialiasing; ``divisor_override``
-of average pools. Missing: ``amax`` and ``amin``. `tests.passes.operator_oracle` compares all of these with PyTorch.
+of average pools; the indices of a max pool are zeros. Missing: ``amax``, ``amin`` and adaptive max pools.
+`tests.passes.operator_oracle` compares all of these with PyTorch.
 """
 
 from __future__ import annotations
@@ -148,6 +149,47 @@ def _average_pool(rank: int) -> Converter:
     return convert
 
 
+def _max_pool(rank: int) -> Converter:
+    """Maxima without their indices, for which TVM gives zeros."""
+
+    def convert(node: fx.Node, importer: Any) -> relax.Var:
+        _refuse_indices(node)
+        return getattr(importer, f"_max_pool{rank}d_with_indices")(node)
+
+    return convert
+
+
+def _refuse_indices(node: fx.Node) -> None:
+    """Raises UnsupportedOperatorError where the second result of a max pool is read."""
+    if any(user.target is not operator.getitem or user.args[1] != 0 for user in node.users):
+        hint = "read the maxima alone"
+        raise _unsupported(node, "the indices of maxima", "return_indices=False", hint)
+
+
+def _adaptive_max_pool(rank: int) -> Converter:
+    """Output i of m covers ⌊i · n / m⌋ to ⌈(i + 1) · n / m⌉ of n: as a max pool of windows side by side, all of one length.
+
+    Where m does not divide n, windows overlap or differ: their elements are picked first, and short ones repeat their last,
+    which is no other maximum and never the first one, where the gradient goes.
+    """
+
+    def convert(node: fx.Node, importer: Any) -> relax.Expr:
+        _refuse_indices(node)
+        x = importer.env[node.args[0]]
+        extents = [int(d) for d in x.ty.shape][-rank:]
+        window = []
+        for axis, (n, m) in enumerate(zip(extents, _argument(node, 1, "output_size", ()), strict=True)):
+            start, end = np.arange(m) * n // m, -(np.arange(1, m + 1) * -n // m)
+            window.append(int(max(end - start)))
+            if n % m:
+                rows = np.minimum(start[:, None] + np.arange(window[-1]), end[:, None] - 1)
+                x = pick(importer.block_builder.emit, x, len(x.ty.shape) - rank + axis, rows.ravel())
+        pooled = getattr(importer, f"_max_pool{rank}d_impl")(x, window)
+        return _emit(importer, relax.Tuple([pooled, relax.op.zeros_like(pooled)]))
+
+    return convert
+
+
 def _index(node: fx.Node, importer: Any) -> relax.Var:
     """Index tensors at neighbouring axes pick one element for each set of their values: of these axes as one, at one index."""
     x, indices = importer.retrieve_args(node)
@@ -245,6 +287,10 @@ CONVERTERS: dict[str, Converter] = {
     "_upsample_bilinear2d_aa.default": _upsample_bilinear2d_aa,
     "avg_pool2d.default": _average_pool(2),
     "avg_pool3d.default": _average_pool(3),
+    "max_pool2d_with_indices.default": _max_pool(2),
+    "max_pool3d_with_indices.default": _max_pool(3),
+    "adaptive_max_pool2d.default": _adaptive_max_pool(2),
+    "adaptive_max_pool3d.default": _adaptive_max_pool(3),
     "stop_gradient.default": lambda node, importer: _emit(
         importer, relax.op.grad.no_grad(importer.env[node.args[0]])
     ),
