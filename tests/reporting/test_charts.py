@@ -45,3 +45,22 @@ def test_trained_channels_are_underlined_as_wide_as_their_cells(figures: list[An
     found = figures[0].axes[0].collections
     boxes = [path.get_extents() for bars in found for path in bars.get_paths()]
     assert [(box.x0, box.width) for box in boxes] == [(0.0, 0.25), (0.75, 0.25), (0.0625, 0.0625)]
+
+
+@pytest.mark.parametrize(("domains", "lines"), [(1, 1), (6, 1), (40, 6)])
+def test_many_domains_stand_in_lines_below_each_other(figures: list[Any], domains: int, lines: int) -> None:
+    names = [f"domain {i} of a $ long name" for i in range(domains)]
+    methods = ("none", "lastlayer", "tinytrain")
+    charts.accuracy(
+        [{"domain": d, "method": m, "accuracy": 0.5, "interval": 0.1} for d in names for m in methods]
+    )
+    figure = figures[0]
+    assert figure.get_figwidth() <= 14 and len(figure.axes) == lines
+    labels = [text for axes in figure.axes for text in axes.get_xticklabels()]
+    shown = [text.get_text().replace("\n", " ") for text in labels]
+    assert shown == ([*names, "mean"] if domains > 1 else names)
+    assert sum(len(axes.patches) for axes in figure.axes) == len(shown) * len(methods)
+    boxes = [text.get_window_extent() for text in labels]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    widths = [patch.get_window_extent().width for axes in figure.axes for patch in axes.patches]
+    assert max(widths) <= 1.01 * min(widths)  # the last line, which is shorter, has no broader bars

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import tempfile
+import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,18 +20,46 @@ from tvm_tinytrain.selection import FisherMap
 # Okabe and Ito's palette: distinguishable with any colour vision.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 _INK, _FAINT, _MAYBE = "#222222", "#d8d8d8", "#f0b68c"
+_WIDEST, _MARGIN = 14.0, 1.1
+"""Inches of the widest picture, and those beside its bars. A page shows what is wider too small to read."""
 
 
 def accuracy(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Grouped bars: domains along the axis, one bar per method, 95 % intervals. rows: of one network and sampler."""
+    """Grouped bars: domains along the axis, one bar per method, 95 % intervals. rows: of one network and sampler.
+
+    What does not stand side by side within `_WIDEST` goes on below.
+    """
     domains = list(dict.fromkeys(r["domain"] for r in rows))
-    methods = list(dict.fromkeys(r["method"] for r in rows))
-    labels = [*domains, "mean"] if len(domains) > 1 else domains
-    longest = max(len(label) for label in labels)
-    figure = _figure(max(7.0, 1.1 + max(0.21 * len(methods), 0.095 * longest + 0.1) * len(labels)), 3.4)
-    axes = figure.add_subplot()
-    width, looks = 0.82 / len(methods), method_looks(methods)
-    for i, method in enumerate(methods):
+    bars = _accuracy_bars(rows, domains)
+    labels = [textwrap.fill(label, 18) for label in ([*domains, "mean"] if len(domains) > 1 else domains)]
+    longest = max(len(line) for label in labels for line in label.split("\n"))
+    room = max(0.21 * len(bars), 0.095 * longest + 0.1)
+    lines = math.ceil(len(labels) / max(1, int((_WIDEST - _MARGIN) / room)))
+    each = math.ceil(len(labels) / lines)
+    figure = _figure(max(7.0, _MARGIN + room * each), 0.8 + 2.6 * lines)
+    every = figure.subplots(lines, squeeze=False)[:, 0]
+    for line, axes in enumerate(every):
+        part = slice(line * each, (line + 1) * each)
+        _draw_bars(
+            axes, labels[part], {m: (values[part], errors[part]) for m, (values, errors) in bars.items()}
+        )
+        axes.set_xlim(-0.5, each - 0.5)
+    legend = every[0].legend(
+        ncols=min(6, len(bars)), loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return _png(figure)
+
+
+_Bars = dict[str, tuple[list[float], list[float]]]
+"""{method: (accuracies, half-widths of their intervals)} in per cent."""
+
+
+def _accuracy_bars(rows: Sequence[Mapping[str, Any]], domains: Sequence[str]) -> _Bars:
+    """The bars of all domains and, of several, of their mean."""
+    bars = {}
+    for method in dict.fromkeys(r["method"] for r in rows):
         by_domain = {r["domain"]: r for r in rows if r["method"] == method}
         values = [100 * by_domain[d]["accuracy"] if d in by_domain else np.nan for d in domains]
         known = [by_domain[d]["interval"] if d in by_domain else None for d in domains]
@@ -37,7 +67,14 @@ def accuracy(rows: Sequence[Mapping[str, Any]]) -> bytes:
         if len(domains) > 1:
             values.append(float(np.nanmean(values)))
             errors.append(float(np.sqrt(np.sum(np.square(errors))) / len(domains)))  # of independent domains
-        at = np.arange(len(labels)) + (i - (len(methods) - 1) / 2) * width
+        bars[method] = (values, errors)
+    return bars
+
+
+def _draw_bars(axes: Any, labels: Sequence[str], bars: _Bars) -> None:
+    width, looks = 0.82 / len(bars), method_looks(list(bars))
+    for i, (method, (values, errors)) in enumerate(bars.items()):
+        at = np.arange(len(labels)) + (i - (len(bars) - 1) / 2) * width
         colour, hatch = looks[method]
         axes.bar(
             at, values, width * 0.92, yerr=errors, color=colour, hatch=hatch, edgecolor="white", linewidth=0.0,
@@ -46,11 +83,7 @@ def accuracy(rows: Sequence[Mapping[str, Any]]) -> bytes:
     axes.set_xticks(np.arange(len(labels)), labels, parse_math=False)  # a name may hold a dollar
     axes.set_ylim(0, 100)
     axes.set_ylabel("accuracy, %")
-    legend = axes.legend(ncols=min(6, len(methods)), loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
     _tidy(axes, "y")
-    return _png(figure)
 
 
 def method_looks(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
