@@ -19,7 +19,9 @@ class OrderGradients:
     """``dx = input_grad(dy, w); dw = weight_grad(x, dy)``  →  ``dw = …; dx = …``: x need not live beside dx.
 
     A gradient moves up past everything that neither makes what it reads nor reads what it changes: an update fused behind dw changes
-    w, which dx reads, and stays behind it. A function whose peak that does not lower keeps its order.
+    w, which dx reads, and stays behind it. None moves in front of the loss, even where its operands are there before (with a loss
+    whose gradient is handed in): a forward pass that changes no gradient can be cut anywhere (`frozen_prefix`). A function whose
+    peak that does not lower keeps its order.
     """
 
     def transform_module(self, mod: tvm.IRModule, ctx: tvm.transform.PassContext) -> tvm.IRModule:
@@ -42,20 +44,28 @@ def _emit(order: list[relax.VarBinding], func: relax.Function, r: Rebuilder) -> 
 
 
 def reordered(mod: tvm.IRModule, func: relax.Function) -> list[relax.VarBinding]:
-    """The function's bindings with the gradients of parameters moved up."""
+    """The function's bindings with the gradients of parameters moved up, none of them in front of the loss."""
     spans = liveness(func)
+    loss = _first_result(func)
     out: list[relax.VarBinding] = []
     for b in bindings(func):
         gv = callee(b.value)
         place = len(out)
         if gv is not None and kernel_kind(mod[gv]) in _MOVED:
-            while place > 0 and _may_swap(out[place - 1], b, spans):
+            while place > 0 and out[place - 1].var != loss and _may_swap(out[place - 1], b, spans):
                 place -= 1
         elif is_view(b.value):  # a view costs nothing and must not hold up the gradient that reads it
             while place > 0 and out[place - 1].var not in operands(b.value):
                 place -= 1
         out.insert(place, b)
     return out
+
+
+def _first_result(func: relax.Function) -> relax.Expr:
+    """What a function returns, the first field of a tuple: the loss of one that has gradients."""
+    values = {b.var: b.value for b in bindings(func)}
+    result = values.get(func.body.body, func.body.body)
+    return result.fields[0] if isinstance(result, relax.Tuple) else result
 
 
 def _may_swap(before: relax.VarBinding, after: relax.VarBinding, spans: Liveness) -> bool:
