@@ -177,7 +177,7 @@ def get_board(board: str | Board) -> Board:
     """
     if isinstance(board, Board):
         return board
-    if board not in BOARDS:
+    if not isinstance(board, str) or board not in BOARDS:
         hint = "choose one of them, or add an entry to targets/boards.py"
         raise BoardError("board", "name", repr(board), ", ".join(BOARDS), hint)
     return BOARDS[board]

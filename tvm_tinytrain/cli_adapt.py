@@ -153,6 +153,7 @@ def _adapt(a: argparse.Namespace) -> int:
     from tvm_tinytrain.build import load
     from tvm_tinytrain.micro import Session
     from tvm_tinytrain.reporting import SessionRecord
+    from tvm_tinytrain.reporting.session_record import finite_or_none
 
     check_options("adapt", {"--iterations": (a.iterations, 0), "--seed": (a.seed, 0)})
     if not 0.0 <= a.lr < math.inf:
@@ -203,8 +204,8 @@ def _adapt(a: argparse.Namespace) -> int:
         record.save(a.record)
     summary: dict[str, Any] = {
         "board": a.board, "classes": list(names), "samples": len(images), "iterations": len(record.losses),
-        "loss_first": record.losses[0] if record.losses else None,
-        "loss_last": record.losses[-1] if record.losses else None,
+        "loss_first": finite_or_none(record.losses[0]) if record.losses else None,
+        "loss_last": finite_or_none(record.losses[-1]) if record.losses else None,
         "query_accuracy_before": before, "query_accuracy_after": after,
         "trained_channels": {str(u.layer): len(u.outputs) for u in record.plan.layers} if record.plan else None,
         "plan_digest": record.plan.digest if record.plan else None,

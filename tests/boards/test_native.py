@@ -14,6 +14,7 @@ import tvm_tinytrain as tt
 from tests.building.adaptive_net import program, samples
 from tvm_tinytrain.errors import BoardError
 from tvm_tinytrain.micro import Session, generate_project
+from tvm_tinytrain.micro.in_process import InProcess
 from tvm_tinytrain.targets.boards import get_board
 from tvm_tinytrain.targets.cores import CORES
 
@@ -111,6 +112,11 @@ def test_equal_input_gives_equal_objects_and_the_archive_keeps_them(tmp_path: An
         BoardError, match=r"object for aarch64-linux-gnu \(cortex-a53\); allowed arm-none-eabi"
     ):
         generate_project(loaded, "mps2-an500", tmp_path / "project")
+
+
+def test_a_library_of_another_machine_is_not_linked_into_this_process() -> None:
+    with pytest.raises(BoardError, match=r"on host: found an object for arm-linux-gnueabihf \(cortex-a7\)"):
+        InProcess(build(ARMV7))
 
 
 @pytest.mark.parametrize(

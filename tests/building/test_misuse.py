@@ -12,7 +12,7 @@ from torch import nn
 
 import tvm_tinytrain as tt
 from tvm_tinytrain.errors import TinyTrainError
-from tvm_tinytrain.micro import Session
+from tvm_tinytrain.micro import Session, generate_project
 from tvm_tinytrain.micro.in_process import InProcess
 
 ROW = torch.tensor([[0.5, -1.0, 2.0, 0.25]])
@@ -223,6 +223,17 @@ SMALL = tt.Budget(memory="64KB")
         (lambda: tt.MemoryOptions(input_scale=float("nan")), "input_scale: found nan; allowed a finite"),
         (lambda: build(PLAIN, update=tt.TaskAdaptive(blocks=2), budget=SMALL), "no depthwise convolution"),
         (lambda: Session("net.tar", "host"), r"session: module: found str; .*tt\.load"),  # type: ignore[arg-type]
+        (lambda: InProcess("net.tar"), r"library: module: found str; .*tt\.load"),
+        (lambda: InProcess(build(PLAIN), cflags="-O1 -g"), r"cflags: found '-O1 -g'; .*\['-O1', '-g'\]"),
+        (lambda: generate_project(None, "host", "unused"), r"project: module: found NoneType; .*tt\.load"),  # type: ignore[arg-type]
+        (
+            lambda: generate_project(build(PLAIN), ["host"], "unused"),
+            r"board: name: found \['host'\]; allowed host",
+        ),  # type: ignore[arg-type]
+        (lambda: Session(build(PLAIN), "host", port=5), "port: found 5; allowed a device or an address"),  # type: ignore[arg-type]
+        (lambda: Session(build(PLAIN), "host", timeout_s="3"), "timeout_s: found '3'; allowed seconds"),  # type: ignore[arg-type]
+        (lambda: Session(build(PLAIN), "host", timeout_s=-1), "timeout_s: found -1; allowed seconds"),
+        (lambda: Session(build(PLAIN), "host", start_s=0), "start_s: found 0; allowed seconds"),
         (lambda: tt.tune(PLAIN, trials="64"), "trials: found '64'; allowed a whole number"),  # type: ignore[arg-type]
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 import subprocess
 from pathlib import Path
@@ -111,6 +112,18 @@ def test_a_session_comes_back_from_its_file(tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(ArchiveError):
         SessionRecord.load(path)
+
+
+def test_the_file_of_a_session_that_diverged_is_json(tmp_path: Path) -> None:
+    path = tmp_path / "session.json"
+    SessionRecord((1.5, math.inf, math.nan)).save(path)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    assert json.loads(path.read_text(), parse_constant=refuse)["losses"] == [1.5, None, None]
+    again = SessionRecord.load(path).losses
+    assert again[0] == 1.5 and all(map(math.isnan, again[1:]))
 
 
 def test_the_command(module: tt.TrainModule, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,15 @@ import numpy as np
 import numpy.typing as npt
 
 from tvm_tinytrain.adaptation import AdaptResult, LearnResult, adapt, learn
-from tvm_tinytrain.errors import DTypeError, KernelError, ShapeError, ToolMissingError, TransportError
+from tvm_tinytrain.errors import (
+    DTypeError,
+    KernelError,
+    PlanError,
+    ShapeError,
+    ToolMissingError,
+    TransportError,
+)
+from tvm_tinytrain.micro.project import check_library, check_object
 from tvm_tinytrain.micro.remote import (
     TensorInfo,
     array_for,
@@ -30,6 +38,7 @@ from tvm_tinytrain.micro.remote import (
     only_tensor,
     status_text,
 )
+from tvm_tinytrain.targets.boards import get_board
 from tvm_tinytrain.targets.target import parse_target
 
 _DTYPES = {"float32": np.float32, "int32": np.int32, "uint8": np.uint8, "int8": np.int8}
@@ -47,11 +56,25 @@ class InProcess:
     build_dir
         Folder that keeps the compiled library; a library of the same sources and flags is found there again. None: a folder that is
         removed with this object.
+
+    Raises
+    ------
+    ArchiveError, PlanError
+        `module` is no library; `cflags` is one text.
+    BoardError
+        Its kernels are compiled already, for another machine.
+    ToolMissingError, KernelError
+        There is no C compiler, or it does not take the library.
     """
 
     def __init__(
         self, module: Any, *, cflags: Sequence[str] | None = None, build_dir: str | Path | None = None
     ) -> None:
+        check_library(module, "library")
+        check_object(module, get_board("host"))
+        if isinstance(cflags, str):
+            hint = f"e.g. cflags={cflags.split()}"
+            raise PlanError("library", "cflags", repr(cflags), "a sequence of flags", hint)
         self.name: str = module.name
         self._tensors = {t["name"]: t for t in module.metadata["tensors"]}
         self.entries: tuple[str, ...] = tuple(module.metadata["entries"])

@@ -82,12 +82,13 @@ def generate_project(
     PlanError, ShapeError
         `standalone` is not for this library.
     """
+    check_library(library, "project")
     chosen, root = get_board(board), Path(folder)
     arena_bytes = arena_bytes_of(library)
     if f"tt_{library.name}.h" not in library.files:
         found = ", ".join(sorted(library.files)) or "no files"
         raise ArchiveError("project", library.name, found, f"tt_{library.name}.h", "build the module again")
-    _check_object(library, chosen)
+    check_object(library, chosen)
     if standalone is not None:
         _check_standalone(library, standalone)
     for part in ("library", "runtime"):
@@ -158,6 +159,14 @@ def _check_standalone(library: Library, task: Standalone) -> None:
         raise PlanError("project", "standalone classes", task.classes, f"{outputs} at most", hint)
 
 
+def check_library(library: object, stage: str) -> None:
+    """ArchiveError for what is no library at all, an archive's path for one."""
+    if not isinstance(getattr(library, "metadata", None), Mapping):
+        hint = "an archive's: tt.load(path)"
+        allowed = "what tt.build or tt.load returned"
+        raise ArchiveError(stage, "module", type(library).__name__, allowed, hint)
+
+
 def arena_bytes_of(library: Library) -> int:
     """Return the size of a library's arena; ArchiveError where its metadata does not say it."""
     try:
@@ -171,7 +180,7 @@ def arena_bytes_of(library: Library) -> int:
     return found
 
 
-def _check_object(library: Library, board: Board) -> None:
+def check_object(library: Library, board: Board) -> None:
     """Kernels that are compiled already must be for the board's system, of instructions that its core has."""
     kernels = library.metadata.get("kernels")
     if not isinstance(kernels, Mapping) or kernels.get("form") != "object":

@@ -69,7 +69,10 @@ def start(board: Board, program: Path, options: StartOptions) -> Connection:
 
 
 def check_port(board: Board, port: str | None) -> None:
-    """Raise BoardError where a port is named for a board that has none: what answers would not be what is connected there."""
+    """Raise BoardError where a port is no text, or named for a board that has none: another would answer than is connected there."""
+    if port is not None and not isinstance(port, str):
+        hint = 'e.g. port="/dev/ttyACM0", port="user@board"'
+        raise BoardError("connect", f"{board.name}, port", repr(port), "a device or an address", hint)
     if port is not None and board.runner in _WITHOUT_PORT:
         allowed, hint = (
             f"no port: {board.note}",

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tvm_tinytrain.adaptation import AdaptResult, LearnResult, adapt, learn
-from tvm_tinytrain.errors import ArchiveError, BoardError, TransportError
+from tvm_tinytrain.config import is_number
+from tvm_tinytrain.errors import BoardError, PlanError, TransportError
 from tvm_tinytrain.micro.checkpoint import CheckpointLayout, read_checkpoint, write_checkpoint
-from tvm_tinytrain.micro.project import GeneratedProject, Library, generate_project
+from tvm_tinytrain.micro.project import GeneratedProject, Library, check_library, generate_project
 from tvm_tinytrain.micro.protocol import BoardInfo, Link, LinkStatistics, read_info
 from tvm_tinytrain.micro.remote import RemoteLibrary, TensorInfo, array_for
 from tvm_tinytrain.micro.runners import Connection, StartOptions, check_port
@@ -87,15 +88,11 @@ class Session:
         port: str | None = None,
         start_s: float = _START_S,
     ) -> None:
-        if not isinstance(getattr(module, "metadata", None), Mapping):
-            hint = "an archive's: tt.load(path)"
-            raise ArchiveError(
-                "session", "module", type(module).__name__, "what tt.build or tt.load returned", hint
-            )
+        check_library(module, "session")
         self._module = module
         self._lock = threading.RLock()
         self.board = module.board if isinstance(module, GeneratedProject) else get_board(board)
-        if port is not None and port.startswith("rpc://") and self.board.runner != "rpc":
+        if isinstance(port, str) and port.startswith("rpc://") and self.board.runner != "rpc":
             if isinstance(module, GeneratedProject):
                 hint = (
                     "open the session with the module, or generate_project(module, rpc_board(board), folder)"
@@ -106,6 +103,10 @@ class Session:
         self._build_dir = Path(build_dir) if build_dir is not None else None
         self._call_s = timeout_s if timeout_s is not None else _call_seconds(module)
         self._start_s = start_s
+        for name, seconds in (("timeout_s", self._call_s), ("start_s", start_s)):
+            if not (is_number(seconds) and seconds > 0.0):
+                hint = "leave it out for the default"
+                raise PlanError("session", name, repr(seconds), "seconds, more than 0", hint)
         self._start_options = StartOptions(by_function=by_function, port=port)
         self._connection: Connection | None = None
         self._project: GeneratedProject | None = None

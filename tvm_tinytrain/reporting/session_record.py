@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,11 @@ from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.selection import FisherMap
 
 _FORMAT = 1
+
+
+def finite_or_none(value: float) -> float | None:
+    """A number as JSON can hold it: one that is not finite, as of a training that diverged, is None."""
+    return value if math.isfinite(value) else None
 
 
 @dataclass(frozen=True)
@@ -29,10 +35,11 @@ class SessionRecord:
         return cls(result.losses, result.accuracies, result.fisher, result.plan)
 
     def save(self, path: str | Path) -> None:
-        """Write a JSON file; ArchiveError where that is impossible."""
+        """Write a JSON file, a loss that is not finite as null; ArchiveError where that is impossible."""
         fisher = None if self.fisher is None else json.loads(self.fisher.to_json())
         plan = None if self.plan is None else json.loads(self.plan.to_json())
-        fields = {"losses": self.losses, "accuracies": self.accuracies, "fisher": fisher, "plan": plan}
+        losses = [finite_or_none(v) for v in self.losses]
+        fields = {"losses": losses, "accuracies": self.accuracies, "fisher": fisher, "plan": plan}
         text = json.dumps({"format": _FORMAT, **fields}) + "\n"
         try:
             Path(path).write_text(text, encoding="utf-8")
@@ -49,7 +56,7 @@ class SessionRecord:
                 raise ValueError(f"format {raw['format']}")
             fisher, plan = raw["fisher"], raw["plan"]
             return cls(
-                tuple(float(v) for v in raw["losses"]),
+                tuple(math.nan if v is None else float(v) for v in raw["losses"]),
                 tuple(float(v) for v in raw["accuracies"]),
                 None if fisher is None else FisherMap.from_json(json.dumps(fisher)),
                 None if plan is None else UpdatePlan.from_json(json.dumps(plan)),
