@@ -103,7 +103,7 @@ def check_also_train(names: Sequence[str], mod: tvm.IRModule) -> None:
         if of_layers:
             more = f"the layers' own, such as {of_layers[0]}"
             allowed = f"{allowed}, and {more}" if allowed else more
-        hint = "name parameters that the network reads"
+        hint = "name parameters with a gradient that are left when batch norms and constants are folded"
         raise PlanError("config", "also_train", ", ".join(unknown), allowed, hint)
 
 

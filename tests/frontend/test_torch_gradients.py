@@ -225,6 +225,15 @@ def test_a_buffer_cannot_be_asked_for() -> None:
         tt.build(Blur(), "host", example_inputs=(x,), also_train=(name,))
 
 
+def test_a_folded_parameter_cannot_be_asked_for() -> None:
+    net = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)).eval()
+    error = "also_train: found v1_weight; allowed .*; name parameters .* that are left when batch norms and constants are folded"
+    with pytest.raises(PlanError, match=error):
+        tt.build(
+            net, "host", example_inputs=(torch.zeros(1, 2, 3, 3),), loss=tt.MSE(), also_train=("v1_weight",)
+        )
+
+
 def test_a_parameter_without_gradient_cannot_be_asked_for() -> None:
     net = Between(lambda y: y * net.scale.detach())
     net.scale = nn.Parameter(torch.ones(6))

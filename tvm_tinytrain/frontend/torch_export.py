@@ -104,7 +104,7 @@ def from_exported_program(program: torch.export.ExportedProgram) -> tvm.IRModule
             "torch.export program",
             _first_line(error),
             "operators of TVM's torch front end",
-            "replace the operator in the model",
+            "replace the operator in the model, or add a converter in frontend/torch_converters.py",
         ) from error
     mod, params = detach_params(mod)
     values = (
