@@ -46,7 +46,9 @@ def test_relax_module_gives_the_same_computation() -> None:
     given = dict(zip([p.name for p in mod["main"].params[1:]], values["main"], strict=True))
     module = build(mod, params=given, **OPTIONS)
     assert module.files["tt_small_kernels.c"] == library().files["tt_small_kernels.c"]
-    assert module.files["tt_small_params.c"] == library().files["tt_small_params.c"]
+    written = module.files["tt_small_params.c"].decode()  # under the names that TVM's importer gave
+    tables = written.replace("tt_small_p_", "tt_small_").replace("/* p_", "/* ").rstrip().split("\n\n")
+    assert sorted(tables) == sorted(library().files["tt_small_params.c"].decode().rstrip().split("\n\n"))
 
 
 def test_training_mode_of_the_module_is_restored() -> None:
