@@ -28,6 +28,7 @@ from tvm_tinytrain.passes.fuse_update import kept_tensors
 from tvm_tinytrain.passes.kernels.builder import kernel_kind, kernel_spec
 from tvm_tinytrain.passes.kernels.conv_spec import Conv2DSpec
 from tvm_tinytrain.passes.kernels.listed import LISTED
+from tvm_tinytrain.passes.kernels.stream_spec import StreamSpec
 from tvm_tinytrain.passes.plan_memory import ArenaPlan, check_ends
 from tvm_tinytrain.passes.program import Program, Storage
 from tvm_tinytrain.passes.rewriting import bindings, callee, operands
@@ -175,27 +176,26 @@ def _norms(
 
 
 def full_backward_macs(lowered: tvm.IRModule, layers: tuple[Layer, ...]) -> int:
-    """Multiply-accumulates of FullTrain's backward pass: dW of every layer and dX of every layer but the first, for each use of its
-    weight, and for products of two tensors the adjoint of each that comes from a layer."""
-    by_weight = {layer.weight: layer for layer in layers}
+    """Multiply-accumulates of FullTrain's backward pass: for each use of a layer's weight dW, and dX where what it reads comes from a
+    layer, as the network's input does not; for products of two tensors the adjoint of each that comes from a layer."""
     total = sum(layer.macs for layer in layers)
-    unseen = {layer.weight: layer.macs for layer in layers if layer.id}  # in kernels of several layers
+    unseen = {layer.weight: layer.macs for layer in layers}  # in kernels of several layers
     trained: set[relax.Expr] = set()
     for b in bindings(lowered["predict"]):
         inner = operands(b.value)
-        names = [o.name for o in inner if isinstance(o, relax.Var) and o.name in by_weight]
+        names = [o.name for o in inner if isinstance(o, relax.Var) and o.name in unseen]
         gv = callee(b.value)
         kind = None if gv is None else kernel_kind(lowered[gv])
         if kind == "matmul":
             total += kernel_spec(lowered[gv])["macs"] * sum(o in trained for o in inner)
         elif kind in ("conv2d", "linear", "conv2d_transpose") and names:
-            spec, weight = kernel_spec(lowered[gv]), names[0]
+            spec = kernel_spec(lowered[gv])
             macs = int(spec["macs"])
-            if weight in unseen:
-                unseen[weight] -= macs
+            unseen[names[0]] -= macs
+            if inner[0] in trained:
                 total += Conv2DSpec.from_dict(spec).input_grad_macs if kind == "conv2d" else macs
-            else:  # of the first layer, whose further uses have an input gradient
-                unseen[weight] = by_weight[weight].macs - macs
+        elif kind == "streamed_block" and names and inner[0] not in trained:
+            unseen[names[0]] -= StreamSpec.from_dict(kernel_spec(lowered[gv])).stages[0].conv.macs
         if names or any(o in trained for o in inner):
             trained.add(b.var)
     return total + sum(unseen.values())

@@ -233,6 +233,36 @@ def test_single_channels_of_shared_parameters(
     assert re.search(text, str(refused.value))
 
 
+@pytest.mark.parametrize("memory", [tt.MemoryOptions(), tt.MemoryOptions(input_dtype="uint8")])
+def test_no_input_gradient_of_layers_that_read_the_input(memory: tt.MemoryOptions) -> None:
+    """Several layers may: queries, keys and values, or parallel stems, one of them in a kernel of several layers."""
+
+    def attention(net: Any, x: Tensor) -> Tensor:
+        scores = torch.softmax(net.q(x) @ net.k(x).mT, -1)
+        return net.head((scores @ net.v(x)).mean(1))
+
+    def stems(net: Any, x: Tensor) -> Tensor:
+        y = net.point(nn.functional.relu6(net.depthwise(nn.functional.relu6(net.expand(x)))))
+        return net.head(net.q(x.mean(1)).mean(1) + y.mean((2, 3)))
+
+    qkv = {name: nn.Linear(6, 6) for name in "qkv"}
+    block = {
+        "expand": nn.Conv2d(2, 12, 1),
+        "depthwise": nn.Conv2d(12, 12, 1, groups=12),
+        "point": nn.Conv2d(12, 4, 1),
+    }
+    cases = [
+        (attention, qkv, nn.Linear(6, 3), random(1, 5, 6)),
+        (stems, {"q": nn.Linear(12, 4), **block}, nn.Linear(4, 3), random(1, 2, 12, 12)),
+    ]
+    for body, layers, head, x in cases:
+        given: Any = {"example_inputs": (x,), "memory": memory, "accumulate": True}
+        macs = tt.build(Net(body, **layers, head=head), "host", **given).metadata["macs"]
+        update = tt.TaskAdaptive(candidates=1)
+        tables = tt.build(Net(body, **layers, head=head), "host", update=update, **given).metadata["adaptive"]
+        assert tables["full_macs"] == macs["accumulate"] - macs["predict"]
+
+
 def test_costs_count_every_use_and_products_without_weights() -> None:
     def body(net: Any, x: Tensor) -> Tensor:
         for _ in range(3):
