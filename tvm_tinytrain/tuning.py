@@ -13,6 +13,7 @@ from typing import Any
 from tvm import tirx
 
 from tvm_tinytrain.build import TrainModule, build
+from tvm_tinytrain.config import as_whole
 from tvm_tinytrain.early_checks import check_folder, check_output
 from tvm_tinytrain.errors import BoardError, PlanError, TargetError
 from tvm_tinytrain.passes.kernels.builder import kernel_kind
@@ -116,9 +117,10 @@ def tune(
         What `build` raises.
     """
     chosen = get_board(board)
-    for name, value, least in (("trials", trials, 1), ("seed", seed, 0), ("processes", processes, 1)):
-        if not isinstance(value, int) or value < least:
-            raise PlanError("tune", name, repr(value), f"a whole number from {least}", f"give another {name}")
+    trials, seed, processes = (
+        as_whole("tune", name, value, least, f"give another {name}")
+        for name, value, least in (("trials", trials, 1), ("seed", seed, 0), ("processes", processes, 1))
+    )
     if processes > 1 and (measure is not None or chosen.hardware):
         hint = "several boards: see tune-worker"
         raise PlanError("tune", "processes", processes, "1, or more on an emulated board of its own", hint)

@@ -178,7 +178,8 @@ def test_one_folder_holds_one_search(tmp_path: Path) -> None:
             TargetError,
             "found cortex-m55; allowed cortex-m7; choose a board",
         ),
-        ({"seed": -1}, PlanError, "seed: found -1; allowed a whole number from 0"),
+        ({"seed": -1}, PlanError, "seed: found -1; allowed a whole number, 0 or more"),
+        ({"trials": True}, PlanError, "trials: found True; allowed a whole number, 1 or more"),
         ({"processes": "2"}, PlanError, "processes: found '2'"),
         ({"processes": 0}, PlanError, "processes: found 0"),
         (
