@@ -221,7 +221,13 @@ def test_tasks_and_consoles_that_make_no_sense_are_refused() -> None:
         task(labels=np.array([0, 2]))
     with pytest.raises(ShapeError, match="float32"):
         task(samples=np.zeros((20, 3), np.float32))
-    for name, value in (("rate", 1e39), ("scale", float("nan")), ("offset", float("inf"))):
+    for name, value in (
+        ("rate", 1e39),
+        ("rate", 1e-50),
+        ("rate", -1e-3),
+        ("scale", float("nan")),
+        ("offset", float("inf")),
+    ):
         with pytest.raises(PlanError, match=f"{name}: found .*; allowed a finite number"):
             task(**{name: value})
     with pytest.raises(PlanError, match="augment: found True; allowed DiffAugment"):

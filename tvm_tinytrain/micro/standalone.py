@@ -61,9 +61,10 @@ class Standalone:
             if not isinstance(getattr(self, name), kinds):
                 hint = "leave it out for the default"
                 raise PlanError("standalone", name, repr(getattr(self, name)), allowed, hint)
-        if not (is_number(self.rate) and self.rate >= 0):
-            hint = "0 takes the library's own"
-            raise PlanError("standalone", "rate", repr(self.rate), "a finite number, 0 or more", hint)
+        # A rate that is no more than 0 in float32 would mean the library's own.
+        if not (is_number(self.rate) and (self.rate == 0 or np.float32(self.rate) > 0)):
+            allowed, hint = "a finite number of float32, 0 or more", "0 takes the library's own"
+            raise PlanError("standalone", "rate", repr(self.rate), allowed, hint)
         for name, value in (("scale", self.scale), ("offset", self.offset)):
             if not is_number(value):
                 hint = "an input is scale * byte + offset"
