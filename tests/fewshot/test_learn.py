@@ -76,6 +76,10 @@ def test_what_does_not_train_labels_is_refused() -> None:
             library.learn(images, labels[1:])
         with pytest.raises(ShapeError, match="float64"):
             library.learn(images, labels / 2)
+        for strange in (labels - 1, labels + 1):
+            found = rf"labels: found {strange.min()} to {strange.max()}; allowed 0 to {CLASSES - 1}"
+            with pytest.raises(PlanError, match=found):
+                library.learn(images, strange)
         fixed = library.learn(images, labels, iterations=2, lr=RATE)
         assert fixed.plan is None and fixed.losses[1] < fixed.losses[0]
     prototypes = tt.build(

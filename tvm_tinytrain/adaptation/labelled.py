@@ -133,13 +133,16 @@ class _Learner(LibraryCalls):
         self._label = next(name for name, t in library.tensors.items() if t.role == "label")
 
     def check_labels(self, labels: Labels) -> None:
-        """PlanError for a label that the tensor cannot hold."""
-        dtype = np.dtype(self.library.tensors[self._label].dtype)
-        if np.issubdtype(dtype, np.integer):
-            limits, found = np.iinfo(dtype), (int(labels.min()), int(labels.max()))
-            if found[0] < limits.min or found[1] > limits.max:
-                allowed, hint = f"{limits.min} to {limits.max}", "labels are outputs of the network"
-                raise PlanError(self.stage, "labels", f"{found[0]} to {found[1]}", allowed, hint)
+        """PlanError for a class that the network has no output for: on the device it would be found after ``release``."""
+        tensors = self.library.tensors
+        if not np.issubdtype(tensors[self._label].dtype, np.integer):
+            return
+        outputs = (t.shape[-1] for t in tensors.values() if t.role == "output")
+        last = next(outputs, np.iinfo(tensors[self._label].dtype).max + 1) - 1
+        found = (int(labels.min()), int(labels.max()))
+        if found[0] < 0 or found[1] > last:
+            hint = "labels are outputs of the network"
+            raise PlanError(self.stage, "labels", f"{found[0]} to {found[1]}", f"0 to {last}", hint)
 
     def run(self, entry: str, sample: Samples, label: int) -> None:
         """Run an entry on one sample."""
