@@ -35,7 +35,7 @@ from tvm_tinytrain.passes.kernels.builder import executed_macs, kernel_kind, ker
 from tvm_tinytrain.passes.kernels.listed import LISTED
 from tvm_tinytrain.passes.plan_memory import ArenaPlan, plan_arena
 from tvm_tinytrain.passes.program import Program, analyse_program
-from tvm_tinytrain.passes.state import RECOMPUTED, Layer, get_json, get_layers, get_values
+from tvm_tinytrain.passes.state import RECOMPUTED, VALUES, Layer, get_json, get_layers, get_values
 from tvm_tinytrain.pipeline import Instruments, compile_adaptive, compile_module
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.reporting import Report
@@ -208,19 +208,20 @@ def build(
         )
         raise BudgetError("config", "compute budget", config.budget.compute, allowed, hint)
     imported = import_model(mod, example_inputs=example_inputs, params=params)
+    network = _network_text(imported)
     watched = instruments or Instruments()
     asked: list[tirx.PrimFunc] = []
     rules = (_collect(asked), *_rules(records, resolved_target))
     compiled = _compile(imported, config, resolved_target, watched, rules)
     try:
-        library, macs = _library(compiled, config, resolved_target, watched.count_macs)
+        library, macs = _library(compiled, config, resolved_target, network, watched.count_macs)
     except BudgetError:
         if config.memory.recompute != "auto":
             raise  # else kernels need more beside their tensors than was foreseen: as little as possible, then
         asked.clear()
         config = replace(config, memory=replace(config.memory, recompute="lowest"))
         compiled = _compile(imported, config, resolved_target, watched, rules)
-        library, macs = _library(compiled, config, resolved_target, watched.count_macs)
+        library, macs = _library(compiled, config, resolved_target, network, watched.count_macs)
     layers = get_layers(compiled.module)
     metadata = make_metadata(
         library,
@@ -294,8 +295,13 @@ def _compile(
     return _Compiled(*compile_adaptive(imported, config, target.to_tvm(), instruments, choose, share, rules))
 
 
+def _network_text(imported: tvm.IRModule) -> str:
+    """The network as it was imported, without its values: shapes, operators and their attributes, the same for every target."""
+    return str(imported.without_attr(VALUES).script())
+
+
 def _digest(text: str, values: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits of the options, the plan and all initial values: a checkpoint fits this library only."""
+    """16 hexadecimal digits of network, options, plan and all initial values: a checkpoint fits this library only."""
     found = hashlib.sha256(text.encode())
     for name in sorted(values):
         found.update(name.encode() + b"\0" + values[name].tobytes())
@@ -307,7 +313,7 @@ def _options(config: TrainConfig, target: Target) -> dict[str, Any]:
 
 
 def _library(
-    compiled: _Compiled, config: TrainConfig, target: Target, count_macs: bool
+    compiled: _Compiled, config: TrainConfig, target: Target, network: str, count_macs: bool
 ) -> tuple[Library, dict[str, int]]:
     """The library to emit, and the multiply-accumulates of each of its entries."""
     lowered, plan = compiled.module, compiled.plan
@@ -327,7 +333,8 @@ def _library(
     native = None
     if target.kind == "llvm":
         native = emit_object(lowered, kernels, target.to_tvm(), library=config.name)
-    text = json.dumps([_options(config, target), plan.to_json()], sort_keys=True)
+    options = {**_options(config, target), "also_train": config.also_train}
+    text = json.dumps([network, options, plan.to_json()], sort_keys=True)
     used = {s.name for s in program.storages}
     library = Library(
         config.name,

@@ -180,3 +180,27 @@ def test_write_and_export_leave_nothing_half_written(tmp_path: Path) -> None:
         module.write(blocked)
     assert not [p for p in blocked.iterdir() if p.suffix == ".partial"]
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+def _embedding(activation: torch.nn.Module, size: int = 8, stride: int = 1) -> torch.export.ExportedProgram:
+    torch.manual_seed(0)
+    convs = torch.nn.Conv2d(1, 3, 3, stride, 1), torch.nn.Conv2d(3, 4, 1)
+    layers = (convs[0], activation, convs[1], torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    return torch.export.export(torch.nn.Sequential(*layers).eval(), (torch.zeros(1, 1, size, size),))
+
+
+def test_the_digest_tells_networks_of_equal_weights_apart(tmp_path: Path) -> None:
+    """A checkpoint, or results of an evaluation, of one of them are not the other's."""
+    relu = torch.nn.ReLU()
+    torch.export.save(_embedding(relu), tmp_path / "net.pt2")
+    networks = [
+        tmp_path / "net.pt2",
+        tmp_path / "net.pt2",
+        _embedding(relu),
+        _embedding(torch.nn.ReLU6()),
+        _embedding(torch.nn.Sigmoid()),
+        _embedding(relu, size=16),
+        _embedding(relu, stride=2),
+    ]
+    digests = [build(network, M7, update=LastLayer()).metadata["digest"] for network in networks]
+    assert len(set(digests[:3])) == 1 and len(set(digests)) == 5

@@ -133,4 +133,4 @@ static const tt_entry entries[] = {
     {"step", tt_small_step},
 };
 
-const tt_library tt_small_library = {"small", "VERSION", "241dead57552d67c", TT_SMALL_ARENA_BYTES, 8, 13, tensors, 3, entries};
+const tt_library tt_small_library = {"small", "VERSION", "0585310276bf254d", TT_SMALL_ARENA_BYTES, 8, 13, tensors, 3, entries};
