@@ -15,8 +15,9 @@ from tvm_tinytrain.errors import CheckpointError, ImportModelError, PlanError
 _ADAPT = """example:
   tinytrain adapt network.tar --board mps2-an500 --support mine/ --query others/ -o task.tt
 Samples: a folder with one folder of images for each class, scaled to the network's input and to [-1, 1]; or an .npz file with
-the arrays images (float32, [n, ...] as the network takes them) and labels (integers [n]). A library whose input is bytes
-(input_dtype="uint8") gets the pixels as they are, and takes whole numbers from 0 to 255 of an .npz file.
+the arrays images (float32, [n, ...] as the network takes them) and labels (integers [n]; for --loss mse or bce the values that
+the output should have, [n, ...]). A library whose input is bytes (input_dtype="uint8") gets the pixels as they are, and takes
+whole numbers from 0 to 255 of an .npz file.
 A library built with --loss prototypical --accumulate learns classes from prototypes, by TinyTrain's procedure. Any other library
 takes its labels as they are: a step for each sample, or for each iteration where it accumulates. With --update adaptive either
 selects its layers and channels itself.
@@ -83,43 +84,74 @@ def read_samples(
         if dtype == "uint8":
             images = to_bytes(images)
         return images, np.repeat(np.arange(len(data.classes)), data.sizes), data.classes
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found_images, labels = arrays["images"], arrays["labels"]
-    except Exception as error:  # NumPy and zipfile raise many kinds for another or a damaged file
-        hint = "pass a folder of class folders, or np.savez(path, images=..., labels=...)"
-        raise ImportModelError("samples", str(path), error, "arrays images and labels", hint) from error
+    found_images, labels = _arrays(path)
     whole = np.issubdtype(np.dtype(dtype), np.integer)
-    if (
-        found_images.shape[1:] != shape
-        or found_images.dtype.kind not in ("iu" if whole else "fiub")
-        or labels.shape != found_images.shape[:1]
-        or labels.dtype.kind not in "iu"
-    ):
-        found = f"images {found_images.dtype}{list(found_images.shape)}, labels {labels.dtype}{list(labels.shape)}"
-        hint = "one integer label for each image"
+    if labels.shape != found_images.shape[:1] or labels.dtype.kind not in "iu":
+        given = ((found_images, "images"), (labels, "labels"))
+        found = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for array, name in given)
         allowed = f"images {dtype if whole else ''}[n, {str(shape)[1:-1]}]"
-        raise ImportModelError("samples", str(path), found, allowed, hint)
-    if whole and found_images.size:
-        limits, least, most = np.iinfo(dtype), found_images.min(), found_images.max()
-        if least < limits.min or most > limits.max:
-            hint = "the library's input holds whole numbers"
-            allowed = f"{limits.min} to {limits.max}"
-            raise ImportModelError("samples", str(path), f"{least} to {most}", allowed, hint)
-    if not np.isfinite(found_images).all():
-        hint = "check where they come from"
-        raise ImportModelError("samples", str(path), "nan or infinity", "finite numbers", hint)
+        raise ImportModelError("samples", str(path), found, allowed, "one integer label for each image")
+    images = _checked(path, found_images, shape, dtype)
     names = tuple(str(value) for value in np.unique(labels))
     if len(names) < 2:
         found, hint = f"{len(names)} classes", "two are needed: one alone cannot be told from anything"
         raise ImportModelError("samples", str(path), found, "2 or more", hint)
-    return found_images.astype(dtype), labels.astype(np.int64), names
+    return images, labels.astype(np.int64), names
+
+
+def read_targets(
+    path: Path, shape: tuple[int, ...], dtype: str, target: tuple[int, ...]
+) -> tuple[Any, Any, tuple[str, ...]]:
+    """Images [n, *shape], float32 targets [n, *target] of an .npz file, and no names; for losses whose label is no class.
+
+    Raises ImportModelError, ShapeError or PlanError where the file does not hold that.
+    """
+    from tvm_tinytrain.adaptation.labelled import float_targets
+
+    if path.is_dir():
+        found, allowed = "a folder of classes", "an .npz file of images and labels"
+        hint = "the library's loss takes the values that the output should have, no classes"
+        raise ImportModelError("samples", str(path), found, allowed, hint)
+    found_images, labels = _arrays(path)
+    images = _checked(path, found_images, shape, dtype)
+    return images, float_targets("samples", str(path), labels, len(images), target), ()
+
+
+def _arrays(path: Path) -> tuple[Any, Any]:
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays["images"], arrays["labels"]
+    except Exception as error:  # NumPy and zipfile raise many kinds for another or a damaged file
+        hint = "pass a folder of class folders, or np.savez(path, images=..., labels=...)"
+        raise ImportModelError("samples", str(path), error, "arrays images and labels", hint) from error
+
+
+def _checked(path: Path, images: Any, shape: tuple[int, ...], dtype: str) -> Any:
+    """Images of an .npz file in the input's dtype; ImportModelError where they do not fit it."""
+    import numpy as np
+
+    whole = np.issubdtype(np.dtype(dtype), np.integer)
+    if images.shape[1:] != shape or images.ndim == 0 or images.dtype.kind not in ("iu" if whole else "fiub"):
+        found = f"images {images.dtype}{list(images.shape)}"
+        allowed = f"images {dtype if whole else ''}[n, {str(shape)[1:-1]}]"
+        raise ImportModelError("samples", str(path), found, allowed, "images as the network takes them")
+    if whole and images.size:
+        limits, least, most = np.iinfo(dtype), images.min(), images.max()
+        if least < limits.min or most > limits.max:
+            hint = "the library's input holds whole numbers"
+            allowed = f"{limits.min} to {limits.max}"
+            raise ImportModelError("samples", str(path), f"{least} to {most}", allowed, hint)
+    if not np.isfinite(images).all():
+        hint = "check where they come from"
+        raise ImportModelError("samples", str(path), "nan or infinity", "finite numbers", hint)
+    return images.astype(dtype)
 
 
 def _check_labels(path: Path, labels: Any, metadata: Mapping[str, Any]) -> None:
     """PlanError where a network of so many outputs cannot learn these labels; any may be a class of prototypes."""
-    given = next((t for t in metadata["tensors"] if t["role"] == "label"), None)
-    if given is None or given["dtype"] != "int32":
+    if _label(metadata).get("dtype") != "int32":
         return
     classes = next(int(t["shape"][-1]) for t in metadata["tensors"] if t["role"] == "output")
     if labels.min() < 0 or labels.max() >= classes:
@@ -162,13 +194,20 @@ def _adapt(a: argparse.Namespace) -> int:
     module = load(a.archive)
     _check_trains(a, module.metadata)
     shape, dtype = _input(module.metadata)
-    images, labels, names = read_samples(a.support, shape, dtype)
-    _check_labels(a.support, labels, module.metadata)
+    target = _label(module.metadata)
+    prototypical = target.get("name") == "seed"
+    if not prototypical and target.get("dtype") == "float32":
+        if a.query is not None:
+            hint = "leave it out: how near the outputs come is for you to say"
+            raise PlanError("adapt", "--query", "a loss of values", "a loss of classes", hint)
+        images, labels, names = read_targets(a.support, shape, dtype, tuple(target["shape"]))
+    else:
+        images, labels, names = read_samples(a.support, shape, dtype)
+        _check_labels(a.support, labels, module.metadata)
     query = None if a.query is None else read_samples(a.query, shape, dtype)
     if query is not None and query[2] != names:
         found, hint = ", ".join(query[2]), "use the same classes in both"
         raise ImportModelError("adapt", f"classes of {a.query}", found, ", ".join(names), hint)
-    prototypical = any(t["name"] == "seed" for t in module.metadata["tensors"])
     bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with console.status(f"building and starting {a.board}"):
@@ -203,7 +242,7 @@ def _adapt(a: argparse.Namespace) -> int:
     if a.record is not None:
         record.save(a.record)
     summary: dict[str, Any] = {
-        "board": a.board, "classes": list(names), "samples": len(images), "iterations": len(record.losses),
+        "board": a.board, "classes": list(names) or None, "samples": len(images), "iterations": len(record.losses),
         "loss_first": finite_or_none(record.losses[0]) if record.losses else None,
         "loss_last": finite_or_none(record.losses[-1]) if record.losses else None,
         "query_accuracy_before": before, "query_accuracy_after": after,
@@ -249,6 +288,11 @@ def _jitter(samples: Any, rng: Any) -> Any:
 def _input(metadata: Mapping[str, Any]) -> tuple[tuple[int, ...], str]:
     """The shape of one sample, without the batch axis, and its dtype."""
     return next((tuple(t["shape"][1:]), str(t["dtype"])) for t in metadata["tensors"] if t["role"] == "input")
+
+
+def _label(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The tensor of labels: a class, targets, or the seed of a loss of prototypes; empty where nothing is trained."""
+    return next((t for t in metadata["tensors"] if t["role"] == "label"), {})
 
 
 def _share(found: Any, wanted: Any) -> float:

@@ -22,8 +22,12 @@ def tensor(name: str, role: str, shape: list[int], dtype: str = "float32") -> di
 
 
 def metadata(loss: str = "labels") -> dict[str, Any]:
-    """Of an adaptive library that tells two classes, or learns prototypes."""
-    label = tensor("label", "label", [1], "int32") if loss == "labels" else tensor("seed", "label", [1, 2])
+    """Of an adaptive library that tells two classes, learns two values, or prototypes."""
+    label = {
+        "labels": tensor("label", "label", [1], "int32"),
+        "values": tensor("label", "label", [1, 2]),
+        "prototypes": tensor("seed", "label", [1, 2]),
+    }[loss]
     parts = [tensor("x", "input", [1, *SHAPE]), label, tensor("output", "output", [1, 2])]
     return {"tensors": parts, "adaptive": {}}
 
@@ -52,6 +56,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "nan": {"images": images + np.nan},
         "text": {"images": images.astype(str)},
         "negative": {"labels": labels - 1},
+        "values": {"labels": images[:, 0, 0, :2]},
     }.items():
         np.savez(tmp_path / f"{name}.npz", **{"images": images, "labels": labels, **changed})
     (tmp_path / "torn.npz").write_bytes((tmp_path / "good.npz").read_bytes()[:200])
@@ -98,7 +103,24 @@ def test_options(root: Path, options: str, says: str, capsys: pytest.CaptureFixt
     refused(capsys, root, *words, says=says)
 
 
-@pytest.mark.parametrize(("archive", "support"), [("labels", "two"), ("prototypes", "three")])
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--support {}/two", "found a folder of classes; allowed an .npz file of images and labels"),
+        ("--support {}/good.npz", "allowed numbers[n, 2]; this loss takes the values"),
+        ("--support {}/nan.npz", "nan or infinity"),
+        ("--support {}/values.npz --query {}/values.npz", "--query: found a loss of values"),
+    ],
+)
+def test_what_is_no_target_of_a_loss_of_values(
+    root: Path, options: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(capsys, root, "adapt", "values.tar", *options.split(), says=says)
+
+
+@pytest.mark.parametrize(
+    ("archive", "support"), [("labels", "two"), ("prototypes", "three"), ("values", "values.npz")]
+)
 def test_good_samples_reach_the_board(root: Path, archive: str, support: str) -> None:
     from tvm_tinytrain.cli import main
 

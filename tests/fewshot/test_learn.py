@@ -89,6 +89,39 @@ def test_what_does_not_train_labels_is_refused() -> None:
         library.learn(images, labels)
 
 
+@pytest.mark.parametrize("loss", [tt.MSE(), tt.BinaryCrossEntropy()])
+def test_float_targets_are_what_the_output_should_be(loss: tt.config.Loss) -> None:
+    """A class number is no target of several outputs: it used to fill all of them."""
+    images, classes = task()
+    targets = np.random.default_rng(2).uniform(size=(SAMPLES, CLASSES)).astype(np.float32)
+    with loaded(build(update=tt.LastLayer(), loss=loss, accumulate=True), cflags=("-O1",)) as library:
+        result = library.learn(images, targets, iterations=2, lr=RATE)
+        np.testing.assert_array_equal(library.read("label"), targets[-1:])
+        library.init()
+        library.view("hyper")[0] = RATE
+        losses = [library.step(x, y, "accumulate") for x, y in zip(images, targets, strict=True)]
+        assert result.losses[0] == pytest.approx(np.mean(losses)) and result.losses[1] < result.losses[0]
+        with pytest.raises(ShapeError, match=rf"numbers\[n, {CLASSES}\].*class numbers are for CrossEntropy"):
+            library.learn(images, classes)
+        for wrong in (targets[:, :-1], targets[1:], targets + 1j, [[1.0], [1.0, 2.0]]):
+            with pytest.raises(ShapeError, match=rf"learn: labels: .*numbers\[n, {CLASSES}\]"):
+                library.learn(images, wrong)
+        with pytest.raises(PlanError, match="labels: found nan or infinity"):
+            library.learn(images, targets * np.float32("nan"))
+
+
+def test_one_float_target_for_each_sample() -> None:
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 1)).eval()
+    module = tt.build(net, "host", example_inputs=(torch.zeros(1, 4),), loss=tt.MSE(), update=tt.FullTrain())
+    images = np.random.default_rng(2).normal(size=(6, 4)).astype(np.float32)
+    with loaded(module, cflags=("-O1",)) as library:
+        results = []
+        for targets in (images[:, 0], images[:, :1], list(images[:, 0])):
+            library.init()
+            results.append(library.learn(images, targets, iterations=3, lr=RATE).losses)
+    assert results[0] == results[1] == results[2] and results[0][-1] < results[0][0]
+
+
 @pytest.mark.parametrize(
     ("part", "found"),
     [

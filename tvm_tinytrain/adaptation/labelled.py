@@ -7,20 +7,23 @@ iteration; one whose ``step`` applies them where they are made takes one per sam
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tvm_tinytrain.adaptation.augment import QuerySource, Samples
 from tvm_tinytrain.adaptation.library import HYPER, SEED, AdaptableLibrary, LibraryCalls
-from tvm_tinytrain.errors import PlanError
+from tvm_tinytrain.errors import PlanError, ShapeError
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.selection import FisherMap
 
-Labels = npt.NDArray[np.integer]
+Labels = npt.NDArray[Any]
+"""Class numbers, integers[n], or float targets[n, *shape of the label]."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def learn(
     seed: int = 0,
     progress: Callable[[int, float], object] | None = None,
 ) -> LearnResult:
-    """Train a library on labelled samples, classes by turns.
+    """Train a library on labelled samples: classes by turns, float targets in the order given.
 
     Parameters
     ----------
@@ -59,7 +62,8 @@ def learn(
         float32[n, *shape of one sample]; in the range that the network was trained on. Bytes, uint8, for a library that was
         built with ``MemoryOptions(input_dtype="uint8")``.
     labels
-        integers[n]: outputs of the network.
+        For cross-entropy integers[n]: outputs of the network. For a loss whose label is float32 (MSE, binary cross-entropy) the
+        targets, numbers[n, *shape of the output without its axis of one]; [n] where that is a single value.
     iterations, lr
         Passes over the samples, and the optimizer's rate. Where either is 0 nothing is trained or selected.
     queries
@@ -86,12 +90,12 @@ def learn(
     learner = _Learner(library)
     learner.check_options(iterations, lr, queries, seed, progress)
     learner.check_plan(plan)
-    samples, targets = learner.labelled(images, labels)
-    learner.check_labels(targets)
+    samples, targets = learner.pairs(images, labels)
     if iterations == 0 or lr == 0.0:
         return LearnResult(())
-    order = _by_turns(targets)
-    samples, targets = samples[order], targets[order]
+    if learner.is_classes:
+        order = _by_turns(targets)
+        samples, targets = samples[order], targets[order]
     rng = np.random.default_rng(seed)
 
     def draw() -> Samples:
@@ -115,6 +119,34 @@ def _by_turns(labels: Labels) -> npt.NDArray[np.intp]:
     return np.lexsort((labels, turn))
 
 
+def float_targets(
+    stage: str, thing: str, values: npt.ArrayLike, count: int, shape: tuple[int, ...]
+) -> npt.NDArray[np.float32]:
+    """Targets float32[count, *shape] of a loss whose label is float32; without an axis of one in front, or [count] for one value each.
+
+    ShapeError where they are others, or there are none; class numbers are no targets of several values. PlanError for nan and infinity.
+    """
+    inner = shape[1:] if shape[:1] == (1,) else shape
+    one = math.prod(shape) == 1
+    wanted = "numbers[n]" if one else f"numbers[n, {str(list(inner))[1:-1]}]"
+    try:
+        array: npt.NDArray[Any] = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:  # of different shapes, or a graph's tensor
+        raise ShapeError(stage, thing, error, wanted, "give one array of numbers") from error
+    allowed = {(count, *shape), (count, *inner)} | ({(count,)} if one else set())
+    if array.shape not in allowed or array.dtype.kind not in "fiub" or not count:
+        found = f"{count} samples, labels {array.dtype}{list(array.shape)}"
+        hint = "this loss takes the values that the output should have"
+        if array.shape == (count,) and array.dtype.kind in "iu":
+            hint = f"{hint}; class numbers are for CrossEntropy()"
+        raise ShapeError(stage, thing, found, wanted, hint)
+    with np.errstate(over="ignore"):  # what overflows is not finite, which is refused
+        targets = array.astype(np.float32).reshape(count, *shape)
+    if not np.isfinite(targets).all():
+        raise PlanError(stage, thing, "nan or infinity", "finite numbers", "check where they come from")
+    return targets
+
+
 class _Learner(LibraryCalls):
     """The calls of a training by labels."""
 
@@ -130,25 +162,37 @@ class _Learner(LibraryCalls):
             hint = "build it with an update that trains something, and a loss of labels"
             allowed = "step, or accumulate and apply, from labels"
             raise PlanError(self.stage, "library", ", ".join(found) or f"no {HYPER}", allowed, hint)
-        self._label = next(name for name, t in library.tensors.items() if t.role == "label")
+        label = next(name for name, t in library.tensors.items() if t.role == "label")
+        self._label, self._label_shape = label, tuple(library.tensors[label].shape)
+        self._label_dtype: np.dtype[Any] = np.dtype(library.tensors[label].dtype)
 
-    def check_labels(self, labels: Labels) -> None:
+    @property
+    def is_classes(self) -> bool:
+        """Whether a label is the number of a class; otherwise it is what the output should be."""
+        return np.issubdtype(self._label_dtype, np.integer)
+
+    def pairs(self, images: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[Samples, Labels]:
+        """Samples and their labels as the library takes them; ShapeError or PlanError where they are none."""
+        if self.is_classes:
+            samples, classes = self.labelled(images, labels)
+            self._check_classes(classes)
+            return samples, classes
+        samples = self.samples(images)
+        return samples, float_targets(self.stage, "labels", labels, len(samples), self._label_shape)
+
+    def _check_classes(self, labels: Labels) -> None:
         """PlanError for a class that the network has no output for: on the device it would be found after ``release``."""
-        tensors = self.library.tensors
-        if not np.issubdtype(tensors[self._label].dtype, np.integer):
-            return
-        outputs = (t.shape[-1] for t in tensors.values() if t.role == "output")
-        last = next(outputs, np.iinfo(tensors[self._label].dtype).max + 1) - 1
+        outputs = (t.shape[-1] for t in self.library.tensors.values() if t.role == "output")
+        last = next(outputs, np.iinfo(self._label_dtype.name).max + 1) - 1
         found = (int(labels.min()), int(labels.max()))
         if found[0] < 0 or found[1] > last:
             hint = "labels are outputs of the network"
             raise PlanError(self.stage, "labels", f"{found[0]} to {found[1]}", f"0 to {last}", hint)
 
-    def run(self, entry: str, sample: Samples, label: int) -> None:
+    def run(self, entry: str, sample: Samples, label: Any) -> None:
         """Run an entry on one sample."""
-        target = self.library.tensors[self._label]
         self.library.write(self._input, sample.reshape(self._shape))
-        self.library.write(self._label, np.full(target.shape, label, target.dtype))
+        self.library.write(self._label, np.asarray(label, self._label_dtype).reshape(self._label_shape))
         self.library.call(entry)
 
     def choose(
@@ -160,14 +204,14 @@ class _Learner(LibraryCalls):
             return None, given
         self.library.call("fisher_begin")
         for sample, label in zip(draw(), labels, strict=True):
-            self.run("fisher", sample, int(label))
+            self.run("fisher", sample, label)
         return self.potentials(), self.select()
 
     def iterate(self, samples: Samples, labels: Labels) -> float:
         """One pass over the samples; returns the mean of their losses, each before its own step."""
         losses = []
         for sample, label in zip(samples, labels, strict=True):
-            self.run(self._train, sample, int(label))
+            self.run(self._train, sample, label)
             losses.append(float(self.library.read("loss").reshape(-1)[0]))
         if self._applies:
             self.library.call("apply")

@@ -268,7 +268,10 @@ class Session:
 
     @_alone
     def learn(self, images: ArrayLike, labels: ArrayLike, **options: Any) -> LearnResult:
-        """Train on labelled samples by the library's own loss, driven from here: `tvm_tinytrain.adaptation.learn`."""
+        """Train on labelled samples by the library's own loss, driven from here: `tvm_tinytrain.adaptation.learn`.
+
+        labels: integers[n] for cross-entropy, else the values that the output should have, [n, *shape of the output].
+        """
         return learn(self, images, labels, **options)
 
     @_alone
