@@ -61,7 +61,7 @@ def run(module: tt.TrainModule, given: Standalone, folder: Path) -> tuple[Any, d
     with Session(project, start_s=120.0) as session:
         said = read_result(session.console(), session.entries)
         log = session.instruction_log()
-        assert len(log) == 1 + len(said.entries)  # "init" comes first
+        assert len(log) == 1 + len(said.entries) == 1 + said.calls  # "init" comes first
         assert all(inside > 0 for _, inside in log)
         rows = {k: v.tobytes() for k, v in read_rows(session, module.metadata).items()}
         return said, rows, session.read("plan"), take_checkpoint(session, module.metadata).to_bytes()
@@ -74,8 +74,8 @@ def test_a_session_without_a_host_is_the_one_with_a_host(tmp_path: Path, train: 
     said, rows, plan, checkpoint = run(module, given, tmp_path)
     assert said.status == 0
     assert said.layers > 0
-    assert zlib.crc32(checkpoint) == said.checkpoint_crc32
     assert len(checkpoint) == said.checkpoint_bytes
+    assert zlib.crc32(checkpoint[:-4]) == int.from_bytes(checkpoint[-4:], "little") == said.checkpoint_crc32
     with Session(module, "mps2-an500") as host:
         host.write("hyper", np.array([given.rate, *host.read("hyper")[1:]], np.float32))
         host.write("options", np.array([*host.read("options")[:-1], SUPPORT], np.int32))
@@ -97,7 +97,9 @@ def test_a_session_without_a_host_is_the_one_with_a_host(tmp_path: Path, train: 
             losses.append(np.mean([sample(train, i) for i in range(SUPPORT)]))
             if train == "accumulate":
                 host.call("apply")
+        # the same emulated board: not a bit differs, so the checkpoints may be compared
         assert {k: v.tobytes() for k, v in read_rows(host, module.metadata).items()} == rows
+        assert take_checkpoint(host, module.metadata).to_bytes() == checkpoint
         assert tuple(int(host.predict(s).argmax()) for s in samples[SUPPORT:]) == said.labels
     np.testing.assert_allclose([said.first_loss, said.last_loss], [losses[0], losses[-1]], rtol=1e-6)
     assert said.last_loss < said.first_loss
@@ -250,6 +252,61 @@ def test_tasks_and_consoles_that_make_no_sense_are_refused() -> None:
         task(fisher_through_prototypes="no")
     with pytest.raises(TransportError, match="no result"):
         read_result(["hello"], ["init"])
+
+
+def said(*lines: str) -> list[str]:
+    return [f"tt-standalone: {line}" for line in lines]
+
+
+RESULT = ("result 0 1 6 0 1065353216", "labels 1 0", "labels 2", "checkpoint 0 48 7", "calls 9",
+          "entries 1 0 1", "entries 2 1 3 0 1", "end 7")  # fmt: skip
+
+
+def test_a_result_is_read_and_one_with_a_part_missing_is_refused() -> None:
+    result = read_result(["hello", *said(*RESULT)], ["init", "step"])
+    assert result.entries == ("init", *("step", "step", "step", "init") * 2)
+    assert (result.calls, result.labels, result.last_loss) == (9, (1, 0, 2), 1.0)
+    assert result.checkpoint_crc32 == 7
+    for lines, text in (
+        (RESULT[2:], "found 5 of 7 lines of the result; allowed all of them; the first ones are lost"),
+        (RESULT[:-1], "found 7 lines and no end"),
+        (("result 0 1 x", *RESULT[1:]), "a damaged line"),
+        (("result 0 1 6 0", *RESULT[1:]), "a damaged line"),
+        ((*RESULT[:5], "entries 1 9 1", *RESULT[6:]), "a damaged line"),
+        ((*RESULT[:5], "entries 1 1", *RESULT[6:]), "a damaged line"),
+    ):
+        with pytest.raises(TransportError, match=text):
+            read_result(said(*lines), ["init", "step"])
+
+
+@pytest.mark.host_compiler
+@pytest.mark.parametrize("iterations", [0, 1, 2, 4000])
+def test_a_long_session_is_told_whole(tmp_path: Path, iterations: int) -> None:
+    """Tens of thousands of calls are a few lines, and another task's checkpoint has another CRC."""
+    import torch
+
+    module = tt.build(
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)), "host", example_inputs=(torch.zeros(1, 4),),
+        update=tt.TaskAdaptive(cached_samples=2), loss=tt.CrossEntropy(), accumulate=True,
+    )  # fmt: skip
+    samples = np.arange(4 * 4, dtype=np.uint8).reshape(4, 4)
+    found = []
+    for scale in (1e-3, 2e-3):
+        given = Standalone(samples, np.array([0, 1, 1]), iterations, scale)
+        project = generate_project(module, "host", tmp_path, standalone=given).build()
+        with Session(project) as session:
+            result = read_result(session.console(), session.entries)
+            assert len(session.console()) < 20
+            checkpoint = take_checkpoint(session, module.metadata).to_bytes()
+        assert zlib.crc32(checkpoint[:-4]) == result.checkpoint_crc32
+        first = ["accumulate_store"] * 2 + ["accumulate", "apply"]
+        later = ["accumulate_cached"] * 2 + ["accumulate", "apply"]
+        expected = ["release", "fisher_begin", *["fisher"] * 3, "select"]
+        expected += (first + later * (iterations - 1) if iterations else []) + ["predict"]
+        assert list(result.entries) == expected
+        assert result.calls == len(expected)
+        found.append(result.checkpoint_crc32)
+    assert (found[0] != found[1]) == (iterations > 0)
 
 
 @pytest.mark.host_compiler

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_CONSOLE_LINES = 200
+_CONSOLE_LINES = 1000
 _LONGEST_LINE = 4096
 _PIPE_BYTES = 1 << 20
 """More than a pipe holds, so that one read takes all of it, and a program that prints without end is not read without end."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from types import NoneType
 
@@ -133,8 +133,9 @@ class StandaloneResult:
     """What a standalone firmware said.
 
     status: of the session, 0 is good. layers: that were selected; cached: samples whose frozen prefix was computed once. first_loss,
-    last_loss: before the first and the last step. entries: names of what ran, in order. labels: of the queries, -1 where one failed.
-    checkpoint_bytes, checkpoint_crc32: of what was saved.
+    last_loss: before the first and the last step. entries: names of what ran, in order, without what `calls`, their number, has more:
+    the firmware keeps them as loops, and has room for iterations but not for just anything. labels: of the queries, -1 where one
+    failed. checkpoint_bytes, checkpoint_crc32: of what was saved; the CRC-32 is the one that the checkpoint ends with, of all before.
     """
 
     status: int
@@ -146,34 +147,52 @@ class StandaloneResult:
     labels: tuple[int, ...]
     checkpoint_bytes: int
     checkpoint_crc32: int
+    calls: int
 
 
 def read_result(console: Iterable[str], entries: Sequence[str]) -> StandaloneResult:
     """Read a result off the lines of a board's console; ``entries`` are the library's, in order.
 
-    Raises TransportError where a part is missing.
+    Raises TransportError where a part is missing or damaged.
     """
-    said: dict[str, list[int]] = {}
-    for text in console:
-        if _PREFIX in text:
-            what, *numbers = text.split(_PREFIX, 1)[1].split()
-            said.setdefault(what, []).extend(int(n) for n in numbers)
-    missing = [w for w in ("result", "entries") if w not in said]
-    if missing or len(said["result"]) != 5:
+    said: dict[str, list[list[int]]] = {}
+    spoken = [text.split(_PREFIX, 1)[1] for text in console if _PREFIX in text]
+    if not spoken:
         hint = "see that the firmware was built with standalone=..."
-        raise TransportError("standalone", "console", f"no {', '.join(missing)}", "a result", hint)
-    status, layers, cached, *losses = said["result"]
-    first, last = struct.unpack("<2f", struct.pack("<2I", *losses))
-    saved = said.get("checkpoint", [-1, 0, 0])
-    names = tuple(entries[i] for i in said["entries"])
+        raise TransportError("standalone", "console", "no result", "a result", hint)
+    try:
+        for text in spoken:
+            what, *numbers = text.split()
+            said.setdefault(what, []).append([int(n) for n in numbers])
+        _check_whole(said, len(spoken) - 1)
+        [[status, layers, cached, *losses]], [[calls]] = said["result"], said["calls"]
+        first, last = struct.unpack("<2f", struct.pack("<2I", *losses))
+        [[failed, size, crc]] = said.get("checkpoint", [[-1, 0, 0]])
+        names = [name for loop in said.get("entries", ()) for name in _unrolled(loop, entries)]
+    except (ValueError, KeyError, IndexError, struct.error) as error:
+        hint = "reset the board and read it again"
+        found = f"a damaged line ({error})"
+        raise TransportError("standalone", "console", found, "lines as in tt_standalone.h", hint) from error
+    labels = [label for line in said.get("labels", ()) for label in line]
     return StandaloneResult(
-        status or saved[0],
-        layers,
-        cached,
-        first,
-        last,
-        names,
-        tuple(said.get("labels", ())),
-        saved[1],
-        saved[2],
+        status or failed, layers, cached, first, last, tuple(names), tuple(labels), size, crc, calls
     )
+
+
+def _check_whole(said: Mapping[str, list[list[int]]], lines: int) -> None:
+    """The last line says how many came before it; a console keeps only its last ones."""
+    if "end" not in said:
+        hint = "wait until the board answers, or read its last words"
+        raise TransportError("standalone", "console", f"{lines + 1} lines and no end", "a whole result", hint)
+    [[expected]] = said["end"]
+    if lines != expected:
+        hint = "the first ones are lost: a console keeps its last lines only; ask for fewer queries"
+        found, allowed = f"{lines} of {expected} lines of the result", "all of them"
+        raise TransportError("standalone", "console", found, allowed, hint)
+
+
+def _unrolled(loop: Sequence[int], entries: Sequence[str]) -> list[str]:
+    """``[2, 4, 3, 5, 1]``: entry 4 three times and then entry 5, all that twice."""
+    repeats, *runs = loop
+    once = [entries[i] for i, n in zip(runs[::2], runs[1::2], strict=True) for _ in range(n)]
+    return once * repeats

@@ -37,10 +37,15 @@ extern const tt_standalone_task tt_standalone;
 
 /* Runs the session and writes to the console, each line after "tt-standalone: ":
  *   result STATUS LAYERS CACHED FIRST LAST   of tt_session_adapt; losses as bits of float32
- *   entries INDEX ...                        what ran, by its place in the library's table
- *   labels LABEL ...                         of the queries
- *   checkpoint STATUS BYTES CRC32
- * Numbers are decimal. */
+ *   labels LABEL ...                         of the queries, in as many lines as they take
+ *   checkpoint STATUS BYTES CRC32            the CRC-32 that the checkpoint ends with
+ *   calls COUNT                              of all entries that ran
+ *   entries REPEATS (INDEX COUNT) ...        a line for each loop of what ran, in order: INDEX is a
+ *                                            place in the library's table, COUNT how often it ran
+ *                                            in a row, REPEATS how often the whole line was done
+ *   end LINES                                before this one
+ * Numbers are decimal. Of a session with loops other than iterations the last entries may be
+ * missing: COUNT of `calls` says so. */
 void tt_standalone_run(const tt_library *library, uint8_t *arena);
 
 #ifdef __cplusplus

@@ -5,13 +5,28 @@
 #include "tt_port.h"
 #include "tt_server.h"
 
-#define LINE 120
-#define MOST_CALLS 16384u
+#define LINE 160
+#define MOST_RUNS 48u
+#define LONGEST_LOOP 8u
 
 static char line[LINE];
 static uint32_t line_length;
+static uint32_t line_count;
 static const tt_library *served;
-static uint8_t calls[MOST_CALLS];
+
+/* What ran, as loops of runs: a loop is `length` runs from here on that were done `repeats` times,
+ * a run is one entry `count` times. Only a loop's first run has a length. An iteration is a loop of
+ * six runs at most, so the table holds any session. */
+typedef struct {
+  uint32_t count;
+  uint32_t repeats;
+  uint8_t entry;
+  uint8_t length;
+} run;
+
+static run runs[MOST_RUNS];
+static uint32_t run_count;
+static run present; /* not in the table yet; its count is 0 before the first call */
 static uint32_t call_count;
 
 static void begin_line(const char *what) {
@@ -26,6 +41,7 @@ static void begin_line(const char *what) {
 static void end_line(void) {
   line[line_length++] = '\n';
   line[line_length] = '\0';
+  line_count++;
   tt_port_console(line);
 }
 
@@ -78,11 +94,73 @@ static int source(void *context, uint32_t index, void *input, uint32_t bytes) {
   return TT_OK;
 }
 
+static int are_alike(const run *a, const run *b, uint32_t length) {
+  for (uint32_t i = 0; i < length; i++) {
+    if (a[i].entry != b[i].entry || a[i].count != b[i].count) {
+      return 0;
+    }
+  }
+  return 1;
+}
+
+static int are_single(const run *first, uint32_t count) {
+  for (uint32_t i = 0; i < count; i++) {
+    if (first[i].length != 1 || first[i].repeats != 1) {
+      return 0;
+    }
+  }
+  return 1;
+}
+
+/* Takes the last `length` runs away if they repeat what stands before them. */
+static int fold(uint32_t length) {
+  if (run_count < 2 * length) {
+    return 0;
+  }
+  run *const last = runs + run_count - length;
+  run *const before = last - length;
+  const int is_loop = before->length == length;
+  if (!are_single(last, length) || !are_alike(before, last, length) ||
+      !(is_loop || are_single(before, length))) {
+    return 0;
+  }
+  for (uint32_t i = 1; i < length; i++) {
+    before[i].length = 0;
+  }
+  before->length = (uint8_t)length;
+  before->repeats++;
+  run_count -= length;
+  return 1;
+}
+
+static void keep_present(void) {
+  if (present.count == 0 || run_count == MOST_RUNS) {
+    return; /* what is left out then shows in the number of calls */
+  }
+  runs[run_count++] = present;
+  for (uint32_t length = 2; length <= LONGEST_LOOP; length++) {
+    if (fold(length)) {
+      return;
+    }
+  }
+}
+
+static void note_call(uint8_t entry) {
+  call_count++;
+  if (present.count != 0 && present.entry == entry) {
+    present.count++;
+    return;
+  }
+  keep_present();
+  present.count = 1;
+  present.repeats = 1;
+  present.entry = entry;
+  present.length = 1;
+}
+
 static int runner(void *context, const tt_entry *entry, void *arena) {
   (void)context;
-  if (call_count < MOST_CALLS) {
-    calls[call_count++] = (uint8_t)(entry - served->entries);
-  }
+  note_call((uint8_t)(entry - served->entries));
   tt_server_running = entry->name;
   tt_region_begin();
   const int status = entry->run(arena);
@@ -91,7 +169,8 @@ static int runner(void *context, const tt_entry *entry, void *arena) {
   return status;
 }
 
-/* CRC-32 (IEEE) of what is saved, and its length; a product writes to flash here. */
+/* The length of what is saved and its last four bytes, which are the CRC-32 of all before; a
+ * product writes to flash here. (The CRC-32 of all, with its own CRC-32, is the same for any.) */
 typedef struct {
   uint32_t crc;
   uint32_t bytes;
@@ -101,10 +180,7 @@ static int sink(void *context, const void *bytes, size_t count) {
   saved *const to = (saved *)context;
   const uint8_t *const from = (const uint8_t *)bytes;
   for (size_t i = 0; i < count; i++) {
-    to->crc ^= from[i];
-    for (int bit = 0; bit < 8; bit++) {
-      to->crc = to->crc >> 1 ^ (0xedb88320u & (0u - (to->crc & 1u)));
-    }
+    to->crc = to->crc >> 8 | (uint32_t)from[i] << 24;
   }
   to->bytes += (uint32_t)count;
   return TT_OK;
@@ -123,13 +199,34 @@ static void classify(const tt_library *library, uint8_t *arena, const tt_session
 }
 
 static void save(const uint8_t *arena) {
-  saved to = {UINT32_MAX, 0};
+  saved to = {0, 0};
   const int status = tt_standalone.save_to(arena, sink, &to);
   begin_line("checkpoint");
   put_number(status);
   put_number(to.bytes);
-  put_number(to.crc ^ UINT32_MAX);
+  put_number(to.crc);
   end_line();
+}
+
+static void put_entries(void) {
+  keep_present();
+  begin_line("calls");
+  put_number(call_count);
+  end_line();
+  for (uint32_t i = 0; i < run_count; i++) {
+    if (runs[i].length != 0) {
+      if (i != 0) {
+        end_line();
+      }
+      begin_line("entries");
+      put_number(runs[i].repeats);
+    }
+    put_number(runs[i].entry);
+    put_number(runs[i].count);
+  }
+  if (run_count != 0) {
+    end_line();
+  }
 }
 
 void tt_standalone_run(const tt_library *library, uint8_t *arena) {
@@ -161,9 +258,8 @@ void tt_standalone_run(const tt_library *library, uint8_t *arena) {
     classify(library, arena, &task);
     save(arena);
   }
-  begin_line("entries");
-  for (uint32_t i = 0; i < call_count; i++) {
-    put_in_lines("entries", calls[i]);
-  }
+  put_entries();
+  begin_line("end");
+  put_number(line_count);
   end_line();
 }
