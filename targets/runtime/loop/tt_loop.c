@@ -11,11 +11,14 @@ typedef struct {
   int answer;   /* role of the tensors that follow the status */
 } command;
 
+/* A letter means the first entry here that the library has: one with "accumulate" may have "step"
+ * too, which updates at once. */
 static const command commands[] = {
-    {'p', "predict", 2, TT_ROLE_OUTPUT},  {'t', "step", 1, TT_ROLE_LOSS},
-    {'t', "accumulate", 1, TT_ROLE_LOSS}, {'u', "apply", 0, NO_ROLE},
-    {'b', "fisher_begin", 0, NO_ROLE},    {'f', "fisher", 1, NO_ROLE},
-    {'s', "select", 0, NO_ROLE},          {'r', "init", 0, NO_ROLE},
+    {'p', "predict", 2, TT_ROLE_OUTPUT}, {'t', "accumulate", 1, TT_ROLE_LOSS},
+    {'t', "step", 1, TT_ROLE_LOSS},      {'u', "apply", 0, NO_ROLE},
+    {'b', "fisher_begin", 0, NO_ROLE},   {'f', "fisher", 1, NO_ROLE},
+    {'s', "select", 0, NO_ROLE},         {'n', "release", 0, NO_ROLE},
+    {'r', "init", 0, NO_ROLE},
 };
 
 static const tt_entry *find_entry(const tt_library *library, const char *name) {
