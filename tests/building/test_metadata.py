@@ -14,9 +14,10 @@ import torch
 from tests.emit.libraries import M7, Small, library, small
 from tvm_tinytrain._version import __version__
 from tvm_tinytrain.build import build, load
-from tvm_tinytrain.config import Adam, FullTrain, LastLayer, Update
+from tvm_tinytrain.config import Adam, BiasOnly, FullTrain, LastLayer, Update
 from tvm_tinytrain.errors import ArchiveError
 from tvm_tinytrain.plan import LayerUpdate, UpdatePlan
+from tvm_tinytrain.reporting import Report
 from tvm_tinytrain.selection import TaskAdaptive
 
 PLAN = UpdatePlan((LayerUpdate(0, (1,)), LayerUpdate(2, (0, 1), (1,), bias=False), LayerUpdate(3, (0, 2))))
@@ -86,6 +87,43 @@ def test_flash_is_what_the_parameters_file_holds(update: Update | TaskAdaptive) 
         flash["constant_bytes"] == sum(constant.values()) == module.metadata["memory"]["flash_constant_bytes"]
     )
     assert f"initial values {flash['initial_bytes']} B" in module.report() and flash["initial_bytes"] > 0
+
+
+class Normed(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm, self.head = torch.nn.Linear(6, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(torch.relu(self.embed(x))))
+
+
+@pytest.mark.parametrize(
+    ("update", "also", "weights", "channels", "others"),
+    [
+        (LastLayer(), ("embed_weight",), 80, ["8/8", "4/4"], []),
+        (LastLayer(), ("norm_weight", "norm_bias"), 32, ["0/8", "4/4"], ["norm_bias", "norm_weight"]),
+        (BiasOnly(last=1), (), 0, ["0/8", "bias 4/4"], []),
+        (BiasOnly(last=1), ("head_weight",), 32, ["0/8", "4/4"], []),
+        (UpdatePlan.from_channels({1: [0, 2]}), ("head_weight",), 32, ["0/8", "4/4, bias 2/4"], []),
+        (UpdatePlan.from_channels({1: [0, 2]}), ("head_bias",), 16, ["0/8", "2/4, bias 4/4"], []),
+    ],
+)
+def test_what_is_trained_beside_the_plan_is_named(
+    update: Update, also: tuple[str, ...], weights: int, channels: list[str], others: list[str]
+) -> None:
+    module = build(Normed(), "host", example_inputs=(torch.zeros(1, 6),), update=update, also_train=also)
+    assert module.metadata["trained_weights"] == weights
+    assert module.metadata["training"]["others"] == others
+    assert module.metadata["options"]["also_train"] == list(also)
+    report, page = module.report(), Report(module).html()
+    trained = sum(not channel.startswith("0/") for channel in channels)
+    assert f"trained: {trained} of 2 layers, {weights} weights\n" in report
+    assert re.findall(r"(?m)^  +\d  (?:embed|head)_weight .*?\d  (\S.*)$", report) == channels
+    assert re.findall(r"<td>((?:bias )?\d/\d[^<]*)</td>", page) == channels
+    assert f"trained layers</span><b>{trained} of 2" in page
+    beside = "rained beside the layers: " + ", ".join(others)
+    assert (beside in report, beside in page) == (bool(others), bool(others))
 
 
 def test_tensors_lie_in_the_arena_and_add_up() -> None:

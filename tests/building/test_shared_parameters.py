@@ -171,6 +171,17 @@ WEIGHT_1_3 = tt.UpdatePlan((tt.LayerUpdate(0, (1, 3), bias=False),))
 ALL = tuple(range(4))
 
 
+def rows_that_change(module: tt.TrainModule) -> dict[str, set[int]]:
+    """Rows of each tensor that changes, as the metadata says it."""
+    training = module.metadata["training"]
+    shapes = {t["name"]: t["shape"] for t in module.metadata["tensors"]}
+    found = {name: set(range(shapes[name][0])) for name in training["others"]}
+    for entry in training["trainable"]:
+        rows = {row for first, end in entry["ranges"] for row in range(first, end)}
+        found |= {entry[what]: rows for what in ("weight", "bias") if entry[what] is not None}
+    return found
+
+
 @pytest.mark.host_compiler
 @pytest.mark.parametrize(
     ("forward", "plan", "also", "rows"),
@@ -198,7 +209,9 @@ def test_shared_parameters(
     net, rate = shared(forward), 0.5
     x = random(1, 4)
     options: Any = {"optimizer": tt.SGD(rate), "update": plan, "also_train": also}
-    with InProcess(tt.build(net, "host", example_inputs=(x,), **options)) as library:
+    module = tt.build(net, "host", example_inputs=(x,), **options)
+    assert rows_that_change(module) == {name: set(chosen) for name, chosen in rows.items()}
+    with InProcess(module) as library:
         for label in (0, 2, 1):
             np.testing.assert_allclose(library.predict(x), net(x).detach().numpy(), rtol=1e-4, atol=1e-5)
             loss = nn.functional.cross_entropy(net(x), torch.tensor([label]))

@@ -12,6 +12,7 @@ from tvm_tinytrain._version import __version__
 from tvm_tinytrain.config import TrainConfig
 from tvm_tinytrain.emit.c_source import Library, in_flash
 from tvm_tinytrain.emit.model_library import FORMAT
+from tvm_tinytrain.emit.trained import trainable, trained_channels, trained_plan, trained_weights
 from tvm_tinytrain.memory import load_plan, store_plan, text_plan
 from tvm_tinytrain.passes.state import Layer
 from tvm_tinytrain.plan import UpdatePlan
@@ -23,6 +24,7 @@ _PACKAGES = ("apache-tvm", "apache-tvm-ffi", "numpy")
 def describe_options(config: TrainConfig) -> dict[str, Any]:
     """The options as JSON values, each choice with its class name."""
     described: dict[str, Any] = {"accumulate": config.accumulate, "name": config.name}
+    described["also_train"] = list(config.also_train)
     for key in ("loss", "optimizer", "update", "budget", "memory"):
         value = getattr(config, key)
         fields = json.loads(value.to_json()) if isinstance(value, UpdatePlan) else _plain(asdict(value))
@@ -51,13 +53,8 @@ def make_metadata(
     by_kind: dict[str, int] = {}
     for t in tensors:
         by_kind[t.role] = by_kind.get(t.role, 0) + t.storage.bytes
-    weights = {layer.id: layer for layer in layers}
-    trained = sum(
-        len(u.outputs) * (len(u.inputs) if u.inputs is not None else weights[u.layer].inputs)
-        * (weights[u.layer].weights // (weights[u.layer].channels * weights[u.layer].inputs))
-        for u in plan.layers
-        if u.weight
-    )  # fmt: skip
+    params = [s.name for s in library.program.storages if s.role == "param"]
+    entries, others = trainable(plan, layers, params, options["also_train"])
     block = {} if library.adaptive is None else {"adaptive": library.adaptive.metadata(library.program)}
     return {
         **block,
@@ -70,8 +67,8 @@ def make_metadata(
         "versions": {"tvm_tinytrain": __version__, **{p: importlib.metadata.version(p) for p in _PACKAGES}},
         "plan": json.loads(plan.to_json()),
         "plan_digest": plan.digest,
-        "trained_weights": trained,
-        "training": _training(library, plan, weights, by_kind),
+        "trained_weights": trained_weights(entries, layers),
+        "training": {"trainable": entries, "others": others, **_training(library, plan, by_kind)},
         "layers": [asdict(layer) for layer in layers],
         "macs": macs,
         "entries": ["init", *library.entry_names()],
@@ -94,20 +91,12 @@ def make_metadata(
     }  # fmt: skip
 
 
-def _training(
-    library: Library, plan: UpdatePlan, layers: dict[int, Layer], by_kind: dict[str, int]
-) -> dict[str, Any]:
-    """What a firmware team asks of a training library: which rows of which tensors change, and what that takes by pool."""
+def _training(library: Library, plan: UpdatePlan, by_kind: dict[str, int]) -> dict[str, Any]:
+    """What a firmware team asks of a training library, beside which rows of which tensors change: what that takes by pool."""
     pool = library.adaptive.cache_bytes if library.adaptive is not None else 0
     return {
         "selection": "at run time" if library.adaptive is not None else "fixed",
         "plan_digest": plan.digest,
-        "trainable": [
-            {"layer": u.layer, "weight": layers[u.layer].weight if u.weight else None, "bias": layers[u.layer].bias if u.bias else None,
-             "channels": layers[u.layer].channels, "ranges": _ranges(u.outputs),
-             "input_ranges": None if u.inputs is None else _ranges(u.inputs)}
-            for u in plan.layers
-        ],
         "optimizer_bytes": by_kind.get("state", 0),
         "gradient_bytes": by_kind.get("grad", 0),
         "pools": {
@@ -128,17 +117,6 @@ def _flash(library: Library) -> dict[str, int]:
     return found
 
 
-def _ranges(indices: tuple[int, ...]) -> list[list[int]]:
-    """Ascending indices as half-open ranges [first, end]."""
-    found: list[list[int]] = []
-    for index in indices:
-        if found and found[-1][1] == index:
-            found[-1][1] = index + 1
-        else:
-            found.append([index, index + 1])
-    return found
-
-
 def _kernels(library: Library, target: Target) -> dict[str, Any]:
     """In what form the kernels stand in the archive: C, or an object file for one machine."""
     if library.kernel_object is None:
@@ -152,11 +130,13 @@ def _kernels(library: Library, target: Target) -> dict[str, Any]:
 def report_text(metadata: dict[str, Any]) -> str:
     """Layers, what is trained, multiply-accumulates, and bytes by pool, from a library's metadata."""
     memory = metadata["memory"]
-    chosen = {u["layer"]: len(u["outputs"]) for u in metadata["plan"]["layers"]}
+    chosen, others = trained_channels(metadata), metadata["training"].get("others", ())
+    number = len(trained_plan(metadata))
     initial = memory.get("flash_initial_bytes")  # older archives do not say
     lines = [
         f"{metadata['name']} for {metadata['options']['target']}",
-        f"  trained: {len(chosen)} of {len(metadata['layers'])} layers, {metadata['trained_weights']} weights",
+        f"  trained: {number} of {len(metadata['layers'])} layers, {metadata['trained_weights']} weights",
+        *([f"  trained beside the layers: {', '.join(others)}"] if others else []),
         f"  SRAM arena {memory['arena_bytes']} B (lower bound {memory['lower_bound_bytes']} B), "
         f"flash constants {memory['flash_constant_bytes']} B"
         + (f", initial values {initial} B" if initial is not None else ""),
@@ -174,9 +154,8 @@ def report_text(metadata: dict[str, Any]) -> str:
     lines.append(f"  {'layer':>5}  {'weight':<32} {'shape':<14} {'MACs':>10}  trained channels")
     for layer in metadata["layers"]:
         shape = "×".join(str(d) for d in layer["weight_shape"])
-        trained = f"{chosen.get(layer['id'], 0)}/{layer['weight_shape'][0]}"
         lines.append(
-            f"  {layer['id']:>5}  {layer['weight'][-32:]:<32} {shape:<14} {layer['macs']:>10}  {trained}"
+            f"  {layer['id']:>5}  {layer['weight'][-32:]:<32} {shape:<14} {layer['macs']:>10}  {chosen[layer['id']]}"
         )
     fullest = max(memory["entries"], key=lambda e: memory["entries"][e]["peak_bytes"])
     lines.append(f"  {fullest}, step by step:")

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tvm_tinytrain.emit.trained import trained_channels, trained_plan
 from tvm_tinytrain.errors import ArchiveError
 from tvm_tinytrain.memory import load_plan
 from tvm_tinytrain.plan import UpdatePlan
@@ -139,7 +140,17 @@ class Report:
             return self.session.plan
         if self.module is None or "adaptive" in self.module.metadata:
             return None
-        return UpdatePlan.from_json(json.dumps(self.module.metadata["plan"]))
+        return trained_plan(self.module.metadata)
+
+    def _channels(self) -> dict[int, str]:
+        """What of each layer's channels is trained, or may be."""
+        meta, plan = self.module.metadata, self._plan()
+        counts = {layer["id"]: layer["weight_shape"][0] for layer in meta["layers"]}
+        if plan is None:
+            return {i: f"?/{n}" if i in _candidates(meta) else "–" for i, n in counts.items()}
+        if self.session is None or self.session.plan is None:
+            return trained_channels(meta)
+        return {i: f"{len(plan[i].outputs) if i in plan else 0}/{n}" for i, n in counts.items()}
 
     @cached_property
     def _sections(self) -> tuple[_Section, ...]:
@@ -167,12 +178,15 @@ class Report:
             text = (
                 "Work of each layer in the forward pass, and its weights; the device chooses what it trains."
             )
+        others = meta["training"].get("others", ())
+        if others:
+            text += f" Trained beside the layers: {', '.join(others)}."
         yield _Section(
             "layers",
             "Cost by layer",
             text,
             charts.layer_costs(meta["layers"], plan, _candidates(meta)),
-            _layer_table(meta, plan),
+            _layer_table(meta, self._channels()),
         )
         for entry, stored in meta["memory"]["entries"].items():
             problem, plan_of = load_plan(stored)
@@ -229,16 +243,11 @@ def _percent(value: float | None, sign: str = "") -> str:
     return "–" if value is None else f"{100 * value:{sign}.1f}"
 
 
-def _layer_table(meta: Mapping[str, Any], plan: UpdatePlan | None) -> str:
+def _layer_table(meta: Mapping[str, Any], trained: Mapping[int, str]) -> str:
     rows = []
     for layer in meta["layers"]:
-        channels = layer["weight_shape"][0]
-        trained = len(plan[layer["id"]].outputs) if plan is not None and layer["id"] in plan else 0
-        trains = f"{trained}/{channels}"
-        if plan is None:
-            trains = f"?/{channels}" if layer["id"] in _candidates(meta) else "–"
         shape = "×".join(str(d) for d in layer["weight_shape"])
-        rows.append([str(layer["id"]), layer["weight"], shape, f"{layer['macs']:,}", trains])
+        rows.append([str(layer["id"]), layer["weight"], shape, f"{layer['macs']:,}", trained[layer["id"]]])
     heads = ["layer", "weight", "shape", "forward MACs", "trained channels"]
     return f"<details><summary>all layers</summary>{_table(heads, rows, text_columns=2)}</details>"
 
