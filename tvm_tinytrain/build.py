@@ -333,8 +333,7 @@ def _library(
     native = None
     if target.kind == "llvm":
         native = emit_object(lowered, kernels, target.to_tvm(), library=config.name)
-    options = {**_options(config, target), "also_train": config.also_train}
-    text = json.dumps([network, options, plan.to_json()], sort_keys=True)
+    text = json.dumps([network, _options(config, target), plan.to_json()], sort_keys=True)
     used = {s.name for s in program.storages}
     library = Library(
         config.name,
