@@ -29,10 +29,28 @@ def test_formats_give_the_same_pixels(tmp_path: Path, suffix: str) -> None:
     assert np.abs(found - (RAMP / 127.5 - 1.0)).max() < (0.03 if suffix == ".jpg" else 1e-6)
 
 
-@pytest.mark.parametrize("kind", [np.uint16, np.int32])
-def test_16_bits_are_scaled_to_8(tmp_path: Path, kind: type) -> None:
-    Image.fromarray(RAMP.astype(kind) * kind(257)).save(tmp_path / "x.tif")
-    assert np.allclose(read_image(tmp_path / "x.tif", 32), RAMP / 127.5 - 1.0, atol=1e-6)
+@pytest.mark.parametrize("suffix", [".tif", ".png", ".pgm"])
+def test_16_bits_are_scaled_to_8(tmp_path: Path, suffix: str) -> None:
+    Image.fromarray(RAMP.astype(np.uint16) * np.uint16(257)).save(tmp_path / f"x{suffix}")
+    assert np.allclose(read_image(tmp_path / f"x{suffix}", 32), RAMP / 127.5 - 1.0, atol=1e-6)
+
+
+def test_a_transparent_grey_of_16_bits_is_white(tmp_path: Path) -> None:
+    pixels = RAMP.astype(np.uint16) * np.uint16(257)
+    pixels[:, 16:] += 1  # another grey than the transparent one, the same in 8 bits
+    pixels[:, :16] = pixels[0, 16] - 1
+    Image.fromarray(pixels).save(tmp_path / "x.png", transparency=int(pixels[0, 0]))
+    found = read_image(tmp_path / "x.png", 32)
+    assert (found[..., :16] == 1.0).all() and np.allclose(
+        found[..., 16:], RAMP[:, 16:] / 127.5 - 1.0, atol=1e-6
+    )
+
+
+def test_a_transparent_colour_of_16_bits_is_refused(tmp_path: Path) -> None:
+    """Pillow reads such pixels in 8 bits, which cannot be told from others."""
+    Image.fromarray(RAMP).convert("RGB").save(tmp_path / "x.png", transparency=(0x1234, 0, 0))
+    with pytest.raises(ImportModelError, match=r"x\.png: found a transparent colour of 16 bits"):
+        read_image(tmp_path / "x.png", 32)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
@@ -70,7 +88,8 @@ def test_what_is_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for name, data in bad.items():
         (tmp_path / name).write_bytes(data)
     Image.fromarray(RAMP.astype(np.float32)).save(tmp_path / "float.tif")
-    for name in [*bad, "float.tif"]:
+    Image.fromarray(RAMP.astype(np.int32)).save(tmp_path / "integers.tif")
+    for name in [*bad, "float.tif", "integers.tif"]:
         with pytest.raises(ImportModelError, match=name):
             read_image(tmp_path / name, 16)
     write(tmp_path, "huge.png")

@@ -166,10 +166,19 @@ def _rgb(opened: Any) -> Any:
     upright = ImageOps.exif_transpose(opened)
     if upright.mode == "F":
         raise ValueError("pixels of floating-point numbers, whose range is not known")
-    if upright.mode.startswith("I"):  # 16 bits, which convert("RGB") would cut off at 255
-        levels = np.rint(np.asarray(upright, np.float64) / 257.0).clip(0, 255)
+    clear = upright.info.get("transparency")
+    if upright.mode.startswith("I"):  # convert("RGB") would cut them off at 255
+        # PNG and PPM have 16 bits, whatever Pillow keeps them in.
+        if not upright.mode.startswith("I;16") and opened.format not in ("PNG", "PPM"):
+            raise ValueError("pixels of 32-bit or signed integers, whose range is not known")
+        pixels = np.asarray(upright, np.float64)
+        levels = np.rint(pixels / 257.0).clip(0, 255)
+        if clear is not None:
+            levels[pixels == clear] = 255
         return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
-    if "transparency" in upright.info or upright.mode in ("LA", "PA", "RGBA", "RGBa"):
+    if isinstance(clear, tuple) and max(clear) > 255:
+        raise ValueError("a transparent colour of 16 bits, of which the pixels as they are read have 8")
+    if clear is not None or upright.mode in ("LA", "PA", "RGBA", "RGBa"):
         ink = upright.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", ink.size, "white"), ink).convert("RGB")
     return upright.convert("RGB")
