@@ -227,13 +227,13 @@ def _adapt(a: argparse.Namespace) -> int:
                 images, labels, iterations=a.iterations, lr=a.lr, seed=a.seed, queries=None if len(shape) == 3 else _jitter,
                 progress=lambda p: progress(p.iteration, p.loss),
             )  # fmt: skip
-            record = SessionRecord.of(result)
+            record = SessionRecord.of(result, module)
             after = None if query is None else _share(result.classify(session, query[0]), query[1])
         else:
             if query is not None:
                 before = _share(_argmax(session, query[0]), query[1])
             learnt = session.learn(images, labels, iterations=a.iterations, lr=a.lr, progress=progress)
-            record = SessionRecord(learnt.losses, fisher=learnt.fisher, plan=learnt.plan)
+            record = SessionRecord.of(learnt, module)
             after = None if query is None else _share(_argmax(session, query[0]), query[1])
         make_folder(a.output, a.record)
         if a.output is not None:

@@ -7,8 +7,9 @@ import json
 import math
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,12 +35,21 @@ ROWS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def module() -> tt.TrainModule:
+def build(**options: Any) -> tt.TrainModule:
     net = torch.nn.Sequential(
         torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 3)
     )
-    return tt.build(net, "host", example_inputs=(torch.zeros(1, 3, 8, 8),), name="net")
+    return tt.build(net, "host", example_inputs=(torch.zeros(1, 3, 8, 8),), name="net", **options)
+
+
+@pytest.fixture(scope="module")
+def module() -> tt.TrainModule:
+    return build()
+
+
+@pytest.fixture(scope="module")
+def adaptive() -> tt.TrainModule:
+    return build(update=tt.TaskAdaptive(candidates=2))
 
 
 def session() -> SessionRecord:
@@ -48,8 +58,8 @@ def session() -> SessionRecord:
     return SessionRecord((1.5, 1.1, 0.7), (0.4, 0.6, 0.9), fisher, tt.UpdatePlan.from_channels({1: [2]}))
 
 
-def test_the_page_holds_every_section_and_loads_nothing(module: tt.TrainModule, tmp_path: Path) -> None:
-    files = Report(module, session(), ROWS).write(tmp_path / "page.html", pictures=True)
+def test_the_page_holds_every_section_and_loads_nothing(adaptive: tt.TrainModule, tmp_path: Path) -> None:
+    files = Report(adaptive, session(), ROWS).write(tmp_path / "page.html", pictures=True)
     text = files[0].read_text(encoding="utf-8")
     titles = re.findall("<h2>(.*?)</h2>", text)
     assert titles[:4] == [
@@ -58,7 +68,7 @@ def test_the_page_holds_every_section_and_loads_nothing(module: tt.TrainModule, 
         "Accuracy: small, 5-way 5-shot, rate by domain",
         "Cost by layer",
     ]
-    assert {"Memory plan of predict", "Memory plan of step", "Bytes by role"} <= set(titles)
+    assert {"Memory plan of predict", "Memory plan of accumulate", "Bytes by role"} <= set(titles)
     assert (
         not re.search(r"(?:src|href)=\"(?!data:)", text) and "<script" not in text and "@import" not in text
     )
@@ -76,13 +86,10 @@ def test_an_archive_is_drawn_as_the_module_it_was_made_from(module: tt.TrainModu
     assert len(pictures[0]) == 3 and pictures[0] == pictures[1]  # the layers, the plans of both entries
 
 
-def test_what_the_device_will_choose_is_not_called_frozen(module: tt.TrainModule) -> None:
+def test_what_the_device_will_choose_is_not_called_frozen(adaptive: tt.TrainModule) -> None:
     """A task-adaptive module has candidates, and trains nothing before a session."""
-    adaptive = SimpleNamespace(
-        name="net", metadata={**module.metadata, "adaptive": {"candidates": [{"layer": 1}]}}
-    )
     before, after = Report(adaptive).html(), Report(adaptive, session()).html()
-    assert "layers to choose from, on the device</span><b>1 of 2" in before and "<td>?/3</td>" in before
+    assert "layers to choose from, on the device</span><b>2 of 2" in before and "<td>?/3</td>" in before
     assert "trained layers" not in before and "the device chooses what it trains" in before
     assert "trained layers</span><b>1 of 2" in after and "<td>1/3</td>" in after
 
@@ -93,8 +100,8 @@ def test_no_two_methods_look_alike() -> None:
         assert list(looks) == list(methods) and len(set(looks.values())) == len(methods)
 
 
-def test_the_same_report_gives_the_same_bytes(module: tt.TrainModule) -> None:
-    assert Report(module, session(), ROWS).html() == Report(module, session(), ROWS).html()
+def test_the_same_report_gives_the_same_bytes(adaptive: tt.TrainModule) -> None:
+    assert Report(adaptive, session(), ROWS).html() == Report(adaptive, session(), ROWS).html()
 
 
 def test_parts_may_be_missing_and_a_notebook_shows_it() -> None:
@@ -114,6 +121,32 @@ def test_a_session_comes_back_from_its_file(tmp_path: Path) -> None:
         SessionRecord.load(path)
 
 
+def test_the_session_of_another_library_is_refused(
+    module: tt.TrainModule, adaptive: tt.TrainModule, tmp_path: Path
+) -> None:
+    """Also by layers and channels: files of before do not say whose they are."""
+    path = tmp_path / "session.json"
+    named = replace(session(), library=adaptive.metadata["digest"])
+    named.save(path)
+    assert SessionRecord.load(path) == named and Report(adaptive, named).html()
+    fields = json.loads(path.read_text())
+    del fields["library"]
+    path.write_text(json.dumps(fields))
+    assert SessionRecord.load(path) == session()
+    other = replace(named, library="0" * 64)
+    for record, says in (
+        (other, f"of library {other.library}; allowed of library {adaptive.metadata['digest']}"),
+        (replace(session(), plan=tt.UpdatePlan.from_channels({2: [0]})), "1 channels of layer 2"),
+        (replace(session(), plan=tt.UpdatePlan.from_channels({1: [3]})), "4 channels of layer 1"),
+        (replace(session(), fisher=FisherMap({0: np.ones(3, np.float32)})), "3 channels of layer 0"),
+    ):
+        with pytest.raises(ArchiveError, match=f"report: session: found {says}"):
+            Report(adaptive, record)
+    with pytest.raises(ArchiveError, match="the library trains a fixed plan"):
+        Report(module, session())
+    assert Report(module, SessionRecord((1.0,), library=module.metadata["digest"])).html()
+
+
 def test_the_file_of_a_session_that_diverged_is_json(tmp_path: Path) -> None:
     path = tmp_path / "session.json"
     SessionRecord((1.5, math.inf, math.nan)).save(path)
@@ -126,8 +159,8 @@ def test_the_file_of_a_session_that_diverged_is_json(tmp_path: Path) -> None:
     assert again[0] == 1.5 and all(map(math.isnan, again[1:]))
 
 
-def test_the_command(module: tt.TrainModule, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    archive = module.export(tmp_path / "net.tar")
+def test_the_command(adaptive: tt.TrainModule, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    archive = adaptive.export(tmp_path / "net.tar")
     session().save(tmp_path / "session.json")
     page = tmp_path / "page.html"
     assert (
@@ -137,7 +170,7 @@ def test_the_command(module: tt.TrainModule, tmp_path: Path, capsys: pytest.Capt
     assert main(["report", str(archive), "--html", str(page), "--json"]) == 0
     said = capsys.readouterr()
     shown = json.loads(said.out)
-    assert shown["digest"] == module.metadata["digest"] and shown["files"] == [str(page)]
+    assert shown["digest"] == adaptive.metadata["digest"] and shown["files"] == [str(page)]
     assert f"wrote {page}" in said.err
     assert main(["report", str(archive)]) == 0
     assert "net for host" in capsys.readouterr().out
@@ -158,8 +191,8 @@ def test_the_command(module: tt.TrainModule, tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.needs("chromium")
-def test_a_browser_shows_it_without_complaint(module: tt.TrainModule, tmp_path: Path) -> None:
-    page = Report(module, session(), ROWS).write(tmp_path / "page.html")[0]
+def test_a_browser_shows_it_without_complaint(adaptive: tt.TrainModule, tmp_path: Path) -> None:
+    page = Report(adaptive, session(), ROWS).write(tmp_path / "page.html")[0]
     shot = tmp_path / "shot.png"
     browser = next(name for name in TOOLS["chromium"].found_by if _found(name))
     command = [
@@ -172,9 +205,9 @@ def test_a_browser_shows_it_without_complaint(module: tt.TrainModule, tmp_path: 
 
 
 @pytest.mark.needs("chromium")
-def test_nothing_is_wider_than_a_telephone(module: tt.TrainModule, tmp_path: Path) -> None:
+def test_nothing_is_wider_than_a_telephone(adaptive: tt.TrainModule, tmp_path: Path) -> None:
     """Pictures and tables are scrolled on their own there, and pictures stay large enough to be read."""
-    page = Report(module, session(), ROWS).html().replace("<details>", "<details open>")
+    page = Report(adaptive, session(), ROWS).html().replace("<details>", "<details open>")
     frame, measure = tmp_path / "frame.html", (
         "const d=f.contentDocument;document.title=[d.documentElement.scrollWidth,"
         "...[...d.images].map(i=>i.naturalWidth>0?i.width:0)].join()"

@@ -60,7 +60,8 @@ class Report:
     """What a page shows; every part may be missing.
 
     module: a `TrainModule`, or one read back by `load`.
-    session: of an adaptation. accuracy: rows of `fewshot.results.Row` as mappings, or of benchmarks/accuracy.py.
+    session: of an adaptation of this library; ArchiveError where it was another's.
+    accuracy: rows of `fewshot.results.Row` as mappings, or of benchmarks/accuracy.py.
     In a notebook the report shows itself.
     """
 
@@ -68,6 +69,10 @@ class Report:
     session: SessionRecord | None = None
     accuracy: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
     title: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.module is not None and self.session is not None:
+            self.session.check_library(self.module.metadata)
 
     def html(self) -> str:
         """The whole page."""
