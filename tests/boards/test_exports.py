@@ -90,45 +90,6 @@ def test_a_cmake_project_trains(tmp_path: Path, target: str) -> None:
     check_answers(subprocess.run([program], input=commands(), capture_output=True, check=True).stdout)
 
 
-@pytest.mark.host_compiler
-@pytest.mark.needs("cmake")
-def test_the_letters_of_a_task_adaptive_library(tmp_path: Path) -> None:
-    """`t` adds gradients, though the library has a step too, and `u` applies them; `n` begins another task."""
-    library, given = adaptive_module("adapted"), samples(2)
-    export_project(library, "cmake", tmp_path)
-    run(["cmake", "-S", ".", "-B", "build", f"-Dtvm_tinytrain_DIR={cmake_folder()}"], tmp_path)
-    run(["cmake", "--build", "build"], tmp_path)
-    fisher = [b"f" + step(*sample)[1:] for sample in given]
-    predict = b"p" + given[0][0].tobytes()
-    task = [b"b", *fisher, b"s", *(step(*sample) for sample in given), predict, b"u", predict]
-    sent = b"".join([*task, b"s", b"b", b"n", *task])
-    program = tmp_path / "build" / "adapted_loop"
-    answers = subprocess.run([program], input=sent, capture_output=True, check=True).stdout
-    expected = b""
-    with InProcess(library) as host:
-        assert {"step", "accumulate"} <= set(host.entries)
-
-        def call(entry: str, answer: str | None = None, sample: Any = None) -> bytes:
-            if sample is not None:
-                host.write("x", sample[0])
-                host.write("label", np.array([sample[1]], np.int32))
-            host.call(entry)
-            return bytes(4) + (host.read(answer).tobytes() if answer else b"")
-
-        for first in (True, False):
-            expected += call("fisher_begin") + b"".join(call("fisher", None, s) for s in given) + call("select")
-            expected += b"".join(call("accumulate", "loss", s) for s in given)
-            expected += call("predict", "output", given[0]) + call("apply") + call("predict", "output", given[0])
-            if first:
-                again = len(expected)
-                expected += struct.pack("<ii", -10, -10) + call("release")
-    assert len(answers) == len(expected)
-    assert struct.unpack_from("<iii", answers, again) == (-10, -10, 0)
-    np.testing.assert_allclose(
-        np.frombuffer(answers, "<f4"), np.frombuffer(expected, "<f4"), rtol=1e-4, atol=1e-6
-    )
-
-
 @pytest.mark.emulator
 def test_bare_metal_firmware_trains(tmp_path: Path) -> None:
     export_project(module(), "bare-metal", tmp_path, "mps2-an500")
