@@ -13,6 +13,13 @@ from torch import Tensor, nn
 from benchmarks.operator_probe import IMAGE, SERIES, TOKENS, VECTOR, OperatorCase, Shape, case, fn
 
 
+class Turned(nn.Module):
+    """The last two axes swapped: strided, for which the exporter writes other products."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mT
+
+
 def convolutions() -> Iterator[OperatorCase]:
     """conv2d of all kinds, conv1d, with and without bias and clamp."""
     specs: dict[str, tuple[tuple[Any, ...], dict[str, Any], Shape]] = {
@@ -108,6 +115,11 @@ def products() -> Iterator[OperatorCase]:
     yield case("linear to one", lambda: nn.Linear(12, 1), VECTOR)
     yield case("linear + relu", lambda: nn.Sequential(nn.Linear(12, 7), nn.ReLU()), VECTOR)
     yield case("linear over tokens", lambda: nn.Linear(8, 6), TOKENS)
+    yield case("linear over channels", lambda: nn.Sequential(Turned(), nn.Linear(5, 6), Turned()), TOKENS)
+    yield case("linear over channels of a batch", lambda: nn.Sequential(Turned(), nn.Linear(5, 6)), (3, 5, 4))
+    yield case("weight per sample", fn(lambda x, w: torch.bmm(x, w.expand(3, 4, 6)), w=(4, 6)), (3, 5, 4))
+    yield case("turned weight per sample", fn(lambda x, w: x @ w.expand(3, 6, 4).mT, w=(6, 4)), (3, 5, 4))
+    yield case("sample per weight", fn(lambda x, w: x @ w.repeat(3, 1, 1), w=(4, 6)), (1, 5, 4))
     yield case("matmul with a parameter", fn(lambda x, weight: x @ weight, weight=(12, 7)), VECTOR)
     yield case("parameter from the left", fn(lambda x, weight: weight @ x, weight=(7, 5)), TOKENS)
     yield case("matmul of two activations", fn(torch.matmul), (1, 5, 8), (1, 8, 3))

@@ -33,6 +33,7 @@ ADAPTERS = "tt.adapters"
 OUTPUTS = "tt.outputs"
 MEMORY = "tt.memory"
 RECOMPUTED = "tt.recomputed"
+UNTRAINED = "tt.untrained"
 
 
 @dataclass(frozen=True)

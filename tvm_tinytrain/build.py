@@ -35,7 +35,15 @@ from tvm_tinytrain.passes.kernels.builder import executed_macs, kernel_kind, ker
 from tvm_tinytrain.passes.kernels.listed import LISTED
 from tvm_tinytrain.passes.plan_memory import ArenaPlan, plan_arena
 from tvm_tinytrain.passes.program import Program, analyse_program
-from tvm_tinytrain.passes.state import RECOMPUTED, VALUES, Layer, get_json, get_layers, get_values
+from tvm_tinytrain.passes.state import (
+    RECOMPUTED,
+    UNTRAINED,
+    VALUES,
+    Layer,
+    get_json,
+    get_layers,
+    get_values,
+)
 from tvm_tinytrain.pipeline import Instruments, compile_adaptive, compile_module
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.reporting import Report
@@ -231,6 +239,7 @@ def build(
         _options(config, resolved_target),
         macs,
         get_json(compiled.module, RECOMPUTED, {}),
+        get_json(compiled.module, UNTRAINED, []),
     )
     files = emit_c(library)
     files["metadata.json"] = (json.dumps(metadata, indent=1, sort_keys=True) + "\n").encode()

@@ -169,7 +169,10 @@ Optimizer = SGD | Adam | AdamW
 
 @dataclass(frozen=True)
 class FullTrain:
-    """All weights and biases of all layers; of a weight that several operators share, the biases of all of them."""
+    """All weights and biases of all layers; of a weight that several operators share, the biases of all of them.
+
+    A parameter of no layer, such as a layer norm's scale, stays as it is: the library's report names it, ``also_train`` trains it.
+    """
 
 
 @dataclass(frozen=True)

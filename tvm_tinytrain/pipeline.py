@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import tvm
 from tvm import relax
 
@@ -37,7 +38,15 @@ from tvm_tinytrain.passes.reserve_names import ReserveNames
 from tvm_tinytrain.passes.reuse_dead_operands import ReuseDeadOperands
 from tvm_tinytrain.passes.reverse_mode import differentiable_variables
 from tvm_tinytrain.passes.split_weights import SplitWeights
-from tvm_tinytrain.passes.state import Layer, get_fixed, get_layers, get_roles, get_values
+from tvm_tinytrain.passes.state import (
+    UNTRAINED,
+    Layer,
+    get_fixed,
+    get_layers,
+    get_roles,
+    get_values,
+    with_json,
+)
 from tvm_tinytrain.passes.stream_blocks import StreamBlocks
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.schedules import RULES, Rule, ScheduleKernels
@@ -93,18 +102,27 @@ def derive(config: TrainConfig, plan: UpdatePlan, layers: tuple[Layer, ...]) -> 
 
 def check_also_train(names: Sequence[str], mod: tvm.IRModule) -> None:
     """PlanError for a name that is no parameter of which ``predict`` has a gradient."""
-    read = {var.name for var in differentiable_variables(mod["predict"])} & set(get_values(mod))
-    read -= get_fixed(mod)
-    unknown = [name for name in names if name not in read]
+    free, of_layers = free_parameters(mod), _of_layers(mod)
+    unknown = [name for name in names if name not in {*free, *of_layers}]
     if unknown:
-        layers = get_layers(mod)
-        of_layers = [n for la in layers for n in (la.weight, la.bias, *la.other_biases) if n is not None]
-        allowed = ", ".join(sorted(read - set(of_layers)))
+        allowed = ", ".join(free)
         if of_layers:
             more = f"the layers' own, such as {of_layers[0]}"
             allowed = f"{allowed}, and {more}" if allowed else more
         hint = "name parameters with a gradient that are left when batch norms and constants are folded"
         raise PlanError("config", "also_train", ", ".join(unknown), allowed, hint)
+
+
+def free_parameters(mod: tvm.IRModule) -> list[str]:
+    """Names of the parameters of which ``predict`` has a gradient and that belong to no layer: no plan selects them."""
+    read = (
+        {var.name for var in differentiable_variables(mod["predict"])} - get_fixed(mod) - set(_of_layers(mod))
+    )
+    return sorted(n for n, value in get_values(mod).items() if n in read and value.dtype == np.float32)
+
+
+def _of_layers(mod: tvm.IRModule) -> list[str]:
+    return [n for la in get_layers(mod) for n in (la.weight, la.bias, *la.other_biases) if n is not None]
 
 
 def with_shared_biases(config: TrainConfig, plan: UpdatePlan, layers: tuple[Layer, ...]) -> TrainConfig:
@@ -198,6 +216,7 @@ def compile_module(
     plan = choose(mod)
     layers = get_layers(mod)
     check_also_train(config.also_train, mod)
+    mod = with_json(mod, UNTRAINED, [n for n in free_parameters(mod) if n not in config.also_train])
     check_plan(plan, mod, config.also_train)
     config = with_shared_biases(config, plan, layers)
     mod = runner(mod, derive(config, plan, layers))
@@ -227,6 +246,7 @@ def compile_adaptive(
     times: dict[str, float] = {}
     runner = _Runner(instruments, times)
     mod = runner(mod, [*canonicalise(), AppendLoss(config.loss)])
+    mod = with_json(mod, UNTRAINED, free_parameters(mod))
     layers = get_layers(mod)
     chosen = choose(layers)
     by_id = {layer.id: layer for layer in layers}

@@ -10,6 +10,8 @@ from tvm_tinytrain.passes.canonical.registry import Rewrite, rule
 from tvm_tinytrain.passes.kernels.matmul import matmul, product_spec
 from tvm_tinytrain.passes.rewriting import op_name, shape_of
 
+_REPEATS = ("relax.broadcast_to", "relax.reshape", "relax.expand_dims", "relax.tile", "relax.repeat")
+
 
 def _swaps_last_axes(ctx: Rewrite, expr: relax.Expr) -> relax.Expr | None:
     """The operand of a transposition of the last two axes, else None."""
@@ -36,6 +38,40 @@ def _matrices(ctx: Rewrite, expr: relax.Expr) -> tuple[relax.Expr, bool]:
         if source is not None:
             return source, True
     return expr, False
+
+
+def _weight(ctx: Rewrite, expr: relax.Expr) -> tuple[relax.Expr, bool] | None:
+    """The parameter, a matrix, that each matrix of ``expr`` is, and whether transposed; None where it is anything else."""
+    transposed = False
+    while not (ctx.is_param(expr) and len(shape_of(expr)) == 2):
+        call, source = ctx.definition(expr), _swaps_last_axes(ctx, expr)
+        if source is not None:
+            transposed = not transposed
+        elif call is not None and op_name(call) in _REPEATS:
+            source = call.args[0] if shape_of(call.args[0])[-2:] == shape_of(expr)[-2:] else None
+        if source is None:
+            return None
+        expr = source
+    return expr, transposed
+
+
+@rule("relax.matmul")
+def linear_layer(ctx: Rewrite) -> relax.Expr | None:
+    """A weight that is repeated for every sample of a batch, as TVM's front end does for torch's strided inputs, is used as it is.
+
+    ``matmul(x, broadcast_to(permute_dims(W), [n, k, m]))``  →  ``matmul(x, permute_dims(W))``
+    """
+    left, right = ctx.call.args
+    found = _weight(ctx, right) if len(shape_of(right)) > 2 and len(shape_of(left)) > 1 else None
+    if found is None:
+        return None
+    weight, transposed = found
+    wanted = (*ctx.out_shape[:-1], shape_of(left)[-1])
+    if shape_of(left) != wanted:
+        left = ctx.emit(relax.op.broadcast_to(left, wanted))
+    if transposed:
+        weight = ctx.emit(relax.op.permute_dims(weight, [1, 0]))
+    return ctx.emit(relax.op.matmul(left, weight))
 
 
 @rule("relax.matmul")

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from tests.emit.libraries import M7, Small, library, small
 from tvm_tinytrain._version import __version__
-from tvm_tinytrain.build import build, load
+from tvm_tinytrain.build import TrainModule, build, load
 from tvm_tinytrain.config import Adam, BiasOnly, FullTrain, LastLayer, Update
 from tvm_tinytrain.errors import ArchiveError
 from tvm_tinytrain.plan import LayerUpdate, UpdatePlan
@@ -124,6 +125,22 @@ def test_what_is_trained_beside_the_plan_is_named(
     assert f"trained layers</span><b>{trained} of 2" in page
     beside = "rained beside the layers: " + ", ".join(others)
     assert (beside in report, beside in page) == (bool(others), bool(others))
+
+
+def test_parameters_of_no_layer_are_named() -> None:
+    """They have a gradient, but no plan selects them: nobody shall take them for trained."""
+
+    def made(update: Update | TaskAdaptive, *also: str) -> TrainModule:
+        net = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+        return build(net, M7, example_inputs=(torch.zeros(1, 4),), update=update, also_train=also)
+
+    assert library().metadata["training"]["untrained"] == []
+    for update in (FullTrain(), TaskAdaptive(candidates=1)):
+        module = made(update)
+        assert module.metadata["training"]["untrained"] == ["v1_bias", "v1_weight"]
+        assert "of no layer, not trained: v1_bias, v1_weight" in module.report()
+    module = made(FullTrain(), "v1_bias", "v1_weight")
+    assert module.metadata["training"]["untrained"] == [] and "no layer" not in module.report()
 
 
 def test_tensors_lie_in_the_arena_and_add_up() -> None:

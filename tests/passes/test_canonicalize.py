@@ -19,8 +19,9 @@ from tvm_tinytrain.frontend import import_model
 from tvm_tinytrain.passes.canonicalize import Canonicalize
 from tvm_tinytrain.passes.kernels.activations import Activation, activation
 from tvm_tinytrain.passes.kernels.builder import kernel_kind, kernel_spec
+from tvm_tinytrain.passes.lower_layers import LowerLayers
 from tvm_tinytrain.passes.rewriting import bindings, callee, op_name
-from tvm_tinytrain.passes.state import get_values, with_values
+from tvm_tinytrain.passes.state import get_layers, get_values, with_values
 
 IMAGE = (1, 4, 6, 6)
 
@@ -233,3 +234,32 @@ def test_masks_are_looked_for_in_a_time_that_grows_with_depth() -> None:
         return F.scaled_dot_product_attention(x, x, x, is_causal=True)
 
     assert calls(deep, (1, 5, 4))[-3:] == ["add", "softmax", "matmul"]
+
+
+@pytest.mark.parametrize(
+    ("function", "weight"),
+    [
+        (lambda x, w: F.linear(x.mT, w), (6, 5)),
+        (lambda x, w: torch.bmm(x, w.expand(3, 8, 6)), (8, 6)),
+        (lambda x, w: x @ w.expand(3, 6, 8).mT, (6, 8)),
+        (lambda x, w: x @ w.repeat(3, 1, 1), (8, 6)),
+        (lambda x, w: x[:1] @ w[None].expand(3, 8, 6), (8, 6)),
+    ],
+    ids=["strided input", "batch of weights", "turned", "repeated", "one sample"],
+)
+def test_a_weight_repeated_for_every_sample_is_a_linear_layer(
+    function: Callable[..., Tensor], weight: tuple[int, ...]
+) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(weight))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return function(x, self.weight)
+
+    mod = import_model(Net().eval(), example_inputs=(torch.zeros(3, 5, 8),))
+    layers = get_layers(LowerLayers()(Canonicalize()(mod)))
+    assert [(la.kind, la.weight, la.weight_shape) for la in layers] == [
+        ("linear", "weight", (6, 5 if weight == (6, 5) else 8))
+    ]

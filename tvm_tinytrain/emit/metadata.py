@@ -47,8 +47,10 @@ def make_metadata(
     options: dict[str, Any],
     macs: dict[str, int],
     recomputed: dict[str, dict[str, int]],
+    untrained: list[str],
 ) -> dict[str, Any]:
-    """The content of ``metadata.json``. ``recomputed``: what is computed a second time, as the attribute ``tt.recomputed`` says it."""
+    """The content of ``metadata.json``. ``recomputed``: what is computed a second time, as the attribute ``tt.recomputed`` says it;
+    ``untrained``: parameters with a gradient that belong to no layer, and are not trained."""
     arena, tensors = library.arena, library.tensors()
     by_kind: dict[str, int] = {}
     for t in tensors:
@@ -68,7 +70,12 @@ def make_metadata(
         "plan": json.loads(plan.to_json()),
         "plan_digest": plan.digest,
         "trained_weights": trained_weights(entries, layers),
-        "training": {"trainable": entries, "others": others, **_training(library, plan, by_kind)},
+        "training": {
+            "trainable": entries,
+            "others": others,
+            "untrained": untrained,
+            **_training(library, plan, by_kind),
+        },
         "layers": [asdict(layer) for layer in layers],
         "macs": macs,
         "entries": ["init", *library.entry_names()],
@@ -133,10 +140,13 @@ def report_text(metadata: dict[str, Any]) -> str:
     chosen, others = trained_channels(metadata), metadata["training"].get("others", ())
     number = len(trained_plan(metadata))
     initial = memory.get("flash_initial_bytes")  # older archives do not say
+    untrained = metadata["training"].get("untrained", [])
+    rest = f" and {len(untrained) - 8} more" if len(untrained) > 8 else ""
     lines = [
         f"{metadata['name']} for {metadata['options']['target']}",
         f"  trained: {number} of {len(metadata['layers'])} layers, {metadata['trained_weights']} weights",
         *([f"  trained beside the layers: {', '.join(others)}"] if others else []),
+        *([f"  of no layer, not trained: {', '.join(untrained[:8])}{rest}"] if untrained else []),
         f"  SRAM arena {memory['arena_bytes']} B (lower bound {memory['lower_bound_bytes']} B), "
         f"flash constants {memory['flash_constant_bytes']} B"
         + (f", initial values {initial} B" if initial is not None else ""),
