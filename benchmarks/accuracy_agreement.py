@@ -60,10 +60,7 @@ def measure_agreement(
     queries, _ = episode.query_set()
     with load(method.library) as library:
         library.init()
-        if method.criterion_code is not None:
-            words = library.read("options")
-            words[method.criterion_code[0]] = method.criterion_code[1]
-            library.write("options", words)
+        method.write_options(library, 0)
         start = _starting(method, library, make, images[:1])
         result = library.adapt(images, labels, iterations=STEPS, lr=RATE, loss=LOSS, seed=0)
         plan = result.plan or UpdatePlan.from_json(json.dumps(method.library.metadata["plan"]))

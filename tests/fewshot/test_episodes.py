@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +114,46 @@ def test_too_few_classes_or_groups() -> None:
     with pytest.raises(PlanError) as caught:
         sample_episode(made([10] * 8, frames=10), FixedWays(), 0, 0)
     assert "one group" in str(caught.value)
+
+
+def test_a_class_of_one_group_is_left_out() -> None:
+    whole = made([10] * 8, frames=2)
+    groups = (np.zeros(10, np.int64), *whole.groups[1:])
+    for sampler in (FixedWays(5, 3, 3), VariousWays()):
+        for episode in episodes(replace(whole, groups=groups), sampler, 30):
+            check(episode)
+            assert 0 not in episode.classes
+
+
+def test_a_digest_knows_the_samples(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "one" / name).mkdir(parents=True)
+        for i in range(3):
+            pixels = rng.integers(0, 256, (300, 300, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "one" / name / f"{i}.bmp")
+    shutil.copytree(tmp_path / "one", tmp_path / "elsewhere" / "one")
+    first = from_folder(tmp_path / "one", 16).digest()
+    assert from_folder(tmp_path / "elsewhere" / "one", 16).digest() == first
+    assert from_folder(tmp_path / "one", 17).digest() != first
+    file = tmp_path / "elsewhere" / "one" / "b" / "1.bmp"
+    content = file.read_bytes()
+    for place in (60, -1):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        file.write_bytes(changed)
+        assert from_folder(tmp_path / "elsewhere" / "one", 16).digest() != first
+    file.write_bytes(content)
+    file.rename(file.with_name("9.bmp"))
+    assert from_folder(tmp_path / "elsewhere" / "one", 16).digest() != first
+
+    data = made([4, 4])
+    images, labels = np.zeros((8, 1), np.float32), np.repeat(np.arange(2), 4)
+    turned = from_arrays(images + np.arange(8)[:, None], labels[[0, 4, 1, 2, 3, 5, 6, 7]], name="made")
+    assert made([4, 4]).digest() == data.digest()
+    assert len({data.digest(), from_arrays(images, labels, name="made").digest(), turned.digest()}) == 3
+    own = [replace(data, reader=lambda c, rows, k=k: np.full((len(rows), 1), k)) for k in (0, 1, 1)]
+    assert own[0].digest() != own[1].digest() == own[2].digest()
 
 
 def test_folders(tmp_path: Path) -> None:

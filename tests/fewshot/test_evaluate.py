@@ -16,13 +16,14 @@ import torch
 
 import tvm_tinytrain as tt
 from tests.fewshot.small import SIZE, digits, small_backbone
+from tvm_tinytrain.adaptation import DiffAugment
 from tvm_tinytrain.errors import ArchiveError, PlanError
 from tvm_tinytrain.fewshot.datasets import Dataset, from_arrays
-from tvm_tinytrain.fewshot.episodes import FixedWays
+from tvm_tinytrain.fewshot.episodes import FixedWays, sample_episode
 from tvm_tinytrain.fewshot.evaluate import Contest, _choose, evaluate
 from tvm_tinytrain.fewshot.methods import Method, build_methods
 from tvm_tinytrain.fewshot.results import HeldOut, Results, as_csv, as_text, interval
-from tvm_tinytrain.fewshot.tasks import RATE_BY, AdaptOptions, best_rate
+from tvm_tinytrain.fewshot.tasks import RATE_BY, AdaptOptions, _Task, best_rate
 from tvm_tinytrain.micro.in_process import InProcess
 
 pytestmark = pytest.mark.host_compiler
@@ -156,6 +157,16 @@ def test_two_processes_find_the_same(contest: Contest, folder: Path) -> None:
     assert [row["method"] for row in read] == 2 * list(NAMES)
 
 
+def test_random_draws_other_channels_for_every_task(contest: Contest, folder: Path) -> None:
+    method = replace(next(m for m in contest.methods if m.name == "exact"), name="random", criterion="random")
+    support, labels = sample_episode(contest.datasets[0], contest.samplers[0], 0, 0).support_set()
+    options = replace(contest.options, iterations=1)
+    with InProcess(method.library, build_dir=folder) as library:
+        tasks = [_Task(library, method, support, labels, options, seed) for seed in (0, 1, 1 << 40, 0)]
+        plans = [task.adapt(1e-3).plan for task in tasks]
+    assert len(set(plans)) == 3 and plans[0] == plans[3]
+
+
 def test_intervals() -> None:
     assert interval([0.5]) is None
     assert interval([0.0, 1.0]) == pytest.approx(1.96 * 0.5)
@@ -196,6 +207,10 @@ def test_rows_of_the_same_name_are_refused(last_layer: tuple[Method, ...]) -> No
     for datasets in ((_data("digits"), _data("digits", 5)), (_data(""),)):
         with pytest.raises(PlanError, match="names that differ"):
             replace(one, datasets=datasets)
+    with pytest.raises(PlanError, match=r"samplers: .* names that differ"):
+        replace(one, samplers=(FixedWays(3, 3, 2), FixedWays(3, 3, 1)))
+    with pytest.raises(PlanError, match=r"methods: .* names that differ"):
+        replace(one, methods=2 * last_layer)
 
 
 def test_a_choice_without_a_sample_to_choose_by_is_refused(last_layer: tuple[Method, ...]) -> None:
@@ -232,9 +247,52 @@ def test_a_state_of_more_tasks_or_of_other_groups_is_refused(
     with pytest.raises(PlanError, match="at most 1"):
         evaluate(_contest(last_layer, data, 1, rates=(1e-3,)), InProcess, path=path)
     grouped = replace(data, groups=tuple(np.arange(len(g)) // 2 for g in data.groups))
-    with pytest.raises(ArchiveError, match="datasets"):
-        evaluate(_contest(last_layer, grouped, 2, rates=(1e-3,)), InProcess, path=path)
+    known = _contest(last_layer, data, 2, rates=(1e-3,))
+    for other, says in (
+        (replace(known, datasets=(grouped,)), "datasets"),
+        (replace(known, datasets=(_data("digits", 1),)), "datasets"),
+        (replace(known, samplers=(FixedWays(3, 3, 1),)), "samplers"),
+        (_contest(last_layer, data, 2, rates=(1e-3,), augment=_noise), "adapt"),
+    ):
+        with pytest.raises(ArchiveError, match=f"other {says};"):
+            evaluate(other, InProcess, path=path)
     assert path.read_bytes() == before
+
+
+def _noise(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return (samples + 0.05 * rng.standard_normal(samples.shape)).astype(np.float32)
+
+
+def test_a_function_that_augments_stands_in_the_state_by_its_name(
+    last_layer: tuple[Method, ...], tmp_path: Path
+) -> None:
+    path, contest = (
+        tmp_path / "state.json",
+        _contest(last_layer, _data("digits"), 1, rates=(1e-3,), augment=_noise),
+    )
+    first = evaluate(contest, InProcess, path=path)
+    assert evaluate(contest, InProcess, path=path).records == first.records
+    assert json.loads(path.read_text())["options"]["adapt"]["augment"].endswith("test_evaluate._noise")
+    with pytest.raises(PlanError, match="augment"):
+        _contest(last_layer, _data("digits"), 1, augment=DiffAugment)
+
+
+def test_what_no_process_can_be_given_or_no_task_can_be_drawn_from_is_found_first(
+    last_layer: tuple[Method, ...],
+) -> None:
+    def nothing(_: object) -> Any:
+        raise AssertionError("work began")
+
+    data = _data("digits")
+    unknown = replace(data, reader=lambda c, rows: data.load(c, rows))
+    for contest, says in (
+        (_contest(last_layer, unknown, 2), "data set digits: found"),
+        (_contest(last_layer, data, 2, augment=lambda samples, rng: samples), "augment: found"),
+        (_contest(last_layer, data, 2), "load: found"),
+        (_contest(last_layer, data, 2, shots=50), "digits, 3-way 50-shot: found 0 classes"),
+    ):
+        with pytest.raises(PlanError, match=says):
+            evaluate(contest, nothing, processes=2)
 
 
 def test_a_budget_that_no_channel_fits_is_told(methods: tuple[Method, ...]) -> None:

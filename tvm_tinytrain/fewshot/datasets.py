@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +17,7 @@ from tvm_tinytrain.errors import ImportModelError, ShapeError, ToolMissingError
 
 Images = npt.NDArray[np.float32]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
+_PART = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Dataset:
 
     name: of the domain, for tables. classes: names. groups: for each class one integer per sample; samples of the
     same group show the same object (frames of one track), so that support and query must not share a group. All
-    different where there are no groups. reader: (class, sample indices) → float32[n, 3, size, size] in [-1, 1].
+    different where there are no groups. reader: (class, sample indices) → float32[n, 3, size, size] in [-1, 1]; its
+    method ``digest()``, if it has one, returns a text that changes with what it reads.
     """
 
     name: str
@@ -37,11 +40,26 @@ class Dataset:
         """Samples of each class."""
         return tuple(len(group) for group in self.groups)
 
+    @cached_property
+    def divisible(self) -> tuple[int, ...]:
+        """Samples of each class that has two groups or more; 0 for others: support and query would share the one."""
+        return tuple(len(group) if len(np.unique(group)) > 1 else 0 for group in self.groups)
+
     def digest(self) -> str:
-        """16 hex digits of the names of the classes and the groups of their samples."""
+        """16 hex digits of the names of the classes, the groups of their samples, and the samples.
+
+        The reader's ``digest()`` stands for the samples; without it, the first and the last of each class do.
+        """
         known = hashlib.sha256("\n".join(self.classes).encode(errors="surrogateescape"))
         for group in self.groups:
             known.update(np.asarray(group, "<i8").tobytes() + b"\n")
+        contents = getattr(self.reader, "digest", None)
+        if callable(contents):
+            known.update(str(contents()).encode())
+        else:
+            for label, size in enumerate(self.sizes):
+                ends = np.array([0, size - 1][:size], np.int64)
+                known.update(np.asarray(self.load(label, ends)).tobytes())
         return known.hexdigest()[:16]
 
     def load(self, label: int, samples: npt.NDArray[np.int64]) -> Images:
@@ -132,6 +150,14 @@ class _FolderReader:
     def __call__(self, label: int, samples: npt.NDArray[np.int64]) -> Images:
         return np.stack([read_image(self.paths[label][i], self.size) for i in samples])
 
+    def digest(self) -> str:
+        """Of the files' names and contents, and the size of the images; wherever the folder lies."""
+        known = hashlib.sha256(f"{self.size}\n".encode())
+        for found in self.paths:
+            for path in found:
+                known.update(os.fsencode(path.name) + b"\0" + _contents(path))
+        return known.hexdigest()
+
 
 @dataclass(frozen=True, eq=False)
 class _ArrayReader:
@@ -140,6 +166,29 @@ class _ArrayReader:
 
     def __call__(self, label: int, samples: npt.NDArray[np.int64]) -> Images:
         return self.images[self.rows[label][samples]]
+
+    def digest(self) -> str:
+        """Of all images, and which are whose."""
+        known = hashlib.sha256(f"{self.images.shape}\n".encode())
+        for part in (self.images, *self.rows):
+            known.update(np.ascontiguousarray(part).data)
+        return known.hexdigest()
+
+
+def _contents(path: Path) -> bytes:
+    """A file's size and contents; of more than 128 KiB its first and last 64, so that no data set takes long."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            content = file.read(_PART if size > 2 * _PART else size)
+            if size > 2 * _PART:
+                file.seek(-_PART, os.SEEK_END)
+                content += file.read()
+    except OSError as error:
+        hint = "remove or repair the file"
+        raise ImportModelError("dataset", str(path), error, "a file that can be read", hint) from error
+    return hashlib.sha256(b"%d\n" % size + content).digest()
 
 
 def read_image(path: Path, size: int) -> Images:

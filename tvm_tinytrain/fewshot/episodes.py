@@ -42,7 +42,7 @@ class FixedWays:
         """Classes, support samples of each, queries of each."""
         fitting = np.flatnonzero(np.array(sizes) > self.shots)
         if len(fitting) < self.ways:
-            found = f"{len(fitting)} classes of more than {self.shots} samples"
+            found = f"{len(fitting)} classes of more than {self.shots} samples and one group"
             raise PlanError(
                 "episodes", self.name, found, f"{self.ways} or more", "ask for fewer ways or shots"
             )
@@ -79,7 +79,7 @@ class VariousWays:
         """Classes, support samples of each, queries of each."""
         fitting = np.flatnonzero(np.array(sizes) >= 2)
         if len(fitting) < self.min_ways:
-            found = f"{len(fitting)} classes of 2 or more samples"
+            found = f"{len(fitting)} classes of two or more samples and groups"
             raise PlanError("episodes", self.name, found, f"{self.min_ways} or more", "ask for fewer ways")
         ways = int(rng.integers(self.min_ways, min(self.max_ways, self.max_support, len(fitting)) + 1))
         chosen = rng.choice(fitting, ways, replace=False)
@@ -128,20 +128,27 @@ def sample_episode(dataset: Dataset, sampler: Sampler, seed: int, index: int) ->
     """Draw task number `index` of a seed. It depends on the data set's class sizes and groups, and nothing else.
 
     Where samples come in groups, support and query never share one: whole groups go to either side. A class may
-    then give fewer support samples than asked for. Raises PlanError where the data set is too small, or the seed negative.
+    then give fewer support samples than asked for, and one of a single group is left out. Raises PlanError where the data
+    set is too small, or the seed negative.
     """
     _check_least({"seed": (seed, 0)})
     rng = np.random.default_rng([seed, index])
-    classes, shots, queries = sampler.counts(dataset.sizes, rng)
+    classes, shots, queries = sampler.counts(dataset.divisible, rng)
     support, query = [], []
     for label, count in zip(classes, shots, strict=True):
         s, q = _split(dataset.groups[label], count, queries, rng)
-        if not len(s) or not len(q):
-            found = f"class {dataset.classes[label]}: one group"
-            raise PlanError("episodes", dataset.name, found, "two groups or more", "leave the class out")
         support.append(s)
         query.append(q)
     return Episode(dataset, classes, tuple(support), tuple(query))
+
+
+def check_tasks(stage: str, dataset: Dataset, sampler: Sampler, seed: int) -> None:
+    """PlanError, with the data set's name, where no task can be drawn: before anything is spent on one."""
+    try:
+        sample_episode(dataset, sampler, seed, 0)
+    except PlanError as error:
+        thing = f"{dataset.name}, {error.thing}"
+        raise PlanError(stage, thing, error.found, error.allowed, error.hint) from error
 
 
 def episodes(dataset: Dataset, sampler: Sampler, count: int, seed: int = 0) -> Iterator[Episode]:

@@ -14,16 +14,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+from pickle import Pickler
 from typing import Any, TypeVar
 
 from tvm_tinytrain.errors import PlanError, TransportError
 from tvm_tinytrain.fewshot.datasets import Dataset
-from tvm_tinytrain.fewshot.episodes import Episode, Sampler, sample_episode
+from tvm_tinytrain.fewshot.describing import describe, describe_fields
+from tvm_tinytrain.fewshot.episodes import Episode, Sampler, check_tasks, sample_episode
 from tvm_tinytrain.fewshot.methods import LibraryFiles, Method
 from tvm_tinytrain.fewshot.ranks import Ranks
 from tvm_tinytrain.fewshot.results import HeldOut, Record, Results, Task
@@ -62,10 +64,12 @@ class Contest:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        names = [d.name for d in self.datasets]
-        if len(set(names)) < len(names) or not all(names):
-            hint = "they are the names of the rows: rename a folder, or evaluate one after the other"
-            raise PlanError("evaluate", "data sets", ", ".join(map(repr, names)), "names that differ", hint)
+        named = {"data sets": self.datasets, "samplers": self.samplers, "methods": self.methods}
+        for thing, members in named.items():
+            names = [m.name for m in members]
+            if len(set(names)) < len(names) or not all(names):
+                hint = "they are the names of the rows: rename one, or evaluate one after the other"
+                raise PlanError("evaluate", thing, ", ".join(map(repr, names)), "names that differ", hint)
 
     def describe(self) -> dict[str, Any]:
         """What decides the records, for the results' file. The number of episodes may grow when a run goes on."""
@@ -73,8 +77,8 @@ class Contest:
             "network": self.network,
             "libraries": {m.name: m.library.metadata["digest"] for m in self.methods},
             "datasets": {d.name: [len(d.classes), sum(d.sizes), d.digest()] for d in self.datasets},
-            "samplers": [s.name for s in self.samplers],
-            "adapt": asdict(self.options),
+            "samplers": {s.name: describe(s) for s in self.samplers},
+            "adapt": describe_fields(self.options),
             "seed": self.seed,
         }
 
@@ -109,10 +113,12 @@ def evaluate(
 
     First what held-out samples say of the rates on every task, then the tasks at the rates chosen. load: makes a library
     in the process that uses it. processes: workers; 1 runs here. progress: called with what is done and its number, both
-    counted over these two. Under torchrun each rank runs its share; only rank 0 returns all. Raises TransportError where a
-    rank or a worker is lost; what was finished stays in files beside `path`. Ctrl-C ends it at once and drops the unfinished tasks.
+    counted over these two. Under torchrun each rank runs its share; only rank 0 returns all. Raises PlanError, before any
+    work, where a data set is too small for a task or something cannot travel to other processes; TransportError where a rank
+    or a worker is lost; what was finished stays in files beside `path`. Ctrl-C ends it at once and drops the unfinished tasks.
     """
     with Ranks.joined() as ranks, _Workers(contest, load, processes) as workers:
+        _check(contest, load, processes)
         results = ranks.load(path, contest.describe())
         kept = 1 + max((r.episode for r in (*results.records, *results.held_out)), default=-1)
         if kept > contest.episodes:  # fewer would choose other rates and mix them with what is there
@@ -148,6 +154,28 @@ def evaluate(
             results.save(path)
         ranks.finish(path)
     return results
+
+
+def _check(contest: Contest, load: Loader, processes: int) -> None:
+    """PlanError, before any work, where no task can be drawn, or where something cannot travel to other processes."""
+    for data, sampler in product(contest.datasets, contest.samplers):
+        check_tasks("evaluate", data, sampler, contest.seed)
+    if processes <= 1:
+        return
+    readers = {f"data set {d.name}": d.reader for d in contest.datasets}
+    for thing, part in {**readers, "augment": contest.options.augment, "load": load}.items():
+        try:
+            Pickler(_Nowhere()).dump(part)
+        except Exception as error:  # pickle raises several kinds
+            hint = "define its function or class at the top of a module, or ask for one process"
+            raise PlanError("evaluate", thing, error, "what another process can be given", hint) from error
+
+
+class _Nowhere:
+    """Where a test of pickling writes to, so that large arrays are not held twice."""
+
+    def write(self, part: Any) -> int:
+        return memoryview(part).nbytes
 
 
 def _to_run(contest: Contest, results: Results, jobs: Sequence[Job]) -> list[Job]:

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
+
+from tvm_tinytrain.adaptation import AdaptableLibrary
 from tvm_tinytrain.build import build
 from tvm_tinytrain.config import Adam, AdapterDrop, Budget, FullTrain, LastLayer, Prototypical, SparseUpdate
 from tvm_tinytrain.errors import PlanError
@@ -22,7 +25,8 @@ METHODS = ("none", "lastlayer", "sparseupdate", *ADAPTERS, *CRITERIA, "fulltrain
 ADAPTIVE = TaskAdaptive(channel_ratio=Fraction(1, 2), layer_kind="auto")
 """What the task-adaptive methods are built with. 1/2 is the paper's largest ratio: with 1/4 of the channels of all layers
 half of 1 MB lies idle on MCUNet. Expansions alone are as accurate, or more so, in half of the memory (docs/fewshot.md)."""
-_CRITERION_WORD = 3
+_WORD = (1 << 32) - 1
+_CRITERION_WORD, _SEED_WORDS = 3, (6, 7)
 _CRITERION_CODES = {
     "tinytrain": 0,
     "fisher": 1,
@@ -31,7 +35,7 @@ _CRITERION_CODES = {
     "random": 5,
     "exact": 6,
 }
-"""Word 3 of a library's tensor `options` (tt_select.h)."""
+"""Word 3 of a library's tensor `options` (tt_select.h, `emit.c_selection`); words 6 and 7 are the seed of "random"."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,14 @@ class Method:
     trains: bool = True
     criterion: str | None = None
 
-    @property
-    def criterion_code(self) -> tuple[int, int] | None:
-        """(word, value) to write into `options`."""
-        return None if self.criterion is None else (_CRITERION_WORD, _CRITERION_CODES[self.criterion])
+    def write_options(self, library: AdaptableLibrary, seed: int) -> None:
+        """Have a task-adaptive library choose by the method's criterion; seed: of the draws of "random"."""
+        if self.criterion is None:
+            return
+        words = library.read("options").view(np.uint32)
+        words[_CRITERION_WORD] = _CRITERION_CODES[self.criterion]
+        words[list(_SEED_WORDS)] = seed & _WORD, seed >> 32 & _WORD
+        library.write("options", words.view(np.int32))
 
     def cost(self, plan: UpdatePlan | None) -> dict[str, int]:
         """Exact costs: memory_bytes of the arena that training needs, backward_macs per sample, trained_weights.

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tvm_tinytrain.adaptation import AdaptableLibrary, AdaptResult, DiffAugment, adapt
+from tvm_tinytrain.adaptation import AdaptableLibrary, AdaptResult, DiffAugment, QuerySource, adapt
 from tvm_tinytrain.adaptation.library import Caller
 from tvm_tinytrain.config import Prototypical
 from tvm_tinytrain.errors import BudgetError, PlanError
@@ -60,7 +60,7 @@ class AdaptOptions:
     queries_per_iteration: int | None = None
     loss: Prototypical = field(default_factory=lambda: Prototypical(through_prototypes=False))
     fisher_through_prototypes: bool = False
-    augment: DiffAugment = field(default_factory=DiffAugment)
+    augment: QuerySource = field(default_factory=DiffAugment)
 
     def __post_init__(self) -> None:
         if not self.rates or any(not rate >= 0.0 for rate in self.rates):
@@ -71,6 +71,14 @@ class AdaptOptions:
             raise PlanError(
                 "evaluate", "held_out", self.held_out, "a share in (0, 1)", "2 of 5 shots are 0.4"
             )
+        check_augment("evaluate", self.augment)
+
+
+def check_augment(stage: str, augment: object) -> None:
+    """PlanError for what makes no pseudo-queries."""
+    if isinstance(augment, type) or not callable(augment):
+        allowed, hint = "a function of samples and a generator", "e.g. DiffAugment()"
+        raise PlanError(stage, "augment", repr(augment), allowed, hint)
 
 
 @dataclass(frozen=True)
@@ -186,11 +194,7 @@ class _Task:
 
     def _adapt(self, samples: Samples, labels: Labels, rate: float, iterations: int) -> AdaptResult:
         self.library.init()
-        code = self.method.criterion_code
-        if code is not None:
-            words = self.library.read("options")
-            words[code[0]] = code[1]
-            self.library.write("options", words)
+        self.method.write_options(self.library, self.seed)
         o = self.options
         common: dict[str, Any] = {"loss": o.loss, "queries": o.augment, "seed": self.seed}
         try:
