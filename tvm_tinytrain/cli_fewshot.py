@@ -213,7 +213,7 @@ def _meta_train(a: argparse.Namespace) -> int:
 
     from tvm_tinytrain.fewshot.datasets import from_folder
     from tvm_tinytrain.fewshot.episodes import FixedWays, VariousWays
-    from tvm_tinytrain.fewshot.meta_train import EpochReport, MetaTrainOptions, meta_train, weights_digest
+    from tvm_tinytrain.fewshot.meta_train import EpochReport, MetaTrainOptions, meta_train
 
     options = MetaTrainOptions(
         epochs=a.epochs,
@@ -232,7 +232,7 @@ def _meta_train(a: argparse.Namespace) -> int:
     size = image_size("meta-train", model, a.size)
     train = from_folder(a.data, size)
     held_out = None if a.validate is None else from_folder(a.validate, size)
-    origin = {"network": Path(a.network).stem, "size": size, "weights": weights_digest(model)}
+    origin = {"network": Path(a.network).stem, "size": size}
     bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*bar, console=Console(stderr=True), transient=True) as shown:
         task = shown.add_task("meta-train", total=options.epochs * options.episodes)

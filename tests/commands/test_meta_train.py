@@ -60,5 +60,5 @@ def test_a_checkpoint_says_where_the_network_is_from(
 
     assert main([str(w).replace("{}", str(root)) for w in words("mcunet", 8)]) == 130
     monkeypatch.setattr(training._Run, "resume", saved)
-    refused(capsys, root, *words("mcunet", 16), says="other options or data: size;")
-    refused(capsys, root, *words("proxyless-nas", 8), says="other options or data: network, weights;")
+    refused(capsys, root, *words("mcunet", 16), says="other options or data: size, dataset;")
+    refused(capsys, root, *words("proxyless-nas", 8), says="other options or data: network, weights, layers;")

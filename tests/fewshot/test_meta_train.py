@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from tests.fewshot.small import digits, small_backbone
-from tvm_tinytrain.errors import CheckpointError, PlanError
+from tvm_tinytrain.errors import CheckpointError, DTypeError, PlanError, ShapeError
 from tvm_tinytrain.fewshot.datasets import Dataset, from_arrays
 from tvm_tinytrain.fewshot.episodes import FixedWays
-from tvm_tinytrain.fewshot.meta_train import MetaTrained, MetaTrainOptions, meta_train, weights_digest
+from tvm_tinytrain.fewshot.meta_train import MetaTrained, MetaTrainOptions, meta_train
+from tvm_tinytrain.fewshot.network import weights_digest
 
 OPTIONS = MetaTrainOptions(
     epochs=2, episodes=5, rate=1e-2, warmup_epochs=1, sampler=FixedWays(3, 2, 3), validation_episodes=2,
@@ -37,7 +38,7 @@ def run(folder: Path, stop_after: int | None = None, **changed: Any) -> MetaTrai
             raise Killed
 
     given: dict[str, Any] = {"dataset": dataset(), "validation": dataset(), "options": OPTIONS, **changed}
-    return meta_train(small_backbone(), folder=folder, progress=progress, **given)
+    return meta_train(given.pop("model", None) or small_backbone(), folder=folder, progress=progress, **given)
 
 
 def test_the_papers_schedule() -> None:
@@ -58,6 +59,74 @@ def test_a_killed_run_resumes_to_the_weights_of_one_that_was_not(tmp_path: Path,
         assert torch.equal(value, resumed.model.state_dict()[name]), name
 
 
+def test_the_same_model_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    """As in a notebook: training in place has changed the weights that it began with."""
+    whole, model = run(tmp_path / "whole"), small_backbone()
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", 3, model=model)
+    resumed = run(tmp_path / "killed", model=model)
+    assert resumed.history == whole.history
+    assert run(tmp_path / "killed", model=model).history == whole.history
+    with pytest.raises(CheckpointError, match="weights"):
+        run(tmp_path / "whole", model=model)
+
+
+def test_dropout_draws_from_the_seed_and_the_task(tmp_path: Path) -> None:
+    def model() -> torch.nn.Module:
+        return torch.nn.Sequential(small_backbone(), torch.nn.Dropout(0.5), torch.nn.Flatten())
+
+    first = model()
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    whole = run(tmp_path / "whole", model=first)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", 3, model=model())
+    resumed = run(tmp_path / "killed", model=model())
+    assert resumed.history == whole.history != run(tmp_path / "without").history
+    assert weights_digest(resumed.model) == weights_digest(whole.model)
+
+
+def test_an_embedding_of_any_shape(tmp_path: Path) -> None:
+    """Whatever follows the first dimension, as `evaluate` takes it."""
+    column = torch.nn.Sequential(small_backbone(), torch.nn.Unflatten(1, (-1, 1, 1)))
+    assert run(tmp_path / "column", model=column).history == run(tmp_path / "vector").history
+
+
+class Two(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, x
+
+
+def frozen() -> torch.nn.Module:
+    return small_backbone().requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "says"),
+    [
+        (torch.nn.Sequential(small_backbone(), Two()), ShapeError, "found tuple"),
+        (torch.nn.Conv2d(1, 4, 3), ShapeError, r"network on images \[1, 3, 32, 32\]"),
+        (
+            torch.nn.Sequential(small_backbone(), torch.nn.Flatten(0)),
+            ShapeError,
+            r"allowed a tensor \[n, …\]",
+        ),
+        (small_backbone().double(), DTypeError, "found float64; allowed float32"),
+        (frozen(), PlanError, "trained parameters: found none"),
+        (torch.nn.Flatten(), PlanError, "trained parameters: found none"),
+    ],
+    ids=["tuple", "channels", "shape", "float64", "frozen", "none"],
+)
+def test_networks_that_cannot_be_trained(
+    tmp_path: Path, model: torch.nn.Module, error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        run(tmp_path / "new", model=model)
+    assert not (tmp_path / "new").exists()
+
+
 def test_training_changes_the_weights_and_exports(tmp_path: Path) -> None:
     trained = run(tmp_path)
     before = small_backbone().state_dict()
@@ -65,6 +134,8 @@ def test_training_changes_the_weights_and_exports(tmp_path: Path) -> None:
     path = trained.export(tmp_path / "network.pt2", (1, 3, 32, 32))
     x = torch.ones(1, 3, 32, 32)
     assert torch.allclose(torch.export.load(path).module()(x), trained.model(x), atol=1e-6)
+    with pytest.raises(ShapeError, match=r"network on images \[1, 1, 32, 32\]"):
+        trained.export(path, (1, 1, 32, 32))
 
 
 def test_checkpoints_of_other_options_or_torn_ones_are_refused(tmp_path: Path) -> None:
@@ -106,13 +177,45 @@ def renamed() -> Dataset:
     return replace(dataset(), classes=tuple("abcdefghij"))
 
 
+def darker() -> Dataset:
+    images, labels = digits()
+    return from_arrays(images[::25] * np.float32(0.5), labels[::25], name="digits")
+
+
+def other_weights() -> torch.nn.Module:
+    model = small_backbone()
+    with torch.no_grad():
+        next(model.parameters()).mul_(2.0)
+    return model
+
+
+def other_activations() -> torch.nn.Module:
+    """The same weights by the same names."""
+    model = small_backbone()
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.ReLU6):
+                setattr(module, name, torch.nn.Sigmoid())
+    return model
+
+
+def partly_frozen() -> torch.nn.Module:
+    model = small_backbone()
+    next(model.parameters()).requires_grad_(False)
+    return model
+
+
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
         ({"origin": {"network": "other"}}, "network"),
         ({"origin": {"size": 32}}, "size"),
-        ({"origin": {"weights": "0123"}}, "weights"),
+        ({"model": other_weights()}, "weights"),
+        ({"model": other_activations()}, "layers"),
+        ({"model": partly_frozen()}, "layers"),
         ({"dataset": renamed()}, "dataset"),
+        ({"dataset": darker()}, "dataset"),
+        ({"validation": darker()}, "validation"),
         ({"validation": renamed()}, "validation"),
         ({"validation": None}, "validation"),
         ({"options": replace(OPTIONS, rate=2e-2)}, "rate"),

@@ -4,31 +4,41 @@ Defaults are TinyTrain's (ICML 2024, App. D and F.2), which are P>M>F's: 100 epo
 0.9, rate 1e-6 → 5e-5 in 5 epochs, then a cosine down to 1e-6; scale 10, learnt. The paper states neither ways nor
 shots of meta-training; P>M>F's are 5-way with 15 queries.
 
-A checkpoint holds weights, momentum, scale and the number of tasks done; task n is drawn from (seed, n). So a run
-that was interrupted and resumed ends with the weights, to the last bit, of one that was not (same device, same
-number of threads).
+A checkpoint holds weights, momentum, scale and the number of tasks done; task n, and what the network draws in it
+(dropout), come from (seed, n). So a run that was interrupted and resumed ends with the weights, to the last bit, of one
+that was not (same device, same number of threads).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tvm_tinytrain.adaptation import DiffAugment
+from tvm_tinytrain.adaptation import QuerySource
 from tvm_tinytrain.config import Prototypical
 from tvm_tinytrain.errors import ArchiveError, CheckpointError, PlanError
 from tvm_tinytrain.fewshot.datasets import Dataset
-from tvm_tinytrain.fewshot.episodes import Episode, FixedWays, Sampler, sample_episode
+from tvm_tinytrain.fewshot.describing import describe_fields
+from tvm_tinytrain.fewshot.episodes import Episode, FixedWays, Sampler, check_tasks, sample_episode
+from tvm_tinytrain.fewshot.network import (
+    check_network,
+    embeddings_of,
+    find_device,
+    own_draws,
+    structure_digest,
+    weights_digest,
+)
 from tvm_tinytrain.fewshot.protonet import nearest_prototype_accuracy, prototypical_logits
+from tvm_tinytrain.fewshot.tasks import check_augment
 
 _CHECKPOINT = "checkpoint.pt"
 _BEST = "best.pt"
@@ -54,7 +64,7 @@ class MetaTrainOptions:
     scale: float = 10.0
     sampler: Sampler = field(default_factory=FixedWays)
     validation_episodes: int = 100
-    augment: DiffAugment | None = None
+    augment: QuerySource | None = None
     train_norms: bool = True
     checkpoint_every: int = 200
     seed: int = 0
@@ -70,6 +80,9 @@ class MetaTrainOptions:
             if not 0.0 <= getattr(self, name) < math.inf:
                 allowed, hint = "a finite number, 0 or more", "the paper's rate is 5e-5"
                 raise PlanError("meta-train", name, getattr(self, name), allowed, hint)
+
+        if self.augment is not None:
+            check_augment("meta-train", self.augment)
 
     def rate_at(self, epoch: int) -> float:
         """Learning rate of an epoch (from 0): linear warm-up, then half a cosine; it changes between epochs only."""
@@ -108,7 +121,12 @@ class MetaTrained:
     history: tuple[EpochReport, ...]
 
     def export(self, path: str | Path, shape: tuple[int, ...]) -> Path:
-        """Write a torch.export program for inputs of `shape` (batch 1), which `build` takes."""
+        """Write a torch.export program for inputs of `shape` (batch 1), which `build` takes.
+
+        Raises ShapeError where the network takes no such input, ArchiveError where the file cannot be written.
+        """
+        with torch.no_grad():
+            embeddings_of(self.model, torch.zeros(shape))
         program = torch.export.export(self.model, (torch.zeros(shape),))
         try:
             torch.export.save(program, Path(path))
@@ -133,61 +151,52 @@ def meta_train(
 ) -> MetaTrained:
     """Train `model` (images → embeddings) in place, going on from the checkpoint in `folder` if there is one.
 
-    origin: what the network is and where it comes from, as JSON has it: a checkpoint of another one is refused.
-    progress: called after each task with the tasks done and the loss. An exception from it, or Ctrl-C, leaves the
-    last checkpoint; the same call resumes. Raises PlanError where a device, or a task of either data set, cannot be had,
-    and at the first loss or weight that is not finite; CheckpointError where the checkpoint is damaged or was made with
-    other options, data or origin, or none can be written.
+    origin: what else a checkpoint must agree in, as JSON has it. progress: called after each task with the tasks done and
+    the loss. An exception from it, or Ctrl-C, leaves the last checkpoint; the same call resumes, with the same model or one
+    that begins with the same weights. Raises PlanError where a device, or a task of either data set, cannot be had, where
+    nothing would be trained, and at the first loss or weight that is not finite; ShapeError or DTypeError where the network
+    gives no float32 embedding of each image; CheckpointError where the checkpoint is damaged or was made with other
+    options, images, layers, weights to begin with or origin, or none can be written.
     """
     options = options or MetaTrainOptions()
-    where = _device(device)
+    where, root = find_device(device), Path(folder)
     for data, seed in ((dataset, options.seed), (validation, options.seed + _VALIDATION_SEED)):
         if data is not None:
-            _check_tasks(data, options.sampler, seed)
-    run = _Run(model.to(where), dataset, Path(folder), options, validation, where, origin or {})
-    run.resume()
-    total = options.epochs * options.episodes
-    while run.done < total:
-        loss = run.task()
-        if progress is not None:
-            progress(run.done, loss)
-        if run.done % options.episodes == 0:
-            report = run.end_epoch()
-            if on_epoch is not None:
-                on_epoch(report)
-        elif run.done % options.checkpoint_every == 0:
-            run.save()
-    return run.best()
-
-
-def weights_digest(model: nn.Module) -> str:
-    """16 hex digits of all parameters and buffers with their names."""
-    known = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        known.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-        known.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return known.hexdigest()[:16]
-
-
-def _device(name: str) -> torch.device:
+            check_tasks("meta-train", data, options.sampler, seed)
+    model.to(where)
+    for data in (dataset, validation):
+        if data is not None:
+            with own_draws(where, options.seed):
+                check_network(model, torch.from_numpy(data.load(0, np.arange(1))).to(where))
+    start = _start(model, root)
     try:
-        device = torch.device(name)
-        float(torch.zeros(1, device=device))
-    except (RuntimeError, AssertionError, ImportError) as error:  # by the device
-        found, hint = (str(error) or type(error).__name__).splitlines()[0], "cpu is always there"
-        raise PlanError(
-            "meta-train", f"device {name}", found, "cpu, or a cuda that is there", hint
-        ) from error
-    return device
+        run = _Run(model, dataset, root, options, validation, where, {**(origin or {}), "weights": start})
+        run.resume()
+        total = options.epochs * options.episodes
+        while run.done < total:
+            loss = run.task()
+            if progress is not None:
+                progress(run.done, loss)
+            if run.done % options.episodes == 0:
+                report = run.end_epoch()
+                if on_epoch is not None:
+                    on_epoch(report)
+            elif run.done % options.checkpoint_every == 0:
+                run.save()
+        return run.best()
+    finally:
+        _left[model] = root, start, weights_digest(model)
 
 
-def _check_tasks(data: Dataset, sampler: Sampler, seed: int) -> None:
-    """PlanError, with the data set's name, where no task can be drawn: before an epoch is spent."""
-    try:
-        sample_episode(data, sampler, seed, 0)
-    except PlanError as error:
-        thing = f"{data.name}, {error.thing}"
-        raise PlanError("meta-train", thing, error.found, error.allowed, error.hint) from error
+_left: WeakKeyDictionary[nn.Module, tuple[Path, str, str]] = WeakKeyDictionary()
+"""Folder, digest of the weights to begin with, and digest of those that training left a model with."""
+
+
+def _start(model: nn.Module, folder: Path) -> str:
+    """Digest of the weights that training begins with: before it, where the model is as a training in this folder left it."""
+    found = weights_digest(model)
+    before, start, left = _left.get(model, (folder, found, found))
+    return start if (before, left) == (folder, found) else found
 
 
 class _Run:
@@ -216,7 +225,8 @@ class _Run:
         self.sums = [0.0, 0.0]
         self.history: list[EpochReport] = []
         data = {"dataset": _named(dataset), "validation": None if validation is None else _named(validation)}
-        self.identity = json.loads(json.dumps({**asdict(options), **data, **origin}))
+        known = {**describe_fields(options), **data, "layers": structure_digest(model)}
+        self.identity = json.loads(json.dumps({**origin, **known}))
 
     def task(self) -> float:
         """Train on the next task and return its loss."""
@@ -227,7 +237,8 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         support, labels, queries, truth = self._tensors(episode, o.augment)
-        embeddings = self.model(torch.cat([support, queries]))
+        with own_draws(self.device, o.seed, self.done, 2):
+            embeddings = self.model(torch.cat([support, queries]))
         unit = Prototypical(scale=1.0)
         scores = self.scale * prototypical_logits(
             embeddings[: len(labels)], labels, embeddings[len(labels) :], unit
@@ -245,7 +256,7 @@ class _Run:
         return value
 
     def _tensors(
-        self, episode: Episode, augment: DiffAugment | None
+        self, episode: Episode, augment: QuerySource | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         support, labels = episode.support_set()
         queries, truth = episode.query_set()
@@ -280,7 +291,8 @@ class _Run:
         found = []
         for index in range(o.validation_episodes):
             episode = sample_episode(dataset, o.sampler, o.seed + _VALIDATION_SEED, index)
-            found.append(nearest_prototype_accuracy(self.model, *self._tensors(episode, None)))
+            with own_draws(self.device, o.seed, index, 3):
+                found.append(nearest_prototype_accuracy(self.model, *self._tensors(episode, None)))
         return float(np.mean(found))
 
     def _check_weights(self) -> None:

@@ -12,11 +12,12 @@ from tvm_tinytrain.config import Prototypical
 def prototypical_logits(
     support: Tensor, support_labels: Tensor, queries: Tensor, loss: Prototypical | None = None
 ) -> Tensor:
-    """Logits [m, classes] of queries [m, width] against the class means of support [n, width]; differentiable.
+    """Logits [m, classes] of queries [m, …] against the class means of support [n, …]; differentiable.
 
-    support_labels: int64[n], classes numbered from 0, each with a sample.
+    An embedding is all that follows the first dimension. support_labels: int64[n], classes numbered from 0, each with a sample.
     """
     loss = loss or Prototypical()
+    support, queries = support.flatten(1), queries.flatten(1)
     members = functional.one_hot(support_labels).to(support.dtype)
     prototypes = (members / members.sum(dim=0)).T @ support
     if not loss.through_prototypes:
