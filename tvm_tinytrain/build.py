@@ -174,7 +174,8 @@ def build(
         applies each gradient where it is made, one sample per step, and keeps none: 4 bytes less per trained weight. Default: True for
         `TaskAdaptive` (whose ``step`` calls the two), False for a fixed update.
     name
-        C identifier that all public names carry: ``tt_<name>_step``. The C runtime's own (loop, port, session, …) are refused.
+        C identifier in small letters that all public names carry: ``tt_<name>_step``. The C runtime's own (loop, port, session, …) are
+        refused, and what ends like files of another library (``_internal``, ``_kernels``, ``_params``).
     memory
         What the compiler does so that less has to be kept.
     also_train

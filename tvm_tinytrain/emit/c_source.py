@@ -31,6 +31,7 @@ _ROLES = {
     "plan": "TT_ROLE_PLAN",
 }  # fmt: skip
 _DTYPES = {"float32": "TT_FLOAT32", "int32": "TT_INT32", "uint8": "TT_UINT8", "int8": "TT_INT8"}
+_FILE_ENDS = ("_internal", "_kernels", "_params")
 
 
 @dataclass(frozen=True)
@@ -119,11 +120,18 @@ def print_kernels(name: str, mod: tvm.IRModule, *, count_macs: bool = False) -> 
 
 
 def check_name(name: str) -> None:
-    """Raises PlanError where a library's files or symbols would be the C runtime's, which a program has beside it."""
+    """Raises PlanError where a library's files or symbols would be the C runtime's, or those of another library beside it."""
     taken = taken_names()
     if name.lower() in taken:  # TT_LOOP_H guards tt_Loop.h too
         allowed = f"a name other than {', '.join(taken)}"
         raise PlanError("config", "name", repr(name), allowed, "choose another name")
+    if name != name.lower():
+        hint = f"write {name.lower()!r}: macros are in capital letters whatever the name's are"
+        raise PlanError("config", "name", repr(name), "small letters", hint)
+    if name.endswith(_FILE_ENDS):
+        hint = f"a library {name.rsplit('_', 1)[0]!r} would have files of this name"
+        allowed = f"no name that ends in {', '.join(_FILE_ENDS)}"
+        raise PlanError("config", "name", repr(name), allowed, hint)
 
 
 def emit_c(library: Library) -> dict[str, bytes]:

@@ -284,9 +284,9 @@ if(NOT CMAKE_BUILD_TYPE)
   set(CMAKE_BUILD_TYPE Release)
 endif()
 find_package(tvm_tinytrain REQUIRED)
-tinytrain_add_library(@NAME@ ARCHIVE @NAME@.tar)
+tinytrain_add_library(tinytrain_@NAME@ ARCHIVE @NAME@.tar) # CMake has targets of its own: all, help, ...
 add_executable(@NAME@_loop main.c tt_loop.c)
-target_link_libraries(@NAME@_loop PRIVATE @NAME@)
+target_link_libraries(@NAME@_loop PRIVATE tinytrain_@NAME@)
 """
 
 CMAKE_MAIN = """\
