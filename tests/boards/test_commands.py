@@ -196,6 +196,7 @@ def test_a_project_is_written_and_built(
 ) -> None:
     found = run(capsys, "project", folder / "plain.tar", "-o", tmp_path / "board", "--build")
     assert Path(found["program"]).exists() and 0 < found["flash_bytes"] < 1 << 20
+    assert str(tmp_path / "board" / "README.md") in found["files"]
     found = run(capsys, "project", folder / "plain.tar", "--kind", "arduino", "-o", tmp_path / "arduino")
     assert str(tmp_path / "arduino" / "library.properties") in found["files"]
 

@@ -1,6 +1,16 @@
-"""Texts of the files that an export adds to a library's own; @NAME@ and the like are filled in by `exports`."""
+"""Texts of the files that an export adds to a library's own; @NAME@ and the like are filled in by `fill`."""
 
 from __future__ import annotations
+
+import re
+
+
+def fill(template: str, name: str, **more: str) -> str:
+    """The text with the library's name in place of @NAME@ (in C), @UPPER@ and @TITLE@, and with further words."""
+    title = "".join(part.capitalize() for part in name.split("_"))
+    words = {"NAME": name, "UPPER": name.upper(), "TITLE": title, **more}
+    return re.sub(r"@([A-Z_]+)@", lambda match: words[match[1]], template)
+
 
 BARE_METAL_MAIN = """\
 /* Trains on the board alone: the start-up code calls tt_server_main, which here serves the commands of tt_loop.h over the
@@ -79,6 +89,22 @@ Firmware that trains on the device: `make` needs `arm-none-eabi-gcc`, nothing of
 
 `main.c` serves the one-letter commands of `library/tt_loop.h` over the board's byte stream; write your own around
 `library/tt_@NAME@.h` instead: `tt_@NAME@_init` once, then the entries over the same arena.
+"""
+
+BOARD_README = """\
+# @NAME@ on @BOARD@
+
+Firmware that a session of tvm_tinytrain drives over the board's byte stream. @BOARD@: @NOTE@. To build it, with @TOOLS@ and
+the package (`pip install .` in a clone of tvm_tinytrain), then to start it and talk to it:
+
+    import tvm_tinytrain as tt
+    project = tt.micro.GeneratedProject.from_directory(".").build()  # build/@NAME@.elf
+    with tt.micro.Session(project) as session:
+        print(session.memory())
+
+`library/` is the archive's content, `tt_active.c` names the library that is served, `project.json` says the board's options. Compile
+`runtime/` with `-Iruntime/include -include tt_config.h`; the build writes a microcontroller's linker script, `board.ld`, when
+it knows in which memory the arena fits. `tinytrain project --kind bare-metal` writes sources with a Makefile that need no package.
 """
 
 ZEPHYR_MODULE = """\
@@ -323,7 +349,7 @@ int main(void) {
 CMAKE_README = """\
 # @NAME@ in a CMake project
 
-    pip install tvm_tinytrain
+    pip install .    # in a clone of tvm_tinytrain
     cmake -S . -B build -Dtvm_tinytrain_DIR=$(python -m tvm_tinytrain.targets --cmake-dir)
     cmake --build build
     build/@NAME@_loop < commands > answers

@@ -7,7 +7,6 @@ board's byte stream.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -79,10 +78,7 @@ def export_project(
 
 
 def _fill(template: str, library: Library, **more: str) -> bytes:
-    """Replace @NAME@ (in C), @UPPER@, @TITLE@ and further words."""
-    title = "".join(part.capitalize() for part in library.name.split("_"))
-    words = {"NAME": library.name, "UPPER": library.name.upper(), "TITLE": title, **more}
-    return re.sub(r"@([A-Z_]+)@", lambda match: words[match[1]], template).encode()
+    return text.fill(template, library.name, **more).encode()
 
 
 def _sources(library: Library, prefix: str) -> Files:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from tvm_tinytrain.errors import ArchiveError, BoardError, PlanError, ShapeError
 from tvm_tinytrain.micro.elf import Program, read_program
+from tvm_tinytrain.micro.export_templates import BOARD_README, fill
 from tvm_tinytrain.micro.runners import Connection, StartOptions, flash, start
 from tvm_tinytrain.micro.standalone import DATA_FILE, Standalone, standalone_source
 from tvm_tinytrain.micro.toolchain import Compilation, MemoryOverflowError, compile_all, link
@@ -106,6 +107,8 @@ def generate_project(
     if standalone is not None:
         _write(root / DATA_FILE, standalone_source(library.name, standalone).encode())
         _write(root / _STANDALONE, (runtime_folder() / STANDALONE_SOURCE).read_bytes())
+    words = {"BOARD": chosen.name, "NOTE": chosen.note, "TOOLS": ", ".join(chosen.all_tools)}
+    _write(root / "README.md", fill(BOARD_README, library.name, **words).encode())
     described = {"board": chosen.name, "library": library.name, "arena_bytes": arena_bytes}
     _write(root / "project.json", (json.dumps({**described, "options": asdict(chosen)}, indent=2)).encode())
     return GeneratedProject(root, chosen, library.name)
