@@ -86,10 +86,11 @@ def _add_compile(commands: Any) -> None:
     p.add_argument("-o", "--output", required=True, type=Path, help="archive to write, e.g. network.tar")
     p.add_argument("--target", default="c -mcpu=cortex-m7", help='"c -mcpu=cortex-m7" (default), "host", …')
     p.add_argument("--name", default="model", help="C identifier in small letters (default: model)")
-    p.add_argument("--loss", choices=("cross-entropy", "mse", "bce", "prototypical"), default="cross-entropy")
-    p.add_argument("--optimizer", choices=("sgd", "adam", "adamw"), default="sgd")
-    p.add_argument("--lr", type=float, default=0.01, help="learning rate (default: 0.01)")
-    p.add_argument("--momentum", type=float, default=0.0, help="SGD's momentum")
+    losses = ("cross-entropy", "mse", "bce", "prototypical")
+    p.add_argument("--loss", choices=losses, default=losses[0], help="(default: cross-entropy)")
+    p.add_argument("--optimizer", choices=("sgd", "adam", "adamw"), default="sgd", help="(default: sgd)")
+    p.add_argument("--lr", type=float, help="learning rate (default: sgd 0.01, adam and adamw 0.001)")
+    p.add_argument("--momentum", type=float, default=0.0, help="SGD's momentum (default: 0)")
     p.add_argument("--state", default="float32", help="Adam's moments: float32 (default), bfloat16, int8")
     p.add_argument(
         "--update", default="full", help=f"{UPDATES}, or a JSON file with an update plan (default: full)"
@@ -137,10 +138,11 @@ def _compile(a: argparse.Namespace) -> int:
     ):
         if value is not None and not fits:
             raise PlanError("compile", option, value, "none here", hint)
+    rate = {} if a.lr is None else {"lr": a.lr}
     optimizers: dict[str, config.Optimizer] = {
-        "sgd": config.SGD(a.lr, a.momentum),
-        "adam": config.Adam(a.lr, state=a.state),
-        "adamw": config.AdamW(a.lr, state=a.state),
+        "sgd": config.SGD(momentum=a.momentum, **rate),
+        "adam": config.Adam(state=a.state, **rate),
+        "adamw": config.AdamW(state=a.state, **rate),
     }
     losses: dict[str, config.Loss] = {
         "cross-entropy": config.CrossEntropy(),

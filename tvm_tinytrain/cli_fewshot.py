@@ -59,7 +59,12 @@ def _add_evaluate(commands: Any) -> None:
     p.add_argument(
         "--group-separator", help='file names "<group><separator>…": groups are kept apart, e.g. "_"'
     )
-    p.add_argument("--methods", default="none,lastlayer,tinytrain,exact,fulltrain", help="comma-separated")
+    p.add_argument(
+        "--methods",
+        default="none,lastlayer,tinytrain,exact,fulltrain",
+        help="comma-separated, of none, lastlayer, sparseupdate (with --scheme), tinytl, adapterdrop25, adapterdrop, adapterdrop75,"
+        " tinytrain, fisher, fisher/memory, fisher/compute, random, exact, fulltrain (default: %(default)s)",
+    )
     p.add_argument("--scheme", help="static scheme of sparseupdate, e.g. mcunet-99kb")
     p.add_argument(
         "--episodes", type=int, default=20, help="tasks for each data set and sampler (default: 20)"
@@ -197,11 +202,11 @@ def _add_meta_train(commands: Any) -> None:
     p.add_argument("--epochs", type=int, default=100, help="(default: 100)")
     p.add_argument("--episodes", type=int, default=2000, help="tasks in an epoch (default: 2000)")
     p.add_argument("--rate", type=float, default=5e-5, help="highest learning rate (default: 5e-5)")
-    p.add_argument("--warmup", type=int, default=5, help="epochs of warm-up (default: 5)")
+    p.add_argument("--warmup", type=int, help="epochs of warm-up (default: 5, or all but one of fewer)")
     p.add_argument("--ways", type=int, default=5, help="classes of a task (default: 5)")
     p.add_argument("--shots", type=int, default=5, help="support samples of a class (default: 5)")
     p.add_argument("--various", action="store_true", help="Meta-Dataset's various-way-various-shot sampler")
-    p.add_argument("--device", default="cpu", help='"cpu" or "cuda"')
+    p.add_argument("--device", default="cpu", help='"cpu" (default) or "cuda"')
     p.add_argument("--seed", type=int, default=0, help="decides all draws (default: 0)")
     p.add_argument("--json", action="store_true", help="print all epochs and what was written as JSON")
     p.set_defaults(run=_meta_train)
@@ -215,6 +220,9 @@ def _meta_train(a: argparse.Namespace) -> int:
     from tvm_tinytrain.fewshot.episodes import FixedWays, VariousWays
     from tvm_tinytrain.fewshot.meta_train import EpochReport, MetaTrainOptions, meta_train
 
+    if a.warmup is not None and not 0 <= a.warmup < max(1, a.epochs):
+        hint = f"leave some of --epochs {a.epochs} for the cosine"
+        raise PlanError("meta-train", "--warmup", a.warmup, f"0 … {max(1, a.epochs) - 1}", hint)
     options = MetaTrainOptions(
         epochs=a.epochs,
         episodes=a.episodes,

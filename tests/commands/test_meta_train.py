@@ -27,6 +27,8 @@ def root(tmp_path: Path) -> Path:
         ("-o {}/made", "network.pt2: found a folder"),
         ("-o {}/new --ways 0", "ways: found 0"),
         ("-o {}/new --shots 0", "shots: found 0"),
+        ("-o {}/new --epochs 0", "epochs: found 0"),
+        ("-o {}/new --epochs 3 --warmup 3", "--warmup: found 3; allowed 0 … 2; leave some of --epochs 3 for"),
         ("-o {}/new --seed -1", "seed: found -1"),
         ("-o {}/new --rate -5", "rate: found -5"),
         ("-o {}/new --rate nan", "rate: found nan"),

@@ -157,6 +157,13 @@ def test_options_that_make_no_sense() -> None:
         MetaTrainOptions(epochs=5, warmup_epochs=5)
 
 
+@pytest.mark.parametrize(("epochs", "warmup"), [(1, 0), (3, 2), (6, 5), (100, 5)])
+def test_the_warm_up_leaves_an_epoch_where_it_is_not_given(epochs: int, warmup: int) -> None:
+    options = MetaTrainOptions(epochs=epochs)
+    assert options == MetaTrainOptions(epochs=epochs, warmup_epochs=warmup)
+    assert options.rate_at(warmup) == options.rate
+
+
 @pytest.mark.parametrize(
     "name", ["rate", "warmup_rate", "least_rate", "momentum", "weight_decay", "scale", "seed"]
 )

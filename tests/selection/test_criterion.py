@@ -153,7 +153,10 @@ def test_l2_takes_the_norms_of_the_weights() -> None:
     ("options", "message"),
     [
         ({"criterion": "entropy"}, "criterion: found 'entropy'; allowed tinytrain, fisher, .*exact"),
-        ({"channel_ratio": Fraction(0)}, "channel_ratio: found 0; allowed above 0"),
+        (
+            {"channel_ratio": Fraction(0)},
+            "channel_ratio: found 0; allowed above 0, at most 1; the paper leaves",
+        ),
         ({"channel_ratio": Fraction(3, 2)}, "channel_ratio: found 3/2"),
         ({"overflow": "wrap"}, "overflow: found wrap; allowed skip, stop"),
     ],

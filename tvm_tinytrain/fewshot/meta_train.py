@@ -49,6 +49,7 @@ _VALIDATION_SEED = 1 << 20
 class MetaTrainOptions:
     """Schedule and tasks. rate, warmup_rate, least_rate: highest, first and last learning rate.
 
+    warmup_epochs: None becomes the paper's 5, or all but the last epoch where there are fewer.
     augment: applied to the images of every task, or None. train_norms: batch statistics and their update while
     training; the paper does not say, P>M>F trains so. checkpoint_every: tasks; the end of an epoch is always kept.
     """
@@ -58,7 +59,7 @@ class MetaTrainOptions:
     rate: float = 5e-5
     warmup_rate: float = 1e-6
     least_rate: float = 1e-6
-    warmup_epochs: int = 5
+    warmup_epochs: int | None = None
     momentum: float = 0.9
     weight_decay: float = 0.0
     scale: float = 10.0
@@ -73,22 +74,24 @@ class MetaTrainOptions:
         for name in ("epochs", "episodes", "validation_episodes", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise PlanError("meta-train", name, getattr(self, name), "1 or more", "the paper: 100 × 2000")
-        if not 0 <= self.warmup_epochs < self.epochs:
+        if self.warmup_epochs is None:
+            object.__setattr__(self, "warmup_epochs", min(5, self.epochs - 1))
+        if not 0 <= (self.warmup_epochs or 0) < self.epochs:
             hint = "leave epochs for the cosine"
             raise PlanError("meta-train", "warmup_epochs", self.warmup_epochs, f"0 … {self.epochs - 1}", hint)
         for name in ("rate", "warmup_rate", "least_rate", "momentum", "weight_decay", "scale", "seed"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 allowed, hint = "a finite number, 0 or more", "the paper's rate is 5e-5"
                 raise PlanError("meta-train", name, getattr(self, name), allowed, hint)
-
         if self.augment is not None:
             check_augment("meta-train", self.augment)
 
     def rate_at(self, epoch: int) -> float:
         """Learning rate of an epoch (from 0): linear warm-up, then half a cosine; it changes between epochs only."""
-        if epoch < self.warmup_epochs:
-            return self.warmup_rate + (self.rate - self.warmup_rate) * epoch / self.warmup_epochs
-        share = (epoch - self.warmup_epochs) / max(1, self.epochs - self.warmup_epochs)
+        warmup = self.warmup_epochs or 0  # which None has become above
+        if epoch < warmup:
+            return self.warmup_rate + (self.rate - self.warmup_rate) * epoch / warmup
+        share = (epoch - warmup) / max(1, self.epochs - warmup)
         return self.least_rate + (self.rate - self.least_rate) * 0.5 * (1.0 + math.cos(math.pi * share))
 
 

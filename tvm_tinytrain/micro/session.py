@@ -261,8 +261,8 @@ class Session:
         """Adapt to a labelled support set, driven from here.
 
         support_images: [n, *shape of one sample], in the input's dtype; support_labels: integers[n]. Options (iterations, lr,
-        loss, queries, plan, seed, progress) and errors: `tvm_tinytrain.adaptation.adapt`. The result's
-        ``classify(session, images)`` then classifies.
+        loss, queries, queries_per_iteration, plan, fisher_through_prototypes, seed, progress) and errors:
+        `tvm_tinytrain.adaptation.adapt`. The result's ``classify(session, images)`` then classifies.
         """
         return adapt(self, support_images, support_labels, **options)
 

@@ -69,13 +69,15 @@ class Greedy:
                 "selection", "channel_ratio", found, allowed, "the paper leaves it open"
             ) from error
         object.__setattr__(self, "channel_ratio", ratio)
-        for name, value, allowed, ok in (
-            ("criterion", self.criterion, ", ".join(SCORES), self.criterion in SCORES),
-            ("channel_ratio", self.channel_ratio, "above 0, at most 1", 0 < ratio <= 1),
-            ("overflow", self.overflow, "skip, stop", self.overflow in ("skip", "stop")),
+        if not 0 < ratio <= 1:
+            hint = "the paper leaves it open; 1/4 trains a quarter of a layer's channels"
+            raise PlanError("selection", "channel_ratio", ratio, "above 0, at most 1", hint)
+        for name, value, choices in (
+            ("criterion", self.criterion, tuple(SCORES)),
+            ("overflow", self.overflow, ("skip", "stop")),
         ):
-            if not ok:
-                raise PlanError("selection", name, value, allowed, "choose one of these")
+            if value not in choices:
+                raise PlanError("selection", name, value, ", ".join(choices), "choose one of these")
 
     def channels(self, candidate: Candidate) -> int:
         """K for this layer."""
