@@ -53,7 +53,7 @@ class SplitWeights:
                 entry is None
                 or not entry["channels"]
                 or entry["inputs"]
-                or not _splittable(mod, layer.weight)
+                or not has_row_kernels(mod, layer.weight)
             ):
                 continue
             channels = values[entry["channels"]]
@@ -107,8 +107,8 @@ class SplitWeights:
 _ROW_KERNELS = ("conv2d", "linear", "conv2d_input_grad", "linear_input_grad")
 
 
-def _splittable(mod: tvm.IRModule, weight: str) -> bool:
-    """Whether every kernel that reads the weight has a form over rows."""
+def has_row_kernels(mod: tvm.IRModule, weight: str) -> bool:
+    """Whether every kernel of ``predict`` and ``step`` that reads the weight has a form over rows."""
     for name in ("predict", "step"):
         for b in bindings(mod[name]):
             gv = callee(b.value)

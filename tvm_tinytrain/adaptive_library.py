@@ -39,16 +39,33 @@ from tvm_tinytrain.selection import TableAccounting, TaskAdaptive, block_starts,
 from tvm_tinytrain.selection.table_accounting import MAX_CANDIDATES
 
 NO_LIMIT = 0xFFFFFFFF
+_ABLE = (
+    "convolutions (plain or depthwise, not transposed, no stride together with dilation) and linear layers"
+)
 
 
-def choose_candidates(update: TaskAdaptive, layers: tuple[Layer, ...]) -> tuple[int, ...]:
+def choose_candidates(
+    update: TaskAdaptive, layers: tuple[Layer, ...], whole: frozenset[int] = frozenset()
+) -> tuple[int, ...]:
     """Ids of the layers that may be trained: the last so many, those named, or those from the last so many blocks on, of these
     those of the kind asked for.
+
+    whole: ids of layers without kernels over single channels. Among the last so many layers or blocks they count, so that the
+    candidates reach no further back, but are none; where they are named they stay, and the build refuses them.
 
     A block is a depthwise convolution with the 1×1 convolution that widens its input, if there is one, and what follows it. Raises
     PlanError where the network has fewer blocks than asked for, no layer of that kind, or too many of them.
     """
-    chosen = of_kind(update.layer_kind, layers, _in_place(update, layers))
+    places = _in_place(update, layers)
+    if update.blocks is not None or isinstance(update.candidates, int):
+        able = tuple(i for i in places if i not in whole)
+        if not able:
+            hint = "take more of the last layers"
+            raise PlanError(
+                "task-adaptive", f"layers {', '.join(map(str, places))}", "no kernels over single channels", _ABLE, hint
+            )  # fmt: skip
+        places = able
+    chosen = of_kind(update.layer_kind, layers, places)
     if len(chosen) > MAX_CANDIDATES:
         hint = "a device keeps what is selected in 64 bits: choose fewer layers"
         raise PlanError("task-adaptive", "candidates", len(chosen), f"1 to {MAX_CANDIDATES}", hint)
@@ -110,7 +127,7 @@ def make_adaptive(
         layer = rows[missing[0]][0]
         raise PlanError(
             "task-adaptive", f"candidate layer {layer}", "no kernels over single channels",
-            "convolutions (plain or depthwise) and linear layers", "leave the layer out of TaskAdaptive(candidates=...)",
+            _ABLE, "leave the layer out of TaskAdaptive(candidates=...)",
         )  # fmt: skip
     candidates = tuple(plan)
     by_id = {layer.id: layer for layer in layers}

@@ -298,8 +298,8 @@ def _compile(
         return _Compiled(*compile_module(imported, config, target.to_tvm(), instruments, resolve, rules))
     update = config.update
 
-    def choose(layers: tuple[Layer, ...]) -> tuple[int, ...]:
-        return choose_candidates(update, layers)
+    def choose(layers: tuple[Layer, ...], whole: frozenset[int]) -> tuple[int, ...]:
+        return choose_candidates(update, layers, whole)
 
     share = update.channel_ratio
     return _Compiled(*compile_adaptive(imported, config, target.to_tvm(), instruments, choose, share, rules))

@@ -37,7 +37,7 @@ from tvm_tinytrain.passes.recompute_blocks import RecomputeBlocks
 from tvm_tinytrain.passes.reserve_names import ReserveNames
 from tvm_tinytrain.passes.reuse_dead_operands import ReuseDeadOperands
 from tvm_tinytrain.passes.reverse_mode import differentiable_variables
-from tvm_tinytrain.passes.split_weights import SplitWeights
+from tvm_tinytrain.passes.split_weights import SplitWeights, has_row_kernels
 from tvm_tinytrain.passes.state import (
     UNTRAINED,
     Layer,
@@ -231,14 +231,15 @@ def compile_adaptive(
     config: TrainConfig,
     target: tvm.target.Target,
     instruments: Instruments,
-    choose: Callable[[tuple[Layer, ...]], tuple[int, ...]],
+    choose: Callable[[tuple[Layer, ...], frozenset[int]], tuple[int, ...]],
     share: Fraction,
     rules: Sequence[Rule] = RULES,
 ) -> tuple[tvm.IRModule, UpdatePlan, dict[str, float]]:
     """The pipeline of a task-adaptive library: everything for all candidate layers, over channel lists that are known at run time.
 
-    ``choose`` names the candidates among the network's layers, ``share`` is the part of their channels that may be trained. Returns
-    the lowered module, the plan of all candidates' channels, and seconds per pass.
+    ``choose`` names the candidates among the network's layers, given these and the ids of those that have no kernels over single
+    channels; ``share`` is the part of their channels that may be trained. Returns the lowered module, the plan of all candidates'
+    channels, and seconds per pass.
     """
     if config.also_train:
         hint = "use a fixed update, or leave also_train out"
@@ -248,7 +249,7 @@ def compile_adaptive(
     mod = runner(mod, [*canonicalise(), AppendLoss(config.loss)])
     mod = with_json(mod, UNTRAINED, free_parameters(mod))
     layers = get_layers(mod)
-    chosen = choose(layers)
+    chosen = choose(layers, frozenset(i.id for i in layers if not has_row_kernels(mod, i.weight)))
     by_id = {layer.id: layer for layer in layers}
     trained = [n for i in chosen if i in by_id for n in (by_id[i].weight, by_id[i].bias) if n is not None]
     plan = UpdatePlan(tuple(full_update(by_id[i]) for i in chosen if i in by_id))

@@ -166,8 +166,29 @@ def test_candidates_by_blocks() -> None:
     assert choose_candidates(tt.TaskAdaptive(candidates=3, layer_kind="auto"), layers) == (6, 7, 8)
     with pytest.raises(PlanError, match="no expansion among layers 6, 7, 8"):
         choose_candidates(tt.TaskAdaptive(candidates=3, layer_kind="expansions"), layers)
+    for asked in (tt.TaskAdaptive(candidates=4), tt.TaskAdaptive(blocks=1)):
+        assert choose_candidates(asked, layers, frozenset({1, 7})) == (5, 6, 8)
+    assert choose_candidates(tt.TaskAdaptive(candidates=(1, 8)), layers, frozenset({1})) == (1, 8)
+    with pytest.raises(PlanError, match="layers 7, 8: found no kernels over single channels"):
+        choose_candidates(tt.TaskAdaptive(candidates=2), layers, frozenset({7, 8}))
     made = build(update=tt.TaskAdaptive(blocks=1), budget=tt.Budget(memory=60000))
     assert [c["layer"] for c in made.metadata["adaptive"]["candidates"]] == [1, 2, 3]
+
+
+def test_layers_without_kernels_over_single_channels_are_no_candidates() -> None:
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 6, 3),
+        torch.nn.Conv2d(6, 6, 3, groups=3),
+        torch.nn.ConvTranspose2d(6, 4, 2, 2),
+        torch.nn.Conv2d(4, 4, 3, stride=2, dilation=2),
+        torch.nn.Flatten(),
+        torch.nn.Linear(16, 3),
+    ).eval()
+    inputs = (torch.zeros(1, 3, 8, 8),)
+    made = tt.build(net, "host", example_inputs=inputs, update=tt.TaskAdaptive())
+    assert [c["layer"] for c in made.metadata["adaptive"]["candidates"]] == [0, 4]
+    with pytest.raises(PlanError, match="candidate layer 1: found no kernels over single channels"):
+        tt.build(net, "host", example_inputs=inputs, update=tt.TaskAdaptive(candidates=(1, 4)))
 
 
 def norms_of(layers: list[int]) -> dict[int, np.ndarray]:

@@ -29,7 +29,9 @@ class TaskAdaptive:
 
     criterion: "tinytrain" (the paper's), its ablations "fisher", "fisher/memory", "fisher/compute", "l2",
     "random", or "exact". channel_ratio, overflow: see `Greedy`; "exact" needs neither. candidates: how many
-    of the last layers may be trained, or their ids. blocks: take the layers of so many last blocks, and what follows
+    of the last layers may be trained, or their ids; among the last ones those that have no kernels over single channels
+    (grouped convolutions that are not depthwise, transposed ones, stride together with dilation) are left out.
+    blocks: take the layers of so many last blocks, and what follows
     them, instead. layer_kind: "all" of these layers, their "expansions" (the first 1×1 convolution of an inverted
     bottleneck) alone, as accurate or more so in half of the memory (docs/fewshot.md), or "auto": the
     expansions where there are any, otherwise all. seed: of the criterion "random".
