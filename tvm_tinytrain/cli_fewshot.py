@@ -6,15 +6,17 @@ import argparse
 import json
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm_tinytrain.cli_network import image_size, load_network
 from tvm_tinytrain.early_checks import check_folder, check_options, check_output
 from tvm_tinytrain.errors import ArchiveError, ImportModelError, PlanError
+
+if TYPE_CHECKING:
+    from tvm_tinytrain.fewshot.episodes import Sampler
 
 _EVALUATE = """example:
   tinytrain evaluate --network backbone.json --data domains/birds domains/signs --scheme mcunet-99kb \\
@@ -48,6 +50,29 @@ def _network_options(p: argparse.ArgumentParser, size: str) -> None:
     p.add_argument("--size", type=int, help=f"width and height of the input (default: {size})")
 
 
+def _sampler_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--ways", type=int, help="classes of a task (default: 5)")
+    p.add_argument("--shots", type=int, help="support samples of a class (default: 5)")
+    p.add_argument(
+        "--various", action="store_true", help="Meta-Dataset's various-way-various-shot sampler instead"
+    )
+
+
+def _sampler(stage: str, a: argparse.Namespace, max_support: int | None) -> Sampler:
+    """The sampler asked for; PlanError for an option of the other one."""
+    from tvm_tinytrain.fewshot.episodes import FixedWays, VariousWays
+
+    given = {"--ways": a.ways, "--shots": a.shots} if a.various else {"--max-support": max_support}
+    for name, value in given.items():
+        if value is not None:
+            found = f"{value} beside --various" if a.various else f"{value} without --various"
+            hint = "--various draws ways and shots by itself" if a.various else "it is an option of --various"
+            raise PlanError(stage, name, found, "nothing", hint)
+    if a.various:
+        return VariousWays() if max_support is None else VariousWays(max_support=max_support)
+    return FixedWays(5 if a.ways is None else a.ways, 5 if a.shots is None else a.shots)
+
+
 def _add_evaluate(commands: Any) -> None:
     p = commands.add_parser(
         "evaluate", help="accuracy of every method on your images", epilog=_EVALUATE, formatter_class=_RAW
@@ -69,10 +94,8 @@ def _add_evaluate(commands: Any) -> None:
     p.add_argument(
         "--episodes", type=int, default=20, help="tasks for each data set and sampler (default: 20)"
     )
-    p.add_argument("--ways", type=int, default=5, help="classes of a task (default: 5)")
-    p.add_argument("--shots", type=int, default=5, help="support samples of a class (default: 5)")
-    p.add_argument("--various", action="store_true", help="Meta-Dataset's various-way-various-shot sampler")
-    p.add_argument("--max-support", type=int, default=500, help="support samples of --various (default: 500)")
+    _sampler_options(p)
+    p.add_argument("--max-support", type=int, help="support samples of --various (default: 500)")
     p.add_argument(
         "--rates", default="0,1e-4,1e-3,1e-2", help="learning rates to choose from (default: %(default)s)"
     )
@@ -123,7 +146,6 @@ def _evaluate(a: argparse.Namespace) -> int:
 
     from tvm_tinytrain.config import Budget
     from tvm_tinytrain.fewshot.datasets import from_folder
-    from tvm_tinytrain.fewshot.episodes import FixedWays, Sampler, VariousWays
     from tvm_tinytrain.fewshot.evaluate import Contest, evaluate
     from tvm_tinytrain.fewshot.methods import ADAPTIVE, build_methods
     from tvm_tinytrain.fewshot.results import Row, as_csv, as_text
@@ -139,7 +161,7 @@ def _evaluate(a: argparse.Namespace) -> int:
     check_output(a.state)
     steps = {"iterations": a.iterations, "tuning_iterations": a.iterations}
     options = AdaptOptions(**steps, rates=_rates(a.rates), rate_by=(a.rate_by,))
-    sampler: Sampler = VariousWays(max_support=a.max_support) if a.various else FixedWays(a.ways, a.shots)
+    sampler = _sampler("evaluate", a, a.max_support)
     network = load_network(a.network, a.weights)
     size = image_size("evaluate", network, a.size)
     datasets = tuple(from_folder(d, size, group_separator=a.group_separator) for d in a.data)
@@ -163,8 +185,7 @@ def _evaluate(a: argparse.Namespace) -> int:
         load = partial(InProcess, build_dir=folder)
         results = evaluate(contest, load, path=a.state, processes=a.processes, progress=progress)
     rows = results.rows()
-    untrained = Counter(r.outcome.method for r in results.records if a.iterations and r.outcome.fits_nothing)
-    for name, count in untrained.items():
+    for name, count in results.fits_nothing().items() if a.iterations else ():
         print(
             f"{name}: no channel fits the budgets in {count} tasks; nothing is trained there", file=sys.stderr
         )
@@ -203,9 +224,7 @@ def _add_meta_train(commands: Any) -> None:
     p.add_argument("--episodes", type=int, default=2000, help="tasks in an epoch (default: 2000)")
     p.add_argument("--rate", type=float, default=5e-5, help="highest learning rate (default: 5e-5)")
     p.add_argument("--warmup", type=int, help="epochs of warm-up (default: 5, or all but one of fewer)")
-    p.add_argument("--ways", type=int, default=5, help="classes of a task (default: 5)")
-    p.add_argument("--shots", type=int, default=5, help="support samples of a class (default: 5)")
-    p.add_argument("--various", action="store_true", help="Meta-Dataset's various-way-various-shot sampler")
+    _sampler_options(p)
     p.add_argument("--device", default="cpu", help='"cpu" (default) or "cuda"')
     p.add_argument("--seed", type=int, default=0, help="decides all draws (default: 0)")
     p.add_argument("--json", action="store_true", help="print all epochs and what was written as JSON")
@@ -217,7 +236,6 @@ def _meta_train(a: argparse.Namespace) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from tvm_tinytrain.fewshot.datasets import from_folder
-    from tvm_tinytrain.fewshot.episodes import FixedWays, VariousWays
     from tvm_tinytrain.fewshot.meta_train import EpochReport, MetaTrainOptions, meta_train
 
     if a.warmup is not None and not 0 <= a.warmup < max(1, a.epochs):
@@ -228,7 +246,7 @@ def _meta_train(a: argparse.Namespace) -> int:
         episodes=a.episodes,
         rate=a.rate,
         warmup_epochs=a.warmup,
-        sampler=VariousWays() if a.various else FixedWays(a.ways, a.shots),
+        sampler=_sampler("meta-train", a, None),
         seed=a.seed,
     )
     check_folder(a.output)

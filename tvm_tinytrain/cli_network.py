@@ -26,7 +26,11 @@ def image_size(stage: str, network: Any, size: int | None) -> int:
     shape = [list(node.meta["val"].shape) for node in inputs]
     image = shape[0] if len(shape) == 1 else []
     if len(image) != 4 or image[1] != 3 or image[2] != image[3]:
-        allowed, hint = "one colour image, [1, 3, size, size]", "export a network for images as wide as high"
+        allowed, hint = "one colour image, [1, 3, size, size]", "export a network of one image"
+        if len(image) == 4:
+            hint = "export a network for images as wide as high"
+            if image[1] != 3:
+                hint = "export a network for images of three channels: grey ones are read as colour too"
         raise ImportModelError(stage, "--network, input", shape, allowed, hint)
     if size not in (None, image[2]):
         hint = "leave it out: the file says it"

@@ -44,6 +44,9 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("--shots 0", "shots: found 0"),
         ("--shots -2", "shots: found -2"),
         ("--various --max-support 0", "max_support: found 0; allowed 5 or more"),
+        ("--various --ways 3", "--ways: found 3 beside --various"),
+        ("--various --shots 5", "--shots: found 5 beside --various"),
+        ("--max-support 100", "--max-support: found 100 without --various"),
         ("--seed -1", "--seed: found -1"),
         ("--size 0", "size: found 0"),
         ("--size -4", "size: found -4"),
@@ -111,7 +114,9 @@ def test_images_have_the_size_of_a_networks_file(
     [
         ((3, 20, 20), ["--size", 64], "--size: found 64; allowed 20, the network's input"),
         ((1, 20, 20), [], "input: found [[1, 1, 20, 20]]; allowed one colour image, [1, 3, size, size]"),
+        ((1, 20, 20), [], "export a network for images of three channels"),
         ((3, 20, 24), [], "input: found [[1, 3, 20, 24]]"),
+        ((3, 20, 24), [], "export a network for images as wide as high"),
     ],
 )
 def test_images_that_a_networks_file_does_not_take(

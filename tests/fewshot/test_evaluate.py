@@ -295,12 +295,15 @@ def test_what_no_process_can_be_given_or_no_task_can_be_drawn_from_is_found_firs
             evaluate(contest, nothing, processes=2)
 
 
-def test_a_budget_that_no_channel_fits_is_told(methods: tuple[Method, ...]) -> None:
+def test_a_budget_that_no_channel_fits_is_told(methods: tuple[Method, ...], tmp_path: Path) -> None:
     adaptive = next(m for m in methods if m.name == "exact")
     tight = build_methods(
         small_backbone(), (torch.zeros(1, 3, SIZE, SIZE),), ("exact",),
         budget=tt.Budget("64KB", 1e-6), task_adaptive=tt.TaskAdaptive(candidates=7),
     )  # fmt: skip
-    for given, nothing in (((adaptive,), False), (tight, True)):
-        found = evaluate(_contest(given, _data("digits"), 1, rates=(1e-3,)), InProcess)
-        assert [r.outcome.fits_nothing for r in found.records] == [nothing]
+    for given, nothing in (((adaptive,), {}), (tight, {"exact": 1})):
+        for rates in ((1e-3,), (0.0, 1e-3)):  # every rate is as good as 0, which is chosen then
+            path = tmp_path / f"{len(rates)}{len(nothing)}.json"
+            contest = _contest(given, _data("digits"), 1, rates=rates)
+            assert evaluate(contest, InProcess, path=path).fits_nothing() == nothing
+            assert Results.load(path, contest.describe()).fits_nothing() == nothing

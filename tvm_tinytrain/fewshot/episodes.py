@@ -80,7 +80,9 @@ class VariousWays:
         fitting = np.flatnonzero(np.array(sizes) >= 2)
         if len(fitting) < self.min_ways:
             found = f"{len(fitting)} classes of two or more samples and groups"
-            raise PlanError("episodes", self.name, found, f"{self.min_ways} or more", "ask for fewer ways")
+            raise PlanError(
+                "episodes", self.name, found, f"{self.min_ways} or more", "give more classes, or fixed ways"
+            )
         ways = int(rng.integers(self.min_ways, min(self.max_ways, self.max_support, len(fitting)) + 1))
         chosen = rng.choice(fitting, ways, replace=False)
         available = np.array([sizes[c] for c in chosen])

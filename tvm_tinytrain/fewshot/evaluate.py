@@ -33,7 +33,7 @@ from tvm_tinytrain.fewshot.tasks import (
     AdaptOptions,
     RestartableLibrary,
     best_rate,
-    held_out_losses,
+    held_out_trials,
     name_of,
     run_task,
 )
@@ -263,8 +263,9 @@ class _Worker:
 
 def _tune(worker: _Worker, job: Job) -> HeldOut:
     c = worker.contest
-    losses = held_out_losses(worker.episode(job), c.methods, worker.libraries, c.options, c.seed + job[2])
-    return HeldOut(*c.task(job), losses)
+    trials = held_out_trials(worker.episode(job), c.methods, worker.libraries, c.options, c.seed + job[2])
+    losses = {name: trial.losses for name, trial in trials.items()}
+    return HeldOut(*c.task(job), losses, tuple(name for name, t in trials.items() if t.fits_nothing))
 
 
 def _adapt(worker: _Worker, job: Job, rates: Mapping[str, Mapping[str, float]]) -> list[Record]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import isfinite, nan, sqrt
@@ -52,9 +53,13 @@ class Record(OfTask):
 
 @dataclass(frozen=True)
 class HeldOut(OfTask):
-    """What a task's held-out support samples say of the rates. losses: {method: {rate: cross-entropy}}."""
+    """What a task's held-out support samples say of the rates. losses: {method: {rate: cross-entropy}}.
+
+    fits_nothing: methods that had no channel to train within the budgets, so that every rate left the network as it is.
+    """
 
     losses: Mapping[str, Mapping[str, float]]
+    fits_nothing: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,16 @@ class Results:
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             records = [Record(**{**r, "outcome": _outcome(r["outcome"])}) for r in raw["records"]]
-            held_out = [HeldOut(**{**h, "losses": _held_out(h["losses"])}) for h in raw["held_out"]]
+            held_out = [
+                HeldOut(
+                    **{
+                        **h,
+                        "losses": _held_out(h["losses"]),
+                        "fits_nothing": tuple(h.get("fits_nothing", ())),
+                    }
+                )
+                for h in raw["held_out"]
+            ]
             found = dict(raw["options"])
         except (OSError, AttributeError, ValueError, KeyError, TypeError) as error:
             hint = "remove it, or name another file"
@@ -138,6 +152,12 @@ class Results:
                 "evaluate", str(path), f"other {', '.join(differing)}", "the same options", hint
             )
         return cls(options, records, held_out)
+
+    def fits_nothing(self) -> dict[str, int]:
+        """{method: tasks on which no channel fitted its budgets}, whatever rate was chosen for these; methods of none are left out."""
+        tasks = {(r.outcome.method, r.task) for r in self.records if r.outcome.fits_nothing}
+        tasks |= {(method, held.task) for held in self.held_out for method in held.fits_nothing}
+        return dict(sorted(Counter(method for method, _ in tasks).items()))
 
     def rows(self) -> list[Row]:
         """Summary by network, sampler, domain, method and choice of the rate, in the order of the records."""

@@ -44,7 +44,7 @@ class AdaptOptions:
     each rate, and the rate of least cross-entropy on what was kept back wins, the smallest of equals. Each held-out
     sample is also seen `held_out_copies` times augmented, which steadies the choice. rate_by: "domain", the mean over all
     tasks of a domain and sampler decides; "task", each task for itself, or its domain where it can spare no sample; both, for
-    a table of both. No query is looked at.
+    a table of both. No task's queries choose its rate by task; by domain another task may hold out what is a query here.
     queries_per_iteration: bounds the cost of an iteration over a large support set. loss: without gradients
     through the prototypes an iteration costs one backward pass per pseudo-query instead of two.
     fisher_through_prototypes: whether the Fisher pass measures what flows through them all the same. On 100 tasks of five
@@ -106,17 +106,28 @@ class Outcome:
         return self.rate > 0.0 and not self.losses
 
 
-def held_out_losses(
+@dataclass(frozen=True)
+class Trial:
+    """What held-out support samples say of one method on one task.
+
+    losses: {rate: cross-entropy}; empty where no class can spare a sample. fits_nothing: no channel fitted the budgets.
+    """
+
+    losses: Mapping[str, float]
+    fits_nothing: bool = False
+
+
+def held_out_trials(
     episode: Episode,
     methods: Sequence[Method],
     libraries: Mapping[str, RestartableLibrary],
     options: AdaptOptions,
     seed: int,
-) -> dict[str, dict[str, float]]:
-    """{method that trains: {rate: cross-entropy of held-out support samples}}; no rate where no class can spare a sample."""
+) -> dict[str, Trial]:
+    """{method that trains: what held-out support samples say of its rates}."""
     support, labels = episode.support_set()
     return {
-        m.name: _Task(libraries[m.library.name], m, support, labels, options, seed).held_out_losses()
+        m.name: _Task(libraries[m.library.name], m, support, labels, options, seed).held_out_trial()
         for m in methods
         if m.trains
     }
@@ -209,8 +220,8 @@ class _Task:
             raise KeyboardInterrupt
         return result
 
-    def held_out_losses(self) -> dict[str, float]:
-        """Cross-entropy of the samples kept back, by rate; empty where no class can spare one."""
+    def held_out_trial(self) -> Trial:
+        """Cross-entropy of the samples kept back, by rate."""
         rng = np.random.default_rng([self.seed, 1])
         kept_back = np.zeros(len(self.labels), bool)
         for label in np.unique(self.labels):
@@ -218,18 +229,19 @@ class _Task:
             if len(rows) > 1:
                 kept_back[rows[: max(1, int(len(rows) * self.options.held_out))]] = True
         if not kept_back.any():
-            return {}
+            return Trial({})
         copies = [
             self.options.augment(self.support[kept_back], rng) for _ in range(self.options.held_out_copies)
         ]
         asked = np.concatenate([self.support[kept_back], *copies])
         truth = np.tile(self.labels[kept_back], 1 + len(copies))
-        found = {}
+        found, fits_nothing = {}, False
         for rate in self.options.rates:
             used = self.options.tuning_iterations
             result = self._adapt(self.support[~kept_back], self.labels[~kept_back], rate, used)
+            fits_nothing |= used > 0 and rate > 0.0 and not result.losses
             scores = result.classifier.logits(Caller(self.library).embed(asked))
             scores -= scores.max(axis=1, keepdims=True)
             right = scores[np.arange(len(truth)), truth]
             found[name_of(rate)] = float(np.mean(np.log(np.exp(scores).sum(axis=1)) - right))
-        return found
+        return Trial(found, fits_nothing)
