@@ -154,7 +154,8 @@ def meta_train(
 ) -> MetaTrained:
     """Train `model` (images → embeddings) in place, going on from the checkpoint in `folder` if there is one.
 
-    origin: what else a checkpoint must agree in, as JSON has it. progress: called after each task with the tasks done and
+    origin: what else a checkpoint must agree in, as JSON has it; options, images, the network's modules and weights are known,
+    but not the code of its ``forward``. progress: called after each task with the tasks done and
     the loss. An exception from it, or Ctrl-C, leaves the last checkpoint; the same call resumes, with the same model or one
     that begins with the same weights. Raises PlanError where a device, or a task of either data set, cannot be had, where
     nothing would be trained, and at the first loss or weight that is not finite; ShapeError or DTypeError where the network

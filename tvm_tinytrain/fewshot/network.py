@@ -74,7 +74,7 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def structure_digest(model: nn.Module) -> str:
-    """16 hex digits of the modules, their options, and which parameters are trained; no value counts."""
+    """16 hex digits of the modules, their options, and which parameters are trained; no value counts, nor the code of forward."""
     kinds = [f"{name} {type(m).__module__}.{type(m).__qualname__}" for name, m in model.named_modules()]
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     printed = re.sub(r" at 0x[0-9a-f]+", "", str(model))  # where a function lies is chance
