@@ -186,6 +186,8 @@ def pools() -> Iterator[OperatorCase]:
         "avg pool 2": lambda: nn.AvgPool2d(2),
         "avg pool 3, stride 2, padded": lambda: nn.AvgPool2d(3, 2, 1),
         "avg pool 3, padding not counted": lambda: nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+        "avg pool 3, padded rows": lambda: nn.AvgPool2d(3, 1, (1, 0)),
+        "avg pool 3, padded columns": lambda: nn.AvgPool2d(3, 2, (0, 1)),
         "avg pool 3, overlapping": lambda: nn.AvgPool2d(3, 1),
         "avg pool 2, ceil mode": lambda: nn.AvgPool2d(2, ceil_mode=True),
         "avg pool 3, ceil mode, padded": lambda: nn.AvgPool2d(3, 2, 1, ceil_mode=True),

@@ -37,6 +37,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("; ".join(complaints))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let ``-k`` find a test of a bundle (a parameter ``cases``) by the name of each of its cases."""
+    for item in items:
+        cases = getattr(item, "callspec", None) and item.callspec.params.get("cases", ())
+        item.extra_keyword_matches.update(case.name for case in cases or ())
+
+
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """Return ``check(name, text)``: `text` must equal the file ``golden/<name>`` beside the test's own file.

@@ -94,6 +94,9 @@ CASES = {
     "AveragePool padded": Case(
         [node("AveragePool", "x", kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1)]
     ),
+    "AveragePool padded on two sides": Case(
+        [node("AveragePool", "x", kernel_shape=[3, 3], pads=[1, 0, 0, 1], count_include_pad=1)]
+    ),
     "AveragePool 1-D": Case([node("AveragePool", "x", kernel_shape=[4], strides=[4])], shape=(1, 4, 20)),
     "Flatten": Case([node("Flatten", "x", axis=1)]),
     "Reshape": Case([node("Reshape", "x", "to")], {"to": ints(0, -1, 8)}),

@@ -54,6 +54,12 @@ def _compare(cases: Cases) -> dict[str, float]:
         raise
 
 
+@pytest.mark.parametrize("cases", groups()[:3], ids=lambda cases: cases[0].name)
+def test_a_bundle_is_found_by_every_name(cases: Cases, request: pytest.FixtureRequest) -> None:
+    """`pytest -k "avg pool"` takes the bundles with such a case, not only one that begins with it."""
+    assert {c.name for c in cases} <= request.node.listextrakeywords()
+
+
 @pytest.mark.parametrize("part", ["op", "first input", "last input"])
 @pytest.mark.parametrize(
     "cases", [g for g in groups() if "floor" not in g[0].name], ids=lambda cases: cases[0].name

@@ -66,11 +66,22 @@ def unpacked(words: np.ndarray, scales: np.ndarray, size: int) -> tuple[np.ndarr
     return sign * (root / 127) ** 2 * scales[:, :1], (codes[..., 1] / 255) ** 4 * scales[:, 1:]
 
 
-@pytest.mark.parametrize("shape", [(5, 3, 3, 3), (6, 4), (3, 1, 1, 1)])
+@pytest.mark.parametrize(
+    ("shape", "decay", "decoupled"),
+    [
+        ((5, 3, 3, 3), 0.0, False),
+        ((6, 4), 0.0, False),
+        ((3, 1, 1, 1), 0.0, False),
+        ((6, 4), 1.0, True),
+        ((5, 3, 3, 3), 1.0, False),
+    ],
+)
 @pytest.mark.parametrize("lists", [False, True])
-def test_blocks_of_8_bits_follow_the_moments(shape: tuple[int, ...], lists: bool) -> None:
+def test_blocks_of_8_bits_follow_the_moments(
+    shape: tuple[int, ...], decay: float, decoupled: bool, lists: bool
+) -> None:
     chosen = [2, 0] if lists else list(range(shape[0]))
-    sink = AdamUpdate(state="int8")
+    sink = AdamUpdate(weight_decay=decay, decoupled=decoupled, state="int8")
     kernel = apply_block_update(shape, sink, channels=2 if lists else None).with_attr("global_symbol", "main")
     run = tvm.compile(tvm.IRModule({"main": kernel}), FAST)["main"]
     rng = np.random.default_rng(1)
@@ -87,7 +98,9 @@ def test_blocks_of_8_bits_follow_the_moments(shape: tuple[int, ...], lists: bool
         hyper = np.array([1e-3, 1 - 0.9**step, 1 - 0.999**step, 0.0], np.float32)
         lead = [tensors[0], *([tvm.runtime.tensor(np.array(chosen, np.int32))] if lists else [])]
         run(*lead, *tensors[1:], tvm.runtime.tensor(hyper))
-        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * np.square(g, dtype=np.float64)
+        grad = g.astype(np.float64) + (0.0 if decoupled else decay) * weight[chosen]
+        m, v = 0.9 * m + 0.1 * grad, 0.999 * v + 0.001 * np.square(grad)
+        weight[chosen] *= 1 - 1e-3 * (decay if decoupled else 0.0)
         weight[chosen] -= 1e-3 * (m / hyper[1]) / (np.sqrt(v / hyper[2]) + 1e-8)
     found_m, found_v = unpacked(tensors[2].numpy(), tensors[3].numpy(), size)
     m, v = m.reshape(len(chosen), -1), v.reshape(len(chosen), -1)
@@ -98,6 +111,32 @@ def test_blocks_of_8_bits_follow_the_moments(shape: tuple[int, ...], lists: bool
     assert np.abs(moved - wanted).max() < 0.25 * np.abs(wanted).max()
     untouched = [c for c in range(shape[0]) if c not in chosen]
     assert not moved[untouched].any()
+
+
+def test_steps_stay_bounded_behind_one_large_gradient() -> None:
+    """The largest second moment outlives the first one: small ones become small codes, never 0, which a step would divide by."""
+    sink, shape, rate = AdamUpdate(state="int8"), (2, 16), 1e-3
+    kernel = apply_block_update(shape, sink).with_attr("global_symbol", "main")
+    run = tvm.compile(tvm.IRModule({"main": kernel}), FAST)["main"]
+    given = [
+        np.zeros(shape, np.float32),
+        np.zeros(shape, np.float32),
+        np.zeros((2, words_of(shape)), np.int32),
+    ]
+    tensors = [tvm.runtime.tensor(a) for a in (*given, np.zeros((2, 2), np.float32))]
+    rng, before, largest = np.random.default_rng(2), given[1], 0.0
+    for step in range(1, 121):
+        g = (1e-6 * rng.uniform(0.5, 1, shape)).astype(np.float32)
+        if step == 1:
+            g[:, 0] = 1.0
+        tensors[0].copyfrom(g)
+        hyper = np.array([rate, 1 - 0.9**step, 1 - 0.999**step, 0.0], np.float32)
+        run(*tensors, tvm.runtime.tensor(hyper))
+        codes = tensors[2].numpy().view(np.uint8).reshape(2, -1, 2)[..., 1]
+        assert codes.min() >= 1, step
+        after = tensors[1].numpy()
+        largest, before = max(largest, float(np.abs(after - before).max())), after
+    assert largest < 3 * rate
 
 
 CHANNELS = {1: [0, 3, 7], 3: [1, 4]}

@@ -96,6 +96,26 @@ def test_budget_that_cannot_be_met_names_what_is_alive_at_the_peak() -> None:
     assert "found 208 bytes, 8 over" in text and "allowed 200 bytes" in text
 
 
+def test_scratch_of_a_selection_lies_beside_what_is_kept() -> None:
+    """After the last call a selection reads potentials and writes the plan: neither may lie where its scratch does."""
+    kept = (floats("p", 6, "plan"), floats("fisher_0", 5, "fisher"))
+    calls = (*STEP.calls, KernelCall("potential", ("step.c", "fisher_0"), ""))
+    step = Entry("step", calls, STEP.inputs, STEP.result)
+    program = Program((*STORAGES, *kept), (PREDICT, step))
+    arena = plan_arena(program, {}, scratch={"step": 100})
+    buffers = {b.name: b for b in arena.problems["step"].buffers}
+    scratch = buffers["step.scratch"]
+    assert (scratch.lower, scratch.upper, scratch.size) == (8, 9, 104)
+    beside = ["fisher_0", "p", "w", "u", "label", "step.loss"]
+    assert all(buffers[name].overlaps(scratch) for name in beside)
+    assert [name for name in buffers if buffers[name].lower == 0 and name != "x"] == sorted(
+        beside, key=list(buffers).index
+    )
+    place = {name: arena.offset("step", name) for name in buffers}
+    begin, end = place["step.scratch"], place["step.scratch"] + 104
+    assert all(place[n] + buffers[n].size <= begin or place[n] >= end for n in beside)
+
+
 def test_what_ends_behind_the_arena_is_named() -> None:
     arena = plan_arena(PROGRAM, {})
     check_ends(arena, 208)
