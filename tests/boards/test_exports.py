@@ -91,9 +91,11 @@ def test_a_cmake_project_trains(tmp_path: Path, target: str) -> None:
 
 
 @pytest.mark.emulator
-def test_bare_metal_firmware_trains(tmp_path: Path) -> None:
+@pytest.mark.parametrize("added", ["", "-Os -flto=1"])
+def test_bare_metal_firmware_trains(tmp_path: Path, added: str) -> None:
     export_project(module(), "bare-metal", tmp_path, "mps2-an500")
-    run(["make", "-s"], tmp_path)
+    flags = re.findall(r"^FLAGS = (.*)$", (tmp_path / "Makefile").read_text(), re.MULTILINE)
+    run(["make", "-s", f"FLAGS={flags[0]} {added}"], tmp_path)
     check_answers(talk(tmp_path, commands()))
 
 

@@ -22,7 +22,8 @@ __attribute__((naked)) void tt_fault_handler(void) {
                    "ldr r2, =tt_report_stack + 512\n"
                    "mov sp, r2\n"
                    "ldr r2, =tt_fault_report\n"
-                   "bx r2\n");
+                   "bx r2\n"
+                   ".ltorg\n"); /* link-time optimisation puts much code behind */
 }
 
 static void print_hex(const char *label, uint32_t value) {

@@ -38,7 +38,8 @@ __attribute__((section(".vectors"), used)) const tt_vector tt_vectors[16] = {
 
 __attribute__((naked, used)) void tt_unexpected_handler(void) {
   __asm__ volatile("ldr r0, =tt_fault_handler\n"
-                   "bx r0\n");
+                   "bx r0\n"
+                   ".ltorg\n"); /* link-time optimisation puts much code behind */
 }
 
 /* The FPU must be on before any compiled C: even a copy loop may use its registers. */
@@ -54,7 +55,8 @@ __attribute__((naked, noreturn)) void tt_reset_handler(void) {
                    "isb\n"
 #endif
                    "bl tt_start\n"
-                   "b .\n");
+                   "b .\n"
+                   ".ltorg\n");
 }
 
 static void copy_words(uint32_t *to, const uint32_t *end, const uint32_t *from) {
