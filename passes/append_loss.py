@@ -12,7 +12,7 @@ from tvm_tinytrain.config import MSE, BinaryCrossEntropy, CrossEntropy, Loss, Pr
 from tvm_tinytrain.errors import ShapeError
 from tvm_tinytrain.passes.kernels import losses
 from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, rebuild, shape_of
-from tvm_tinytrain.passes.state import get_roles, with_roles
+from tvm_tinytrain.passes.state import check_new, get_roles, with_roles
 
 
 @tvm.transform.module_pass(opt_level=0, name="AppendLoss")
@@ -34,6 +34,7 @@ class AppendLoss:
         out_shape = shape_of(func.body.body)
         label_shape, dtype, kernel = self._kernel(out_shape)
         name = "seed" if isinstance(self.loss, Prototypical) else "label"
+        check_new(name, {p.name for p in func.params})
         label = relax.Var(name, relax.TensorType(label_shape, dtype))
 
         def body(r: Rebuilder) -> relax.Expr:

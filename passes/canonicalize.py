@@ -9,7 +9,7 @@ from tvm import relax
 from tvm_tinytrain.passes.canonical import Rewrite, rules_of
 from tvm_tinytrain.passes.canonical.evaluation import evaluate
 from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, op_name, operands, rebuild, use_counts
-from tvm_tinytrain.passes.state import FIXED, get_fixed, get_values, with_fixed, with_values
+from tvm_tinytrain.passes.state import FIXED, free_name, get_fixed, get_values, with_fixed, with_values
 
 
 @tvm.transform.module_pass(opt_level=0, name="Canonicalize")
@@ -60,7 +60,7 @@ def _replace_tables(mod: tvm.IRModule, read_before: set[relax.Var]) -> tvm.IRMod
         array = expr.value.numpy()
         key = array.tobytes() + str((array.dtype, array.shape)).encode()
         if key not in tables:
-            name = f"table_{len(tables)}"
+            name = free_name(f"table_{len(tables)}", {*values, *(p.name for p in func.params)})
             values[name] = np.ascontiguousarray(array)
             tables[key] = relax.Var(name, expr.ty)
         return tables[key]

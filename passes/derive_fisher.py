@@ -13,7 +13,15 @@ from tvm_tinytrain.errors import PlanError
 from tvm_tinytrain.passes.kernels.fisher import fisher_reduce
 from tvm_tinytrain.passes.reverse_mode import active_variables, reverse
 from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, callee, rebuild, shape_of
-from tvm_tinytrain.passes.state import Layer, get_layers, get_roles, get_values, with_roles, with_values
+from tvm_tinytrain.passes.state import (
+    Layer,
+    get_layers,
+    get_roles,
+    get_values,
+    new_tensor,
+    with_roles,
+    with_values,
+)
 
 
 @tvm.transform.module_pass(opt_level=0, name="DeriveFisher")
@@ -46,8 +54,8 @@ class DeriveFisher:
         deltas = {}
         for layer in chosen.values():
             name = f"delta_{layer.id}"
-            values[name], roles[name] = np.zeros(layer.channels, np.float32), "fisher"
-            deltas[layer.id] = relax.Var(name, relax.TensorType((layer.channels,), "float32"))
+            zeros = np.zeros(layer.channels, np.float32)
+            deltas[layer.id] = new_tensor(values, roles, name, zeros, "fisher")
         active = active_variables(func, list(outputs))
 
         def body(r: Rebuilder) -> relax.Expr:

@@ -56,7 +56,7 @@ class FoldBatchNorm:
         new_params: list[relax.Var] = []
 
         def parameter(name: str, value: np.ndarray) -> relax.Var:
-            unique = free_name(name, values)
+            unique = free_name(name, {*values, *(p.name for p in func.params)})
             values[unique] = value.astype(np.float32)
             new_params.append(relax.Var(unique, relax.TensorType(value.shape, "float32")))
             return new_params[-1]

@@ -20,7 +20,7 @@ from tvm_tinytrain.passes.kernels.row_update import row_update
 from tvm_tinytrain.passes.kernels.sinks import HYPER_SIZE, Accumulate, AdamUpdate, SGDUpdate, Sink
 from tvm_tinytrain.passes.liveness import liveness
 from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, callee, rebuild, shape_of, use_counts
-from tvm_tinytrain.passes.state import get_roles, get_values, with_roles, with_values
+from tvm_tinytrain.passes.state import get_roles, get_values, new_tensor, with_roles, with_values
 
 HYPER = "hyper"
 """The optimizer's numbers as a tensor: the learning rate, and what Adam's bias corrections have come to."""
@@ -76,8 +76,7 @@ class FuseUpdate:
         new_params: list[relax.Var] = []
 
         def tensor(name: str, value: np.ndarray, role: str) -> relax.Var:
-            values[name], roles[name] = value, role
-            new_params.append(relax.Var(name, relax.TensorType(value.shape, str(value.dtype))))
+            new_params.append(new_tensor(values, roles, name, value, role))
             return new_params[-1]
 
         hyper_value = np.array([self.optimizer.lr, 0.0, 0.0, 0.0], dtype=np.float32)

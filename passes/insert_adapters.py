@@ -95,7 +95,8 @@ class InsertAdapters:
                 "train layers of the network itself",
             )  # fmt: skip
         rng = np.random.default_rng(self.seed)
-        branches = {b.last: self._branch(b, n, values, rng) for n, b in enumerate(blocks)}
+        taken = {*values, *(p.name for p in func.params)}
+        branches = {b.last: self._branch(b, n, values, taken, rng) for n, b in enumerate(blocks)}
         params = [p for _, _, own in branches.values() for p in own]
 
         def body(r: Rebuilder) -> relax.Expr:
@@ -111,14 +112,20 @@ class InsertAdapters:
         return with_adapters(with_values(mod, values), tuple(p.name for p in params))
 
     def _branch(
-        self, block: TrunkBlock, number: int, values: dict[str, np.ndarray], rng: np.random.Generator
+        self,
+        block: TrunkBlock,
+        number: int,
+        values: dict[str, np.ndarray],
+        taken: set[str],
+        rng: np.random.Generator,
     ) -> tuple[TrunkBlock, LiteResidual, list[relax.Var]]:
         spec = LiteResidual(shape_of(block.x), shape_of(block.y), self.kernel, self.groups, self.pool)
         own: list[relax.Var] = []
         for part, shape, gain in zip(("conv", "out"), spec.weight_shapes, (1.0, self.gain), strict=True):
             weight = rng.normal(scale=math.sqrt(2.0 / math.prod(shape[1:])), size=shape) * gain
             for kind, value in (("weight", weight), ("bias", np.zeros(shape[0]))):
-                name = free_name(f"adapter{number}_{part}_{kind}", values)
+                name = free_name(f"adapter{number}_{part}_{kind}", taken)
+                taken.add(name)
                 values[name] = value.astype(np.float32)
                 own.append(relax.Var(name, relax.TensorType(value.shape, "float32")))
         return block, spec, own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from tvm_tinytrain.passes.kernels.listed import conv2d_input_grad_listed, has_li
 from tvm_tinytrain.passes.liveness import Liveness, inplace_indices, liveness
 from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, callee, op_name, operands, rebuild
 
-_CHANNELS = "channels_"
+_CHANNELS = re.compile(r"channels_([0-9]+)")
 _GRADIENTS = {"conv2d_weight_grad": 1, "linear_weight_grad": 1, "bias_grad": 0}
 """Kinds of kernels that end an adjoint's way, and the operand that they read it from, at the listed channels only."""
 _CORRECTION = "conv2d_input_grad_rows"
@@ -65,7 +66,7 @@ def narrowable(mod: tvm.IRModule, func: relax.Function) -> dict[relax.Var, tuple
     Where one of these layers is the earliest trained one, its list and those of the later ones among them are all that is read.
     """
     spans = liveness(func)
-    lists = {p: int(p.name.removeprefix(_CHANNELS)) for p in func.params if p.name.startswith(_CHANNELS)}
+    lists = {p: int(match[1]) for p in func.params if (match := _CHANNELS.fullmatch(p.name))}
     by_layer = {layer: p for p, layer in lists.items()}
     serves = _serves(func, spans, lists)
     everything = bindings(func)

@@ -15,7 +15,15 @@ from tvm_tinytrain.passes.derive_backward import GRADIENTS
 from tvm_tinytrain.passes.kernels.builder import kernel_kind
 from tvm_tinytrain.passes.kernels.parameter_grads import is_parameter_grad, remake
 from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, callee, op_name, operands, rebuild, shape_of
-from tvm_tinytrain.passes.state import Layer, get_layers, get_roles, get_values, with_roles, with_values
+from tvm_tinytrain.passes.state import (
+    Layer,
+    get_layers,
+    get_roles,
+    get_values,
+    new_tensor,
+    with_roles,
+    with_values,
+)
 from tvm_tinytrain.plan import LayerUpdate, UpdatePlan
 
 _LAYERS = ("conv2d", "conv2d_transpose", "linear")
@@ -55,8 +63,7 @@ class PruneBackward:
         def make_list(name: str, selected: tuple[int, ...] | None, size: int) -> relax.Var | None:
             if selected is None or (len(selected) == size and not self.always_lists):
                 return None
-            values[name], roles[name] = np.asarray(selected, dtype=np.int32), "list"
-            lists.append(relax.Var(name, relax.TensorType((len(selected),), "int32")))
+            lists.append(new_tensor(values, roles, name, np.asarray(selected, dtype=np.int32), "list"))
             return lists[-1]
 
         for update in self.plan.layers:

@@ -16,7 +16,15 @@ from tvm_tinytrain.passes.kernels.builder import kernel_kind, kernel_spec
 from tvm_tinytrain.passes.kernels.conv_spec import Conv2DSpec
 from tvm_tinytrain.passes.kernels.linear import LinearSpec
 from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, callee, rebuild
-from tvm_tinytrain.passes.state import Layer, get_layers, get_roles, get_values, with_roles, with_values
+from tvm_tinytrain.passes.state import (
+    Layer,
+    get_layers,
+    get_roles,
+    get_values,
+    new_tensor,
+    with_roles,
+    with_values,
+)
 
 ROWS_SUFFIX = "_rows"
 
@@ -129,8 +137,7 @@ def has_row_kernels(mod: tvm.IRModule, weight: str) -> bool:
 
 
 def _new(values: dict[str, np.ndarray], roles: dict[str, str], name: str, value: np.ndarray) -> relax.Var:
-    values[name + ROWS_SUFFIX], roles[name + ROWS_SUFFIX] = value, "param"
-    return relax.Var(name + ROWS_SUFFIX, relax.TensorType(value.shape, "float32"))
+    return new_tensor(values, roles, name + ROWS_SUFFIX, value, "param")
 
 
 def _by_rows(

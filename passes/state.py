@@ -9,6 +9,7 @@ attribute          meaning
 ``tt.fixed``       names of values that are no parameters of the network (buffers, constants) and so are never trained, as JSON;
                    absent where the front end cannot tell
 ``tt.adapters``    names of the parameters of inserted branches (TinyTL), as JSON
+``tt.renamed``     [[name in the network, name here], …] of inputs and parameters whose names the library needs, as JSON
 ``tt.outputs``     {function name: [role of each output]}: output, loss, or the name of the parameter that it updates
 ``tt.recomputed``  {function name: {"segments": how many, "macs": multiply-accumulates that are executed once more}}, as JSON
 ``tt.memory``      the memory problem and plan of the lowered module, as JSON
@@ -18,18 +19,22 @@ attribute          meaning
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import tvm
+from tvm import relax
+
+from tvm_tinytrain.errors import KernelError
 
 VALUES = "tt.values"
 ROLES = "tt.roles"
 LAYERS = "tt.layers"
 FIXED = "tt.fixed"
 ADAPTERS = "tt.adapters"
+RENAMED = "tt.renamed"
 OUTPUTS = "tt.outputs"
 MEMORY = "tt.memory"
 RECOMPUTED = "tt.recomputed"
@@ -140,6 +145,39 @@ def get_adapters(mod: tvm.IRModule) -> tuple[str, ...]:
 def with_adapters(mod: tvm.IRModule, names: tuple[str, ...]) -> tvm.IRModule:
     """The module with ``names`` as the parameters of inserted branches."""
     return with_json(mod, ADAPTERS, list(names))
+
+
+def get_renamed(mod: tvm.IRModule) -> tuple[tuple[str, str], ...]:
+    """(name in the network, name here) of what `ReserveNames` renamed."""
+    return tuple((old, new) for old, new in get_json(mod, RENAMED, []))
+
+
+def with_renamed(mod: tvm.IRModule, names: Sequence[tuple[str, str]]) -> tvm.IRModule:
+    """The module with ``names`` as what was renamed."""
+    return with_json(mod, RENAMED, list(names))
+
+
+def new_tensor(
+    values: MutableMapping[str, np.ndarray],
+    roles: MutableMapping[str, str],
+    name: str,
+    value: np.ndarray,
+    role: str,
+) -> relax.Var:
+    """A tensor of the library's own: entered into ``values`` and ``roles``, and returned as a variable.
+
+    KernelError where something else has the name: the two would share their storage.
+    """
+    check_new(name, {*values, *roles})
+    values[name], roles[name] = value, role
+    return relax.Var(name, relax.TensorType(value.shape, str(value.dtype)))
+
+
+def check_new(name: str, taken: Collection[str]) -> None:
+    """KernelError where ``name`` is ``taken``."""
+    if name in taken:
+        hint = "rename the network's input or parameter of that name, and report it"
+        raise KernelError("names", f"tensor {name}", "another tensor of that name", "unique names", hint)
 
 
 def free_name(name: str, taken: Collection[str]) -> str:

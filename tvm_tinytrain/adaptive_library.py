@@ -33,7 +33,7 @@ from tvm_tinytrain.passes.plan_memory import ArenaPlan, check_ends
 from tvm_tinytrain.passes.program import Program, Storage
 from tvm_tinytrain.passes.rewriting import bindings, callee, operands
 from tvm_tinytrain.passes.split_weights import ROWS_SUFFIX
-from tvm_tinytrain.passes.state import Layer, get_layers, get_values
+from tvm_tinytrain.passes.state import Layer, check_new, get_layers, get_values
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.selection import TableAccounting, TaskAdaptive, block_starts, of_kind, squared_norms
 from tvm_tinytrain.selection.table_accounting import MAX_CANDIDATES
@@ -142,6 +142,8 @@ def make_adaptive(
     )
     norms = _norms(lowered, by_id, candidates) if update.criterion == "l2" else {}
     own += tuple(Storage(n, v.shape, "float32", "const") for n, v in norms.items())
+    for storage in own:
+        check_new(storage.name, {s.name for s in program.storages})
     program = replace(program, storages=(*program.storages, *own))
     workspaces = {k: c.workspace_bytes for k, c in kernels.items()}
     owners = {name: layer for name, (layer, _) in rows.items()}

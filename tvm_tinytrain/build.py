@@ -42,6 +42,7 @@ from tvm_tinytrain.passes.state import (
     Layer,
     get_json,
     get_layers,
+    get_renamed,
     get_values,
 )
 from tvm_tinytrain.pipeline import Instruments, compile_adaptive, compile_module
@@ -241,6 +242,7 @@ def build(
         macs,
         get_json(compiled.module, RECOMPUTED, {}),
         get_json(compiled.module, UNTRAINED, []),
+        dict(get_renamed(compiled.module)),
     )
     files = emit_c(library)
     files["metadata.json"] = (json.dumps(metadata, indent=1, sort_keys=True) + "\n").encode()

@@ -75,7 +75,7 @@ def canonicalise(update: object = None) -> Passes:
 
     Where the ``update`` trains branches beside the network's blocks, they are part of it from here on.
     """
-    return [ReserveNames(), Canonicalize(), FoldBatchNorm(), *adapters(update), LowerLayers()]
+    return [Canonicalize(), FoldBatchNorm(), *adapters(update), ReserveNames(), LowerLayers()]
 
 
 def adapters(update: object) -> Passes:

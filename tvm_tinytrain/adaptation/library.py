@@ -75,9 +75,8 @@ class LibraryCalls:
     @property
     def candidates(self) -> dict[int, int]:
         """{candidate layer: output channels} of a task-adaptive library, ascending."""
-        names = [name for name in self.library.tensors if name.startswith(_DELTA)]
-        found = {int(name.removeprefix(_DELTA)): self.library.tensors[name].shape[0] for name in names}
-        return dict(sorted(found.items()))
+        deltas = {name: t.shape[0] for name, t in self.library.tensors.items() if t.role == "fisher"}
+        return dict(sorted((int(name.removeprefix(_DELTA)), count) for name, count in deltas.items()))
 
     def check_options(
         self, iterations: object, lr: object, queries: object, seed: object, progress: object

@@ -23,6 +23,7 @@ from tvm_tinytrain.passes.fuse_update import HYPER
 from tvm_tinytrain.passes.kernels.builder import kernel_kind, kernel_spec
 from tvm_tinytrain.passes.plan_memory import ALIGN, ArenaPlan
 from tvm_tinytrain.passes.program import Entry, Program, Storage
+from tvm_tinytrain.passes.state import check_new
 from tvm_tinytrain.targets.runtime_files import runtime_folder, taken_names
 
 _ROLES = {
@@ -135,7 +136,11 @@ def check_name(name: str) -> None:
 
 
 def emit_c(library: Library) -> dict[str, bytes]:
-    """The library's C files."""
+    """The library's C files; KernelError where two of its tensors have one name."""
+    names: set[str] = set()
+    for tensor in library.tensors():
+        check_new(tensor.name, names)
+        names.add(tensor.name)
     texts = {
         f"{library.prefix}.h": _public_header(library),
         f"{library.prefix}_internal.h": _internal_header(library),

@@ -48,9 +48,11 @@ def make_metadata(
     macs: dict[str, int],
     recomputed: dict[str, dict[str, int]],
     untrained: list[str],
+    renamed: dict[str, str],
 ) -> dict[str, Any]:
     """The content of ``metadata.json``. ``recomputed``: what is computed a second time, as the attribute ``tt.recomputed`` says it;
-    ``untrained``: parameters with a gradient that belong to no layer, and are not trained."""
+    ``untrained``: parameters with a gradient that belong to no layer, and are not trained; ``renamed``: {name in the network: name
+    in the library} of inputs and parameters that have another one here."""
     arena, tensors = library.arena, library.tensors()
     by_kind: dict[str, int] = {}
     for t in tensors:
@@ -84,6 +86,7 @@ def make_metadata(
              "offset": t.offset}
             for t in tensors
         ],
+        "renamed": renamed,
         "memory": {
             "arena_bytes": arena.arena_bytes,
             "lower_bound_bytes": arena.lower_bound,
@@ -151,6 +154,10 @@ def report_text(metadata: dict[str, Any]) -> str:
         f"flash constants {memory['flash_constant_bytes']} B"
         + (f", initial values {initial} B" if initial is not None else ""),
     ]
+    renamed = metadata.get("renamed")  # older archives do not say
+    if renamed:
+        names = ", ".join(f"{old} is {new}" for old, new in sorted(renamed.items()))
+        lines.append(f"  renamed, since the library has tensors or functions of these names: {names}")
     for entry, info in memory["entries"].items():
         macs = metadata["macs"][entry]
         lines.append(
