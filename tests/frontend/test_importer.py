@@ -46,6 +46,17 @@ def test_module_keeps_its_mode() -> None:
     check(mod, model, NAMES)
 
 
+def test_the_same_example_for_two_inputs() -> None:
+    class Weighted(nn.Module):
+        def forward(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+            return x + 2 * z
+
+    example = torch.zeros(1, 2)
+    mod = import_model(Weighted(), example_inputs=(example, example))
+    first, second = torch.ones(1, 2), torch.full((1, 2), 5.0)
+    np.testing.assert_array_equal(run(mod, first, second), [[11.0, 11.0]])
+
+
 def test_exported_program() -> None:
     model = network()
     check(import_model(export_program(model, SHAPE)), model, NAMES)

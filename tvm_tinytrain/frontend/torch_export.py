@@ -49,7 +49,8 @@ def _tensors(example_inputs: object) -> tuple[torch.Tensor, ...]:
     found = type(example_inputs).__name__
     if isinstance(example_inputs, (tuple, list)):
         if example_inputs and all(isinstance(t, torch.Tensor) for t in example_inputs):
-            return tuple(example_inputs)
+            # each its own tensor: torch.export takes inputs that were given the same one for one input
+            return tuple(t.detach().clone() for t in example_inputs)
         found = f"a {found} of {', '.join(type(t).__name__ for t in example_inputs) or 'nothing'}"
     hint = "pass example_inputs=(torch.zeros(1, 3, 128, 128),)"
     allowed = "a tuple with one tensor per input"
