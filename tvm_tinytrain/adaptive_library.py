@@ -223,13 +223,16 @@ def full_backward_macs(lowered: tvm.IRModule, layers: tuple[Layer, ...]) -> int:
 def merge_arena(library: AdaptiveLibrary, config: TrainConfig) -> ArenaPlan:
     """One view of all plans: training at the greatest depth, the Fisher pass, prediction; the arena is the whole budget.
 
+    Its lower bound is that of what it must hold, the rows included.
+
     Raises PlanError where the arena does not hold what a device runs in it unasked: the frozen network, and without a budget
     whatever is selected.
     """
-    size = arena_bytes(library, config)
+    size, bound = arena_bytes(library, config), 0
     for depth, arena in enumerate(library.plan.depths):
         if config.budget.arena_bytes is None or depth == len(library.layers):
             check_ends(arena, size - _row_bytes(library, depth))
+            bound = max(bound, arena.lower_bound + _row_bytes(library, depth))
     deepest, frozen = library.plan.depths[0], library.plan.depths[-1]
     return ArenaPlan(
         deepest.fixed,
@@ -237,7 +240,7 @@ def merge_arena(library: AdaptiveLibrary, config: TrainConfig) -> ArenaPlan:
         {**frozen.plans, **deepest.plans},
         {**frozen.workspaces, **deepest.workspaces},
         size,
-        deepest.lower_bound,
+        bound,
     )
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from tests.emit.libraries import M7, Small, library, small
 from tvm_tinytrain._version import __version__
 from tvm_tinytrain.build import TrainModule, build, load
-from tvm_tinytrain.config import Adam, BiasOnly, FullTrain, LastLayer, Update
+from tvm_tinytrain.config import Adam, BiasOnly, Budget, FullTrain, LastLayer, Update
 from tvm_tinytrain.errors import ArchiveError
 from tvm_tinytrain.plan import LayerUpdate, UpdatePlan
 from tvm_tinytrain.reporting import Report
@@ -66,6 +66,27 @@ def test_the_training_block_names_rows_and_bytes() -> None:
     state = [t["bytes"] for t in metadata["tensors"] if t["role"] == "state"]
     assert training["optimizer_bytes"] == sum(state) > 0
     assert training["pools"]["sram"]["arena_bytes"] == metadata["memory"]["arena_bytes"]
+
+
+@pytest.mark.parametrize("budget", [None, Budget(memory=4000)])
+def test_figures_of_a_task_adaptive_library_count_its_rows(budget: Budget | None) -> None:
+    update = TaskAdaptive(candidates=2)
+    inputs = (torch.zeros(1, *Small.shape),)
+    options = {"optimizer": Adam(0.5), "accumulate": True, "budget": budget}
+    metadata = build(small(), M7, example_inputs=inputs, update=update, **options).metadata
+    training, memory, adaptive = metadata["training"], metadata["memory"], metadata["adaptive"]
+    trained = metadata["trained_weights"] + sum(
+        layer["weight_shape"][0] for layer in metadata["layers"][-2:] if layer["bias"]
+    )
+    hyper = next(t["bytes"] for t in metadata["tensors"] if t["name"] == "hyper")
+    assert training["gradient_bytes"] == 4 * trained
+    assert training["optimizer_bytes"] == 8 * trained + hyper
+    rows = sum(c["channels"] * c["channel_bytes"] for c in adaptive["candidates"])
+    bound = memory["lower_bound_bytes"]
+    if budget is None:
+        assert rows < bound <= memory["arena_bytes"]
+    else:
+        assert bound <= adaptive["activation_bytes"][-1] < memory["arena_bytes"]
 
 
 @pytest.mark.parametrize(

@@ -104,17 +104,27 @@ def make_metadata(
 def _training(library: Library, plan: UpdatePlan, by_kind: dict[str, int]) -> dict[str, Any]:
     """What a firmware team asks of a training library, beside which rows of which tensors change: what that takes by pool."""
     pool = library.adaptive.cache_bytes if library.adaptive is not None else 0
+    rows = _row_bytes(library)
     return {
         "selection": "at run time" if library.adaptive is not None else "fixed",
         "plan_digest": plan.digest,
-        "optimizer_bytes": by_kind.get("state", 0),
-        "gradient_bytes": by_kind.get("grad", 0),
+        "optimizer_bytes": by_kind.get("state", 0) + rows.get("state", 0),
+        "gradient_bytes": by_kind.get("grad", 0) + rows.get("grad", 0),
         "pools": {
             "flash": _flash(library),
             "sram": {"arena_bytes": library.arena.arena_bytes},
             **({"cache": {"bytes": pool, "section": "TT_CACHE_SECTION"}} if pool else {}),
         },
     }  # fmt: skip
+
+
+def _row_bytes(library: Library) -> dict[str, int]:
+    """Bytes by role of a task-adaptive library's rows, with all channels of all candidates trained; they have no place of their own."""
+    found: dict[str, int] = {}
+    for storage in library.program.storages:
+        if library.adaptive is not None and library.adaptive.row_index(storage.name) is not None:
+            found[storage.role] = found.get(storage.role, 0) + storage.bytes
+    return found
 
 
 def _flash(library: Library) -> dict[str, int]:
