@@ -288,6 +288,6 @@ def _check_layout(call: relax.Call, x: tuple[int, ...]) -> None:
             "lower layers",
             op_name(call),
             f"batch of {x[0]}",
-            "1: the device holds one sample",
-            "export with batch size 1",
+            "1 wherever a convolution stands: the device holds one sample",
+            "export with batch size 1; frames or windows of one sample go through a convolution one by one",
         )
