@@ -20,6 +20,13 @@ class Turned(nn.Module):
         return x.mT
 
 
+class NormOfTokens(nn.BatchNorm1d):
+    """Batch norm of each feature of tokens, as LeViT writes it behind its linear layers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(0, 1)).reshape_as(x)
+
+
 def convolutions() -> Iterator[OperatorCase]:
     """conv2d of all kinds, conv1d, with and without bias and clamp."""
     specs: dict[str, tuple[tuple[Any, ...], dict[str, Any], Shape]] = {
@@ -159,6 +166,11 @@ def normalisations() -> Iterator[OperatorCase]:
     yield case("linear + batch norm", lambda: nn.Sequential(nn.Linear(12, 5), nn.BatchNorm1d(5)), VECTOR)
     yield case("batch norm alone", lambda: nn.BatchNorm2d(4), IMAGE)
     yield case("batch norm of a vector", lambda: nn.Sequential(nn.Tanh(), nn.BatchNorm1d(12)), VECTOR)
+    yield case("batch norm of a batch", lambda: nn.BatchNorm2d(4), (3, 4, 3, 2))
+    yield case(
+        "batch norm of tokens", lambda: nn.Sequential(nn.Linear(8, 6, bias=False), NormOfTokens(6)), TOKENS
+    )
+    yield case("group norm of a batch", lambda: nn.GroupNorm(2, 4), (3, 4, 3, 2))
     yield case("batch norm without affine", lambda: nn.BatchNorm2d(4, affine=False), IMAGE)
     yield case("relu + batch norm", lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4)), IMAGE)
     yield case("layer norm", lambda: nn.LayerNorm(8), TOKENS)
@@ -203,6 +215,10 @@ def pools() -> Iterator[OperatorCase]:
     }
     for name, make in modules.items():
         yield case(name, make, image)
+    for name in ("max pool 2", "avg pool 3, stride 2, padded", "adaptive avg pool to (3, 5)"):
+        yield case(f"{name}, of a batch", modules[name], (3, 2, 6, 4))
+    yield case("max pool 1d of a batch", lambda: nn.MaxPool1d(2), (3, 2, 5))
+    yield case("adaptive avg pool 1d to 3, of a batch", lambda: nn.AdaptiveAvgPool1d(3), (3, 2, 5))
     yield case(
         "adaptive max pool of ties",
         fn(lambda x: F.adaptive_max_pool2d(torch.cat([x, x.detach()], 3), (3, 1))),

@@ -23,6 +23,7 @@ class _Layer:
     bias: relax.Var | None
     kind: str
     groups: int = 1
+    output: relax.Var | None = None
 
     def scaled(self, weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
         """The weight with output channel o multiplied by scale[o]."""
@@ -51,7 +52,7 @@ class FoldBatchNorm:
         if not norms:
             return mod
         values = get_values(mod)
-        folded: dict[relax.Var, relax.Var | None] = {}
+        folded: dict[relax.Var, tuple[relax.Var, relax.Var] | None] = {}
         frozen: dict[relax.Var, tuple[relax.Var, relax.Var]] = {}
         new_params: list[relax.Var] = []
 
@@ -68,7 +69,7 @@ class FoldBatchNorm:
             mu = values[mean.name].astype(np.float64)
             g = values[gamma.name].astype(np.float64) if attrs.scale else np.ones_like(mu)
             b = values[beta.name].astype(np.float64) if attrs.center else np.zeros_like(mu)
-            layer = _layer_before(func, x, values)
+            layer = _layer_before(func, x, values, int(attrs.axis) % len(shape_of(x)))
             if layer is None:
                 stem = gamma.name.removesuffix("_weight")
                 frozen[norm.var] = (parameter(f"{stem}_rstd", rstd), parameter(f"{stem}_shift", -mu * rstd))
@@ -77,7 +78,7 @@ class FoldBatchNorm:
             values[layer.weight.name] = layer.scaled(values[layer.weight.name], scale).astype(np.float32)
             if layer.bias is None:
                 name = layer.weight.name.removesuffix("_weight") + "_bias"
-                folded[norm.var] = parameter(name, b - mu * scale)
+                folded[norm.var] = layer.output, parameter(name, b - mu * scale)
             else:
                 folded[norm.var] = None
                 old = values[layer.bias.name]
@@ -85,6 +86,7 @@ class FoldBatchNorm:
 
         def body(r: Rebuilder) -> relax.Expr:
             calls = {n.var: n.value for n in norms}
+            defs = {b.var: b.value for b in bindings(func)}
             for binding in bindings(func):
                 source = binding.value.tuple_value if isinstance(binding.value, relax.TupleGetItem) else None
                 if binding.var in calls:
@@ -94,22 +96,31 @@ class FoldBatchNorm:
                     continue
                 args = [r.look(a) for a in calls[source].args]
                 if source in frozen:
-                    r.env[binding.var] = _freeze(r, args, frozen[source], binding.var.name)
+                    axis = int(calls[source].attrs.axis)
+                    r.env[binding.var] = _freeze(r, args, frozen[source], axis, binding.var.name)
                     continue
-                bias = folded[source]
-                x = args[0]
-                if bias is not None:
-                    column = [1, shape_of(bias)[0], *[1] * (len(shape_of(x)) - 2)]
-                    x = r.emit(relax.op.add(x, r.emit(relax.op.reshape(bias, column))))
-                r.env[binding.var] = x
+                r.env[binding.var] = args[0]
+                new = folded[source]
+                if new is not None:
+                    out, bias = new
+                    axis = len(shape_of(out)) - 1 if op_name(defs[out]) == "relax.matmul" else 1
+                    column = [d if i == axis else 1 for i, d in enumerate(shape_of(out))]
+                    y = r.emit(relax.op.add(r.look(out), r.emit(relax.op.reshape(bias, column))))
+                    same = shape_of(y) == shape_of(args[0])
+                    r.env[binding.var] = y if same else r.emit(relax.op.reshape(y, shape_of(args[0])))
             return r.look(r.func.body.body)
 
         mod = rebuild(mod, "main", body, params=[*func.params, *new_params], attrs=dict(func.attrs))
         return with_values(relax.transform.DeadCodeElimination(["main"])(mod), values)
 
 
-def _layer_before(func: relax.Function, x: relax.Expr, values: dict[str, np.ndarray]) -> _Layer | None:
-    """The layer whose output (with or without bias) is ``x`` and is read by nothing else, parameters included."""
+def _layer_before(
+    func: relax.Function, x: relax.Expr, values: dict[str, np.ndarray], axis: int
+) -> _Layer | None:
+    """The layer whose output (with or without bias) is ``x`` and is read by nothing else, parameters included.
+
+    Its channels are ``axis`` of ``x``; a view between a linear layer and a norm of its last axis is looked through.
+    """
     uses = use_counts(func)
     defs = {b.var: b.value for b in bindings(func)}
 
@@ -128,12 +139,18 @@ def _layer_before(func: relax.Function, x: relax.Expr, values: dict[str, np.ndar
     call, bias = defs.get(x), None
     if call is None or uses[x] != 1:
         return None
+    last = axis == len(shape_of(x)) - 1
+    if last and op_name(call) == "relax.reshape" and shape_of(call.args[0])[-1:] == shape_of(x)[-1:]:
+        x, axis = call.args[0], len(shape_of(call.args[0])) - 1
+        call = defs.get(x)
+        if call is None or uses[x] != 1:
+            return None
     if op_name(call) == "relax.add":
         before, addend = (
             call.args if call.args[0] in defs and own_param(call.args[0]) is None else call.args[::-1]
         )
         bias = own_param(addend)
-        if bias is None or not adds_per_channel(shape_of(addend), shape_of(x), 1):
+        if bias is None or not adds_per_channel(shape_of(addend), shape_of(x), axis):
             return None
         call = defs.get(before)
         if call is None or uses[before] != 1 or shape_of(before) != shape_of(x):
@@ -141,22 +158,30 @@ def _layer_before(func: relax.Function, x: relax.Expr, values: dict[str, np.ndar
     kind = op_name(call)
     if kind == "relax.matmul":
         weight = own_param(call.args[1])
-        if weight is None or len(shape_of(x)) != 2 or len(shape_of(weight)) != 2:
+        if weight is None or axis != len(shape_of(x)) - 1 or len(shape_of(weight)) != 2:
             return None
         direct = weight == call.args[1]
-        return _Layer(weight, bias, kind if direct else "linear")
-    if kind not in {f"relax.nn.conv{n}d{t}" for n in (1, 2) for t in ("", "_transpose")}:
+        return _Layer(weight, bias, kind if direct else "linear", output=x)
+    if axis != 1 or kind not in {f"relax.nn.conv{n}d{t}" for n in (1, 2) for t in ("", "_transpose")}:
         return None
     weight = own_param(call.args[1])
-    return None if weight is None else _Layer(weight, bias, kind, int(call.attrs.groups))
+    return None if weight is None else _Layer(weight, bias, kind, int(call.attrs.groups), x)
 
 
 def _freeze(
-    r: Rebuilder, args: list[relax.Expr], stats: tuple[relax.Var, relax.Var], hint: str
+    r: Rebuilder, args: list[relax.Expr], stats: tuple[relax.Var, relax.Var], axis: int, hint: str
 ) -> relax.Expr:
+    """One kernel over [channels, the rest]: the channels are brought to the front where axes longer than one stand before them."""
     x, gamma, beta = args[:3]
-    shape = shape_of(x)
-    flat = (shape[1], math.prod(shape[2:]))
-    view = r.emit(relax.op.reshape(x, flat))
-    y = r.kernel(frozen_norm(*flat), [view, *stats, gamma, beta], flat, hint)
+    shape, axis = shape_of(x), axis % len(shape_of(x))
+    before, channels, behind = math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
+    flat = (channels, before * behind)
+    view = x
+    if before > 1:
+        view = r.emit(relax.op.reshape(x, (before, channels, behind)))
+        view = r.emit(relax.op.permute_dims(view, [1, 0, 2]))
+    y = r.kernel(frozen_norm(*flat), [r.emit(relax.op.reshape(view, flat)), *stats, gamma, beta], flat, hint)
+    if before > 1:
+        y = r.emit(relax.op.reshape(y, (channels, before, behind)))
+        y = r.emit(relax.op.permute_dims(y, [1, 0, 2]))
     return r.emit(relax.op.reshape(y, shape))

@@ -7,6 +7,7 @@ import math
 import numpy as np
 from tvm import relax
 
+from tvm_tinytrain.errors import UnsupportedOperatorError
 from tvm_tinytrain.passes.canonical.registry import Rewrite, rule
 from tvm_tinytrain.passes.kernels.normalisation import NormSpec, group_norm
 from tvm_tinytrain.passes.kernels.softmax import SoftmaxSpec, softmax
@@ -39,26 +40,42 @@ def layer_norm(ctx: Rewrite) -> relax.Expr | None:
 @rule("relax.nn.group_norm")
 def group_norm_of_channels(ctx: Rewrite) -> relax.Expr | None:
     """Groups of channels of one sample."""
-    shape = ctx.shape()
-    if int(ctx.attrs.channel_axis) % len(shape) != 1 or shape[0] != 1:
-        return None
-    groups = int(ctx.attrs.num_groups)
-    spec = NormSpec(groups, shape[1] // groups, math.prod(shape[2:]), False, float(ctx.attrs.epsilon))
-    return _normalise(ctx, spec)
+    return _by_channel(ctx, int(ctx.attrs.num_groups))
 
 
 @rule("relax.nn.instance_norm")
 def instance_norm(ctx: Rewrite) -> relax.Expr | None:
     """Each channel of one sample a group."""
-    shape = ctx.shape()
-    if int(ctx.attrs.channel_axis) % len(shape) != 1 or shape[0] != 1:
-        return None
-    return _normalise(ctx, NormSpec(shape[1], 1, math.prod(shape[2:]), False, float(ctx.attrs.epsilon)))
+    return _by_channel(ctx, ctx.shape()[1])
 
 
-def _normalise(ctx: Rewrite, spec: NormSpec) -> relax.Expr:
-    gamma = ctx.args[1] if ctx.attrs.scale else relax.const(np.ones(spec.affine_shape, np.float32))
-    beta = ctx.args[2] if ctx.attrs.center else relax.const(np.zeros(spec.affine_shape, np.float32))
+def _by_channel(ctx: Rewrite, groups: int) -> relax.Expr:
+    """Groups of channels, which stand in axis 1, with all pixels; of a batch the groups of all samples, γ and β by themselves."""
+    a, shape = ctx.attrs, ctx.shape()
+    rank, batch, channels = len(shape), shape[0], shape[1]
+    axes = sorted(int(v) % rank for v in a.axes)
+    pixels = [i for i in range(2, rank) if shape[i] > 1]
+    if int(a.channel_axis) % rank != 1 or [i for i in axes if shape[i] > 1] != pixels:
+        raise UnsupportedOperatorError(
+            "canonicalize",
+            op_name(ctx.call),
+            f"channel axis {int(a.channel_axis)}, axes {axes}",
+            f"channel axis 1, axes {list(range(2, rank))}",
+            "move the channels to axis 1, or write a mean, a variance and a product",
+        )
+    spec = NormSpec(batch * groups, channels // groups, math.prod(shape[2:]), False, float(a.epsilon))
+    if batch == 1:
+        return _normalise(ctx, spec)
+    y, column = _normalise(ctx, spec, affine=False), (1, channels, *[1] * (rank - 2))
+    if a.scale:
+        y = ctx.emit(relax.op.multiply(y, ctx.view(ctx.args[1], column)))
+    return ctx.emit(relax.op.add(y, ctx.view(ctx.args[2], column))) if a.center else y
+
+
+def _normalise(ctx: Rewrite, spec: NormSpec, affine: bool = True) -> relax.Expr:
+    ones, zeros = (relax.const(np.full(spec.affine_shape, v, np.float32)) for v in (1.0, 0.0))
+    gamma = ctx.args[1] if ctx.attrs.scale and affine else ones
+    beta = ctx.args[2] if ctx.attrs.center and affine else zeros
     args = [ctx.view(ctx.args[0], spec.shape), *(ctx.view(v, spec.affine_shape) for v in (gamma, beta))]
     both = ctx.kernel(group_norm(spec), args, [spec.shape, spec.stats_shape])
     return ctx.view(ctx.emit(relax.TupleGetItem(both, 0)), ctx.out_shape)
