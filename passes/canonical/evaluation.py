@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
+from tvm_tinytrain.errors import UnsupportedOperatorError
 from tvm_tinytrain.passes.canonical.registry import Rewrite
 from tvm_tinytrain.passes.rewriting import dtype_of, op_name, operands, shape_of, slice_range
 
@@ -55,12 +56,36 @@ def compute(
         value = None if values is None else np.asarray(_ELEMENTWISE[name](*values))
     elif value is None and name == "relax.take" and call.attrs.axis is not None:
         values = _all_known(operands(call), known)
-        value = None if values is None else np.take(values[0], values[1], int(call.attrs.axis))
+        axis = int(call.attrs.axis)
+        value = (
+            None
+            if values is None
+            else np.take(values[0], taken(call, values[1], values[0].shape[axis]), axis)
+        )
     elif value is None and name in _MOVES and (first := known(call.args[0])) is not None:
         value = (
             np.trunc(first) if name == "relax.astype" and "int" in dtype else _moved(call, name, shape, first)
         )
     return None if value is None else np.broadcast_to(np.asarray(value).astype(dtype), shape).copy()
+
+
+def taken(call: relax.Call, index: np.ndarray, size: int) -> np.ndarray:
+    """Where each known ``index`` of a ``take`` from ``size`` elements points: negative ones count from the end."""
+    mode = str(call.attrs.mode)
+    if mode == "wrap":
+        return index % size
+    if mode == "clip":
+        return np.clip(index, 0, size - 1)
+    outside = index[(index < -size) | (index >= size)]
+    if outside.size:
+        raise UnsupportedOperatorError(
+            "canonicalize",
+            "relax.take",
+            f"index {outside[0]} of {size} elements, mode {mode}",
+            f"{-size} to {size - 1}, or the modes wrap and clip",
+            "correct the index",
+        )
+    return np.where(index < 0, index + size, index)
 
 
 def _all_known(

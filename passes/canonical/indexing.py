@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
+from tvm_tinytrain.passes.canonical.evaluation import taken
 from tvm_tinytrain.passes.canonical.registry import Rewrite, rule
 from tvm_tinytrain.passes.kernels.resize import BilinearSpec, UpsampleSpec, bilinear, upsample
 from tvm_tinytrain.passes.kernels.slicing import GatherSpec, gather
@@ -57,7 +58,7 @@ def take(ctx: Rewrite) -> relax.Expr | None:
         return None
     shape = shape_of(x)
     axis = int(ctx.attrs.axis) % len(shape)
-    positions = np.where(index < 0, index + shape[axis], index).astype(np.int64).reshape(-1)
+    positions = taken(ctx.call, index, shape[axis]).astype(np.int64).reshape(-1)
     return ctx.view(take_along(ctx, x, axis, positions), ctx.out_shape)
 
 

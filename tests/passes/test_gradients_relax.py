@@ -19,6 +19,7 @@ from tvm_tinytrain.frontend.relax import from_relax
 from tvm_tinytrain.passes.append_loss import AppendLoss
 from tvm_tinytrain.passes.canonicalize import Canonicalize
 from tvm_tinytrain.passes.derive_backward import DeriveBackward
+from tvm_tinytrain.passes.fold_batch_norm import FoldBatchNorm
 from tvm_tinytrain.passes.lower_layers import LowerLayers
 
 SHAPE = (1, 3, 5, 4)
@@ -33,6 +34,38 @@ def pad(mode: str, *widths: int) -> Ours:
 def cut(axes: list[int], begin: list[int], end: list[int], steps: list[int]) -> Ours:
     return lambda x: relax.op.strided_slice(x, axes, begin, end, steps)
 
+
+def taken(mode: str, *index: int) -> Ours:
+    return lambda x: relax.op.take(x, relax.const(np.array(index), "int64"), 2, mode)
+
+
+def normalised(axis: int) -> Ours:
+    """Batch norm of ``axis`` with the statistics and factors of `STATISTICS`."""
+
+    def body(x: relax.Expr) -> relax.Expr:
+        arrays = [relax.const(np.float32(v)[: SHAPE[axis]]) for v in STATISTICS]
+        return relax.TupleGetItem(relax.op.nn.batch_norm(x, *arrays, axis=axis), 0)
+
+    return body
+
+
+def by_torch(axis: int) -> Theirs:
+    """What `normalised` says."""
+
+    def body(x: Tensor) -> Tensor:
+        gamma, beta, mean, var = (torch.tensor(v[: SHAPE[axis]]).double() for v in STATISTICS)
+        return F.batch_norm(x.movedim(axis, 1), mean, var, gamma, beta).movedim(1, axis)
+
+    return body
+
+
+STATISTICS = (
+    [0.5, 2.0, 1.5, 3.0, 1.0],
+    [0.1, -0.2, 0.3, 0.0, 1.0],
+    [0.2, 0.5, -1.0, 0.7, 0.0],
+    [1.0, 0.5, 2.0, 3.0, 0.2],
+)
+"""γ, β, mean and variance."""
 
 CASES: dict[str, tuple[Ours, Theirs]] = {
     "slice backwards": (cut([2], [4], [-6], [-1]), lambda x: x.flip(2)),
@@ -54,6 +87,12 @@ CASES: dict[str, tuple[Ours, Theirs]] = {
         pad("circular", 0, 0, 0, 0, 2, 1, 1, 2),
         lambda x: F.pad(x, (1, 2, 2, 1), mode="circular"),
     ),
+    "take, wrapped": (taken("wrap", 0, 6, -2, -9), lambda x: x[:, :, [0, 1, 3, 1]]),
+    "take, clipped": (taken("clip", 0, 6, -2), lambda x: x[:, :, [0, 4, 0]]),
+    "take from the end": (taken("fast", 0, -2), lambda x: x[:, :, [0, 3]]),
+    "batch norm of channels": (normalised(1), by_torch(1)),
+    "batch norm of rows": (normalised(2), by_torch(2)),
+    "batch norm of columns": (normalised(3), by_torch(3)),
     "pad channels": (pad("circular", 0, 0, 1, 0, 0, 0, 0, 0), lambda x: torch.cat([x[:, -1:], x], 1)),
 }  # fmt: skip
 
@@ -97,7 +136,7 @@ def gradients(bodies: list[Ours], values: Arrays, x: np.ndarray, label: np.ndarr
             out = bb.emit_output(relax.op.concat(parts, 1))
         bb.emit_func_output(out)
     mod = from_relax(bb.get(), values)
-    for each in (Canonicalize(), LowerLayers(), AppendLoss(MSE())):
+    for each in (Canonicalize(), FoldBatchNorm(), LowerLayers(), AppendLoss(MSE())):
         mod = each(mod)
     return run(derive(mod, list(values)), x, label)
 
@@ -126,3 +165,32 @@ def test_what_canonicalize_left_is_refused(body: Ours, message: str) -> None:
     mod = AppendLoss(MSE())(LowerLayers()(mod))
     with pytest.raises(UnsupportedOperatorError, match=message):
         DeriveBackward(["w"])(mod)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (taken("fast", 0, 5), "relax.take: found index 5 of 5 elements, mode fast; allowed -5 to 4"),
+        (lambda x: relax.op.nn.adaptive_avg_pool2d(x, (2, 2), "NHWC"), "found layouts .*NHWC.*; allowed NCHW data"),
+        (lambda x: relax.op.nn.adaptive_avg_pool2d(x, (2, 2), "NCHW", "NHWC"), "found layouts .*NHWC.*; allowed NCHW data"),
+        (
+            lambda x: relax.op.nn.adaptive_avg_pool1d(relax.op.reshape(x, (1, 15, 4)), 2, "NWC"),
+            "relax.nn.adaptive_avg_pool1d: found layouts .*NWC.*; allowed NCW data",
+        ),
+        (
+            lambda x: relax.op.nn.group_norm(x, *two(3), num_groups=3, channel_axis=1, axes=[2]),
+            r"relax.nn.group_norm: found channel axis 1, axes \[2\]; allowed channel axis 1, axes \[2, 3\]",
+        ),
+        (
+            lambda x: relax.op.nn.instance_norm(x, *two(5), channel_axis=2, axes=[3]),
+            r"relax.nn.instance_norm: found channel axis 2, axes \[3\]; allowed channel axis 1, axes \[2, 3\]",
+        ),
+    ],
+)  # fmt: skip
+def test_what_would_be_computed_otherwise_is_refused(body: Ours, message: str) -> None:
+    with pytest.raises(UnsupportedOperatorError, match=message):
+        gradients([body], {"w": np.ones(SHAPE, np.float32)}, np.ones(SHAPE, np.float32), np.ones(1))
+
+
+def two(size: int) -> list[relax.Expr]:
+    return [relax.const(np.ones(size, np.float32))] * 2
