@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tvm import relax
 
+from tvm_tinytrain.errors import UnsupportedOperatorError
 from tvm_tinytrain.passes.canonical.registry import Rewrite, rule
 from tvm_tinytrain.passes.rewriting import dtype_of, op_name, shape_of
 
@@ -83,4 +84,25 @@ def pixel_shuffle(ctx: Rewrite) -> relax.Expr | None:
 @rule("relax.nn.pad")
 def no_padding(ctx: Rewrite) -> relax.Expr | None:
     """Padding by nothing."""
-    return ctx.args[0] if shape_of(ctx.args[0]) == ctx.out_shape else None
+    return None if any(int(w) for w in ctx.attrs.pad_width) else ctx.args[0]
+
+
+@rule("relax.nn.pad")
+def cropping(ctx: Rewrite) -> relax.Expr | None:
+    """Padding by less than nothing is a slice; the other sides are padded behind it."""
+    a, shape = ctx.attrs, shape_of(ctx.args[0])
+    widths = [int(w) for w in a.pad_width]
+    if min(widths, default=0) >= 0:
+        return None
+    rest = [max(w, 0) for w in widths]
+    if str(a.pad_mode) != "constant" and any(rest):
+        hint = "crop by a slice, then pad"
+        found = f"mode {a.pad_mode}, widths {widths}"
+        raise UnsupportedOperatorError("canonicalize", "relax.nn.pad", found, "widths from 0", hint)
+    first = [max(-w, 0) for w in widths[::2]]
+    end = [d - max(-w, 0) for d, w in zip(shape, widths[1::2], strict=True)]
+    axes = [i for i, d in enumerate(shape) if (first[i], end[i]) != (0, d)]
+    cut = ctx.emit(
+        relax.op.strided_slice(ctx.args[0], axes, [first[i] for i in axes], [end[i] for i in axes])
+    )
+    return ctx.emit(relax.op.nn.pad(cut, rest, "constant", a.pad_value)) if any(rest) else cut
