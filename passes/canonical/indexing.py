@@ -168,7 +168,7 @@ def nearest_index(size: int, count: int, mode: str, rounding: str) -> np.ndarray
         "tf_half_pixel_for_nn": (out + 0.5) * (size / count),
     }
     roundings = {
-        "round": lambda v: np.sign(v) * np.floor(np.abs(v) + 0.5),
+        "round": lambda v: np.rint(v),  # halves to the even one
         "round_prefer_floor": lambda v: np.ceil(v - 0.5),
         "round_prefer_ceil": lambda v: np.floor(v + 0.5),
         "floor": lambda v: np.floor(v + 1e-5),

@@ -89,6 +89,12 @@ CASES: dict[str, tuple[Ours, Theirs]] = {
     ),
     "take, wrapped": (taken("wrap", 0, 6, -2, -9), lambda x: x[:, :, [0, 1, 3, 1]]),
     "take, clipped": (taken("clip", 0, 6, -2), lambda x: x[:, :, [0, 4, 0]]),
+    "resize to the nearest, halves to even": (
+        lambda x: relax.op.image.resize2d(
+            x, (9, 7), layout="NCHW", method="nearest_neighbor", coordinate_transformation_mode="align_corners"
+        ),
+        lambda x: x[:, :, [0, 0, 1, 2, 2, 2, 3, 4, 4]][..., [0, 0, 1, 2, 2, 2, 3]],
+    ),
     "take from the end": (taken("fast", 0, -2), lambda x: x[:, :, [0, 3]]),
     "batch norm of channels": (normalised(1), by_torch(1)),
     "batch norm of rows": (normalised(2), by_torch(2)),

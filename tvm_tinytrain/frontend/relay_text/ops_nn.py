@@ -259,6 +259,8 @@ _METHODS = {
     "cubic": "cubic",
 }
 _METHODS["bicubic"] = "cubic"
+_ROUND = "round_prefer_ceil"
+"""Relay's TVM rounded halves away from zero, which is up at positions inside of an image; that of Relax rounds them to the even one."""
 
 
 @operator("nn.upsampling")
@@ -273,7 +275,7 @@ def upsampling(call: OpCall) -> Value:
         size,
         method=_METHODS[call.text("method", "nearest_neighbor", tuple(_METHODS))],
         coordinate_transformation_mode="align_corners" if corners else "asymmetric",
-        rounding_method="round" if corners else "floor",
+        rounding_method=_ROUND if corners else "floor",
         cubic_alpha=-0.5,
     )
 
@@ -289,13 +291,13 @@ def resize2d(call: OpCall) -> Value:
     size = call.ints("size")
     if size is None or len(size) != 2:
         raise call.attribute_error("size", "[height, width]")
+    rounding = call.text("rounding_method", "round") or ("round" if mode == "align_corners" else "floor")
     return relax.op.image.resize2d(
         call.tensor(0),
         size,
         method=_METHODS[call.text("method", "linear", tuple(_METHODS))],
         coordinate_transformation_mode=mode,
-        rounding_method=call.text("rounding_method", "round")
-        or ("round" if mode == "align_corners" else "floor"),
+        rounding_method=_ROUND if rounding == "round" else rounding,
         cubic_alpha=call.number("cubic_alpha", -0.5),
         cubic_exclude=call.integer("cubic_exclude", 0),
     )
