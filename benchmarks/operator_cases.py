@@ -58,6 +58,17 @@ def activations() -> Iterator[OperatorCase]:
     yield case("prelu", lambda: nn.PReLU(4), IMAGE)
     yield case("clamp from below", fn(lambda x: x.clamp(min=0.3)), IMAGE)
     yield case("clamp from above", fn(lambda x: x.clamp(max=0.3)), IMAGE)
+    yield case("clamp, bounds the wrong way round", fn(lambda x: x.clamp(0.5, 0.1) + x), IMAGE)
+    yield case("product with a comparison", fn(lambda x: x * (x > 0.1)), IMAGE)
+    yield case("step as a number", fn(lambda x: x * (x > 0.1).to(x.dtype)), IMAGE)
+    yield case("step alone", fn(lambda x: (x > 0.1).to(x.dtype) + x), IMAGE)
+    yield case("equal to the largest", fn(lambda x: x * (x == x.amax(1, keepdim=True)).to(x.dtype)), IMAGE)
+    yield case("one-hot of the largest", fn(lambda x: F.one_hot(x.argmax(-1), 5).to(x.dtype) * x), IMAGE)
+    yield case("smallest along an axis", fn(lambda x: x.min(1).values), IMAGE)
+    yield case(
+        "where it is no number", fn(lambda x: torch.where(x.isnan(), torch.zeros_like(x), x) * x), IMAGE
+    )
+    yield case("where it is infinite", fn(lambda x: torch.where((1.0 / x.relu()).isinf(), x * 2.0, x)), IMAGE)
     yield case("clamp", fn(lambda x: x.clamp(-0.7, 0.4)), IMAGE)
     yield case("clamp of a line", fn(lambda x: (x * 0.5 - 0.1).clamp(-0.3, 0.4) * 2.0), IMAGE)
     yield case(
@@ -132,6 +143,11 @@ def shapes_and_slices() -> Iterator[OperatorCase]:
         "stack": lambda x: torch.stack([x, x * x], 2),
         "pad": lambda x: F.pad(x, (1, 2, 0, 3)),
         "pad channels": lambda x: F.pad(x, (0, 0, 0, 0, 1, 2)),
+        "pad by less than nothing": lambda x: F.pad(x, (-1, -1, -2, 1), value=0.5),
+        "pad that moves": lambda x: F.pad(x, (-1, 1)),
+        "crop in front of a convolution": lambda x: F.conv2d(
+            F.pad(x, (-1, 1, 1, -1)), torch.ones(3, 4, 2, 2, dtype=x.dtype)
+        ),
         "pad with a value": lambda x: F.pad(x, (1, 1, 1, 1), value=2.5),
         "pad by reflection": lambda x: F.pad(x, (2, 1, 1, 2), mode="reflect"),
         "pad by replication": lambda x: F.pad(x, (2, 1, 1, 2), mode="replicate"),

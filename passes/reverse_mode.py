@@ -11,7 +11,7 @@ from tvm import relax
 from tvm_tinytrain.errors import UnsupportedOperatorError
 from tvm_tinytrain.passes.gradients import GradientContext, gradient_of
 from tvm_tinytrain.passes.kernels.builder import kernel_kind
-from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, callee, op_name, operands
+from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, callee, dtype_of, op_name, operands
 
 Watch = Mapping[relax.Var, Callable[[relax.Expr, relax.Expr], None]]
 """For bindings of the forward pass: what to do with (value, adjoint) as soon as the adjoint is complete."""
@@ -22,19 +22,25 @@ NO_GRADIENT = "relax.grad.no_grad"
 
 
 def differentiable_variables(func: relax.Function) -> set[relax.Var]:
-    """Variables from which a path leads to the result of ``func`` that no ``detach`` interrupts."""
+    """Variables from which a path leads to the result of ``func`` that no ``detach`` and no step interrupts."""
     found = {func.body.body}
     for b in reversed(bindings(func)):
-        if b.var in found and op_name(b.value) != NO_GRADIENT:
+        if b.var in found and not _stops(b):
             found.update(o for o in operands(b.value) if isinstance(o, relax.Var))
     return found
+
+
+def _stops(b: relax.VarBinding) -> bool:
+    """Whether no gradient goes through: behind a ``detach``, and from truth values and integers, which step."""
+    discrete = isinstance(b.var.ty, relax.TensorType) and not dtype_of(b.var).startswith("float")
+    return discrete or op_name(b.value) == NO_GRADIENT
 
 
 def active_variables(func: relax.Function, targets: list[relax.Var]) -> set[relax.Var]:
     """Variables on a path from a target to the loss, which a ``detach`` interrupts."""
     reached = set(targets)
     for b in bindings(func):
-        if op_name(b.value) == NO_GRADIENT:
+        if _stops(b):
             continue
         if any(o in reached for o in operands(b.value) if isinstance(o, relax.Var)):
             reached.add(b.var)

@@ -39,6 +39,11 @@ def _choose(ctx: Rewrite, condition: relax.Expr, a: relax.Expr, b: relax.Expr) -
         return _select(ctx, "not_equal", [call.args[0], relax.const(0.0, "float32"), a, b])
     if name == "logical_not":
         return _choose(ctx, call.args[0], b, a)
+    if name == "isnan" and dtype_of(call.args[0]) == "float32":
+        return _select(ctx, "not_equal", [call.args[0], call.args[0], a, b])
+    if name == "isinf" and dtype_of(call.args[0]) == "float32":
+        size = ctx.emit(relax.op.abs(call.args[0]))
+        return _select(ctx, "equal", [size, relax.const(float("inf"), "float32"), a, b])
     if name in ("logical_and", "logical_or"):
         first, second = call.args
         inner = _choose(ctx, second, a, b)

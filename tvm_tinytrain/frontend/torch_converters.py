@@ -274,6 +274,25 @@ def _extremum(op: Callable[..., relax.Expr]) -> Converter:
     return convert
 
 
+def _clamp(node: fx.Node, importer: Any) -> relax.Var:
+    """Where the lower bound is the larger one, everything is the upper one."""
+    low, high = _argument(node, 1, "min", None), _argument(node, 2, "max", None)
+    if isinstance(low, (int, float)) and isinstance(high, (int, float)) and low > high:
+        return _emit(importer, relax.op.clip(importer.env[node.args[0]], float(high), float(high)))
+    return importer._clamp(node)
+
+
+def _min_along(node: fx.Node, importer: Any) -> relax.Expr:
+    """As ``max.dim``, which TVM has."""
+    axis, kept = int(_argument(node, 1, "dim", 0)), bool(_argument(node, 2, "keepdim", False))
+    x = importer.env[node.args[0]]
+    both = _emit(importer, relax.op.topk(x, k=1, axis=axis, largest=False, ret_type="both", dtype="int64"))
+    found = [_emit(importer, relax.TupleGetItem(both, i)) for i in range(2)]
+    if not kept:
+        found = [_emit(importer, relax.op.squeeze(v, [axis])) for v in found]
+    return _emit(importer, relax.Tuple(found))
+
+
 CONVERTERS: dict[str, Converter] = {
     "add.Tensor": _scaled_operand(relax.op.add, operator.add),
     "sub.Tensor": _scaled_operand(relax.op.subtract, operator.sub),
@@ -296,5 +315,8 @@ CONVERTERS: dict[str, Converter] = {
     ),
     "amax.default": _extremum(relax.op.max),
     "amin.default": _extremum(relax.op.min),
+    "_assert_async.msg": lambda node, importer: importer.env[node.args[0]],  # what the exporter checks itself
+    "clamp.default": _clamp,
+    "min.dim": _min_along,
 }
 """ATen operator → converter, for ``custom_convert_map`` of TVM's ``from_exported_program``."""
