@@ -212,8 +212,8 @@ def _check_gradients(missing: Collection[str], layers: Iterable[Layer]) -> None:
 
 
 def full_update(layer: Layer) -> LayerUpdate:
-    """All channels of a layer."""
-    return LayerUpdate(layer.id, tuple(range(layer.channels)))
+    """All channels of a layer, with its bias if it has one."""
+    return LayerUpdate(layer.id, tuple(range(layer.channels)), bias=layer.bias is not None)
 
 
 def _name(var: relax.Var | None) -> str | None:

@@ -164,6 +164,7 @@ def make_adaptive(
         update.cache_format,
         parse_bytes(update.cache_bytes),
         bool(norms),
+        frozenset(i for i in candidates if by_id[i].bias is None),
     )
     _check_tables(library, program)
     values: dict[str, np.ndarray] = {

@@ -191,6 +191,23 @@ def test_layers_without_kernels_over_single_channels_are_no_candidates() -> None
         tt.build(net, "host", example_inputs=inputs, update=tt.TaskAdaptive(candidates=(1, 4)))
 
 
+def test_the_plan_of_a_layer_without_a_bias_says_so() -> None:
+    """Else it would be another plan than the host's, and the build's, for the same channels."""
+    net = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(4, 3, bias=False), torch.nn.Linear(3, 2)
+    ).eval()
+    made = tt.build(net, "host", example_inputs=(torch.zeros(1, 4),), update=tt.TaskAdaptive(candidates=2))
+    assert [u["bias"] for u in made.metadata["plan"]["layers"]] == [False, True]
+    accounting = TableAccounting.from_metadata(made.metadata)
+    assert [c.bias for c in accounting.candidates] == [False, True]
+    images = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
+    with loaded(made, cflags=FAST) as library:
+        given = tt.UpdatePlan.from_channels({0: [1], 1: [0]})
+        plan = library.learn(images, [0, 1, 0, 1], iterations=1, plan=given).plan
+        assert plan is not None and [u.bias for u in plan.layers] == [False, True]
+        assert plan == accounting.plan(library.read("request").tobytes())
+
+
 def norms_of(layers: list[int]) -> dict[int, np.ndarray]:
     """Weights of the network's layers."""
     net = network()

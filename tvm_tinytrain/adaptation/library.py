@@ -34,6 +34,10 @@ class AdaptableLibrary(Protocol):
     def tensors(self) -> Mapping[str, Any]:
         """Tensors by name."""
 
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What its build says of it: ``metadata.json``."""
+
     def predict(self, x: Any) -> npt.NDArray[Any]:
         """Return the output for one sample."""
 
@@ -227,12 +231,14 @@ class LibraryCalls:
     def installed(self) -> UpdatePlan:
         """The plan that stands in the tensor `request`."""
         bits = np.unpackbits(self.library.read(REQUEST), bitorder="little")
+        described = self.library.metadata["adaptive"]["candidates"]
+        biased = {c["layer"] for c in described if c.get("bias", True)}  # older archives do not say
         updates, position = [], 0
         for layer, channels in self.candidates.items():
             chosen = np.flatnonzero(bits[position : position + channels])
             position += channels
             if chosen.size:
-                updates.append(LayerUpdate(layer, tuple(int(c) for c in chosen)))
+                updates.append(LayerUpdate(layer, tuple(int(c) for c in chosen), bias=layer in biased))
         return UpdatePlan(tuple(updates))
 
 

@@ -39,7 +39,7 @@ class AdaptiveLibrary:
     ``sources`` says for each row tensor what it begins as: "zero", "channels", or the name of the flash tensor it is copied from.
     ``layers`` are (id, channels, weights, forward MACs) of each candidate; ``links`` are (guard mask, MACs) of the calls that a
     budget counts. ``cache_bytes``: of the cache's own pool, 0 without one. ``has_norms``: the squared norms of all candidates'
-    rows stand in flash, for the criterion "l2".
+    rows stand in flash, for the criterion "l2". ``without_bias``: ids of the candidates that have none to train.
     """
 
     plan: AdaptivePlan
@@ -51,6 +51,7 @@ class AdaptiveLibrary:
     cache_format: str = "float32"
     cache_bytes: int = 0
     has_norms: bool = False
+    without_bias: frozenset[int] = frozenset()
 
     @property
     def cached(self) -> tuple[str, str]:
@@ -100,7 +101,8 @@ class AdaptiveLibrary:
         return {
             "candidates": [
                 {"layer": layer, "channels": channels, "weights": weights, "forward_macs": macs,
-                 "channel_bytes": self.plan.channel_bytes(i), "channel_macs": self.row_macs[i]}
+                 "channel_bytes": self.plan.channel_bytes(i), "channel_macs": self.row_macs[i],
+                 "bias": layer not in self.without_bias}
                 for i, (layer, channels, weights, macs) in enumerate(self.layers)
             ],
             "activation_bytes": list(self.plan.activation_bytes),

@@ -76,6 +76,7 @@ class InProcess:
             hint = f"e.g. cflags={cflags.split()}"
             raise PlanError("library", "cflags", repr(cflags), "a sequence of flags", hint)
         self.name: str = module.name
+        self.metadata: Mapping[str, Any] = module.metadata
         self._tensors = {t["name"]: t for t in module.metadata["tensors"]}
         self.entries: tuple[str, ...] = tuple(module.metadata["entries"])
         self.tensors: Mapping[str, TensorInfo] = {n: _info(t) for n, t in self._tensors.items()}

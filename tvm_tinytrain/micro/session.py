@@ -189,6 +189,12 @@ class Session:
         return self.remote.tensors
 
     @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What the library's build says of it: ``metadata.json``."""
+        metadata: Mapping[str, Any] = self._module.metadata
+        return metadata
+
+    @property
     def entries(self) -> tuple[str, ...]:
         """The library's entries: "init", "step", "predict", ..."""
         return self.remote.entries
