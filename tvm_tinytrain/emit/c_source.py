@@ -18,7 +18,7 @@ from tvm_tinytrain.emit.c_adaptive import (
 from tvm_tinytrain.emit.c_expr import c_type, float_literal
 from tvm_tinytrain.emit.c_kernel import CKernel, print_kernel
 from tvm_tinytrain.emit.kernel_source import BANNER, kernel_comment, kernel_source
-from tvm_tinytrain.errors import PlanError
+from tvm_tinytrain.errors import DTypeError, PlanError
 from tvm_tinytrain.passes.fuse_update import HYPER
 from tvm_tinytrain.passes.kernels.builder import kernel_kind, kernel_spec
 from tvm_tinytrain.passes.plan_memory import ALIGN, ArenaPlan
@@ -373,7 +373,9 @@ def _argument(library: Library, entry: Entry, name: str) -> str:
     storage = library.program.storage(name)
     if storage.role in ("const", "list"):
         return f"{library.prefix}_{name}"
-    macro = {"float32": "TT_F32", "int32": "TT_I32", "uint8": "TT_U8"}[storage.dtype]
+    macro = {"float32": "TT_F32", "int32": "TT_I32", "uint8": "TT_U8"}.get(storage.dtype)
+    if macro is None:
+        raise DTypeError("emit", name, storage.dtype, "float32, int32, uint8", "leave positions out")
     return f"{macro}({library.arena.offset(entry.name, name)})"
 
 
