@@ -175,8 +175,9 @@ def build(
         applies each gradient where it is made, one sample per step, and keeps none: 4 bytes less per trained weight. Default: True for
         `TaskAdaptive` (whose ``step`` calls the two), False for a fixed update.
     name
-        C identifier in small letters that all public names carry: ``tt_<name>_step``. The C runtime's own (loop, port, session, …) are
-        refused, and what ends like files of another library (``_internal``, ``_kernels``, ``_params``).
+        C identifier that all public names carry: ``tt_<name>_step``. The C runtime's own (loop, port, session, …) are refused, and what
+        ends like files of another library (``_internal``, ``_kernels``, ``_params``). Two libraries of one firmware must differ in
+        more than small and capital letters: macros are in capital ones.
     memory
         What the compiler does so that less has to be kept.
     also_train

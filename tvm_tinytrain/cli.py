@@ -85,7 +85,7 @@ def _add_compile(commands: Any) -> None:
     p.add_argument("model", help=".pt2, .onnx, or Relay text (.relay)")
     p.add_argument("-o", "--output", required=True, type=Path, help="archive to write, e.g. network.tar")
     p.add_argument("--target", default="c -mcpu=cortex-m7", help='"c -mcpu=cortex-m7" (default), "host", …')
-    p.add_argument("--name", default="model", help="C identifier in small letters (default: model)")
+    p.add_argument("--name", default="model", help="C identifier (default: model)")
     losses = ("cross-entropy", "mse", "bce", "prototypical")
     p.add_argument("--loss", choices=losses, default=losses[0], help="(default: cross-entropy)")
     p.add_argument("--optimizer", choices=("sgd", "adam", "adamw"), default="sgd", help="(default: sgd)")

@@ -195,14 +195,13 @@ def test_a_name_of_the_runtimes_own(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("Net", "found 'Net'; allowed small letters; write 'net'"),
         ("net_internal", "found 'net_internal'; allowed no name that ends in .*; a library 'net' would have"),
         ("my_net_params", "a library 'my_net' would have"),
         ("net_kernels", "a library 'net' would have"),
     ],
 )
-def test_a_name_whose_files_or_macros_may_be_another_librarys(name: str, text: str) -> None:
-    """`Net` and `net` shared TT_NET_H and TT_NET_ARENA_BYTES, `net_internal` and `net` a file."""
+def test_a_name_whose_files_may_be_another_librarys(name: str, text: str) -> None:
+    """`net_internal` and `net` shared a file."""
     refuse(PlanError, f"config: name: .*{text}", name=name)
 
 

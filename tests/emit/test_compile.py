@@ -12,7 +12,7 @@ import torch
 
 from tests.emit.libraries import M7, STRICT, Small, compile_objects, library, m7_flags, small
 from tvm_tinytrain.build import TrainModule, build
-from tvm_tinytrain.config import Adam, Budget
+from tvm_tinytrain.config import Adam, Budget, FullTrain, LastLayer
 from tvm_tinytrain.emit.c_kernel import MAX_STACK_ARRAY
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.selection import TaskAdaptive
@@ -109,6 +109,16 @@ def test_header_stands_alone(module: TrainModule, tmp_path: Path) -> None:
         f'#include "{name}.h"\n#include "{name}.h"\nint bytes = {name.upper()}_ARENA_BYTES;\n'
     )
     subprocess.run(["gcc", *STRICT, "-c", "user.c"], cwd=tmp_path, check=True)
+
+
+@pytest.mark.host_compiler
+def test_macros_that_two_libraries_share_are_no_secret(tmp_path: Path) -> None:
+    """The header of `net` behind that of `Net` was skipped, and its arena had the other's size."""
+    for name, update in (("Net", LastLayer()), ("net", FullTrain())):
+        library(name=name, update=update).write(tmp_path)
+    (tmp_path / "user.c").write_text('#include "tt_Net.h"\n#include "tt_net.h"\n')
+    result = subprocess.run(["gcc", *STRICT, "-c", "user.c"], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode != 0 and '"TT_NET_ARENA_BYTES" redefined' in result.stderr
 
 
 @pytest.mark.host_compiler

@@ -126,9 +126,6 @@ def check_name(name: str) -> None:
     if name.lower() in taken:  # TT_LOOP_H guards tt_Loop.h too
         allowed = f"a name other than {', '.join(taken)}"
         raise PlanError("config", "name", repr(name), allowed, "choose another name")
-    if name != name.lower():
-        hint = f"write {name.lower()!r}: macros are in capital letters whatever the name's are"
-        raise PlanError("config", "name", repr(name), "small letters", hint)
     if name.endswith(_FILE_ENDS):
         hint = f"a library {name.rsplit('_', 1)[0]!r} would have files of this name"
         allowed = f"no name that ends in {', '.join(_FILE_ENDS)}"
@@ -159,7 +156,9 @@ def emit_c(library: Library) -> dict[str, bytes]:
 
 
 def _guard(library: Library, suffix: str, body: str) -> str:
-    macro = f"{library.prefix}{suffix}_H".upper()
+    macro = f"{library.prefix}{suffix}_H"
+    # Of `Net` beside `net` the second header must not be skipped: the compiler then says which macros the two share.
+    macro = macro.upper() if library.prefix.islower() else macro
     return f"{BANNER}#ifndef {macro}\n#define {macro}\n\n{body}\n#endif /* {macro} */\n"
 
 
