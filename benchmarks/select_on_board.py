@@ -43,6 +43,7 @@ class BoardSelect:
 
     def fisher_instructions(self) -> int:
         """Instructions of the Fisher pass over one sample."""
+        self._session.call("fisher_begin")
         self._sample()
         return self._session.time("fisher")
 
@@ -50,6 +51,7 @@ class BoardSelect:
         """Start anew, select from these potentials, train one sample if the plan is not empty."""
         session = self._session
         session.reset()
+        session.call("fisher_begin")  # what stands in the potentials counts from here on
         session.write("options", np.array(option_words(budgets, options), np.uint32).view(np.int32))
         for layer in self._tables.layers:
             session.write(f"delta_{layer}", fisher[layer])
