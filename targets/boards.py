@@ -83,11 +83,16 @@ class Board:
         return parse_target("host" if self.chip.core == "host" else f"c -mcpu={self.chip.core}")
 
     @property
+    def is_emulated(self) -> bool:
+        """Whether an emulator of this machine runs it, which counts instructions."""
+        return self.runner.startswith("qemu")
+
+    @property
     def note(self) -> str:
         """What a reader of a list of boards must know."""
         if self.hardware:
             return "not run on hardware here: linked within its memories only"
-        return "emulated" if self.runner.startswith("qemu") else "a process of this machine"
+        return "emulated" if self.is_emulated else "a process of this machine"
 
     @property
     def all_tools(self) -> tuple[str, ...]:
@@ -161,7 +166,7 @@ def rpc_board(board: Board) -> Board:
 
     Raises BoardError where it has no operating system to run one.
     """
-    if board.target.core.is_microcontroller or board.runner.startswith("qemu"):
+    if board.target.core.is_microcontroller or board.is_emulated:
         allowed, hint = "a board with Linux, or host", "drive it over its own port"
         raise BoardError("connect", f"{board.name}, port rpc://", board.note, allowed, hint)
     return replace(board, runner="rpc", port="rpc", frame_payload_bytes=16 * KIB, tools=())

@@ -65,8 +65,7 @@ def estimate(board: Board, instructions: int, counted_on: Board) -> Estimate:
     if core not in _INSTRUCTIONS_PER_CYCLE or clock == 0:
         hint = "estimate for a board with a chip that exists"
         raise BoardError("estimate", board.name, "no clock", "a board with a clock", hint)
-    emulated = counted_on.runner.startswith("qemu")
-    if not emulated or not board.target.core.has_instructions_of(counted_on.target.core):
+    if not counted_on.is_emulated or not board.target.core.has_instructions_of(counted_on.target.core):
         found = f"a count on {counted_on.name} ({counted_on.target.core.name})"
         allowed, hint = f"instructions of an emulated core like {core}", "count on an emulated board like it"
         raise BoardError("estimate", board.name, found, allowed, hint)

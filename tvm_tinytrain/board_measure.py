@@ -156,8 +156,7 @@ def _with_room(library: Library) -> Library:
 
 
 def _for_batches(board: Board) -> Board:
-    emulated = board.runner.startswith("qemu")
-    return replace(board, frame_payload_bytes=LONG_FRAMES) if emulated else board
+    return replace(board, frame_payload_bytes=LONG_FRAMES) if board.is_emulated else board
 
 
 def _forget_candidates(folder: Path) -> None:

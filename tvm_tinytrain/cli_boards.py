@@ -237,7 +237,7 @@ def _boards(a: argparse.Namespace) -> int:
 
 def _runs(name: str) -> str:
     board = get_board(name)
-    return "linked only" if board.hardware else "emulated" if board.runner.startswith("qemu") else "here"
+    return "linked only" if board.hardware else "emulated" if board.is_emulated else "here"
 
 
 def _add_project(commands: Any) -> None:

@@ -218,7 +218,7 @@ def distinct_kernels(modules: Iterable[TrainModule]) -> dict[str, tirx.PrimFunc]
 
 def unit_of(board: Board) -> str:
     """The unit of what `Session.time` returns on a board."""
-    if board.runner.startswith("qemu"):
+    if board.is_emulated:
         return "instructions"
     return "cycles" if board.target.core.is_microcontroller else "nanoseconds"
 

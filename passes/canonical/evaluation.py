@@ -11,6 +11,7 @@ from tvm import relax
 
 from tvm_tinytrain.errors import UnsupportedOperatorError
 from tvm_tinytrain.passes.canonical.registry import Rewrite
+from tvm_tinytrain.passes.liveness import is_view
 from tvm_tinytrain.passes.rewriting import dtype_of, op_name, operands, shape_of, slice_range
 
 LARGEST = 4096
@@ -27,10 +28,8 @@ _ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "relax.logical_not": np.logical_not, "relax.bitwise_and": np.bitwise_and, "relax.bitwise_or": np.bitwise_or,
     "relax.bitwise_xor": np.bitwise_xor, "relax.bitwise_not": np.bitwise_not, "relax.isinf": np.isinf,
 }  # fmt: skip
-_VIEWS = ("relax.reshape", "relax.expand_dims", "relax.squeeze", "relax.flatten")
 _MOVES = (
-    *_VIEWS, "relax.clip", "relax.tril", "relax.triu", "relax.strided_slice", "relax.permute_dims", "relax.broadcast_to",
-    "relax.astype",
+    "relax.clip", "relax.tril", "relax.triu", "relax.strided_slice", "relax.permute_dims", "relax.broadcast_to", "relax.astype",
 )  # fmt: skip
 
 
@@ -56,13 +55,10 @@ def compute(
         value = None if values is None else np.asarray(_ELEMENTWISE[name](*values))
     elif value is None and name == "relax.take" and call.attrs.axis is not None:
         values = _all_known(operands(call), known)
-        axis = int(call.attrs.axis)
-        value = (
-            None
-            if values is None
-            else np.take(values[0], taken(call, values[1], values[0].shape[axis]), axis)
-        )
-    elif value is None and name in _MOVES and (first := known(call.args[0])) is not None:
+        if values is not None:
+            axis = int(call.attrs.axis)
+            value = np.take(values[0], taken(call, values[1], values[0].shape[axis]), axis)
+    elif value is None and (name in _MOVES or is_view(call)) and (first := known(call.args[0])) is not None:
         value = (
             np.trunc(first) if name == "relax.astype" and "int" in dtype else _moved(call, name, shape, first)
         )
@@ -130,4 +126,4 @@ def _moved(call: relax.Call, name: str, shape: tuple[int, ...], first: np.ndarra
         return first[np.ix_(*(begin + step * np.arange(count) for begin, step, count in ranges))]
     if name == "relax.permute_dims":
         return np.transpose(first, None if call.attrs.axes is None else [int(a) for a in call.attrs.axes])
-    return first.reshape(shape) if name in _VIEWS else first
+    return first.reshape(shape) if is_view(call) else first
