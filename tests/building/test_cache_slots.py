@@ -41,6 +41,22 @@ def store(library: InProcess, slot: int) -> float:
     return library.step(IMAGE, LABEL, "accumulate_store")
 
 
+def saved_by(library: InProcess) -> ctypes.Array[ctypes.c_ubyte]:
+    """A checkpoint of what is installed."""
+    compiled, arena = library._library, ctypes.c_void_p(library.arena.ctypes.data)
+    compiled.tt_model_save_size.restype = ctypes.c_size_t
+    size = compiled.tt_model_save_size(arena)
+    buffer = (ctypes.c_ubyte * size)()
+    assert compiled.tt_model_save(arena, buffer, ctypes.c_size_t(size)) == 0
+    return buffer
+
+
+def load(library: InProcess, saved: ctypes.Array[ctypes.c_ubyte]) -> None:
+    """Installs what the checkpoint says."""
+    arena = ctypes.c_void_p(library.arena.ctypes.data)
+    assert library._library.tt_model_load(arena, saved, ctypes.c_size_t(len(saved))) == 0
+
+
 def test_a_slot_is_taken_where_this_plan_stored_it(module: tt.TrainModule) -> None:
     with loaded(module, cflags=FAST) as library:
         library.arena[:] = 0x01  # what an arena may hold before
@@ -65,12 +81,7 @@ def test_slots_of_an_older_plan_are_empty(module: tt.TrainModule, again: str) ->
         install(library, module, FIRST)
         store(library, 0)
         if again == "load":
-            compiled, arena = library._library, ctypes.c_void_p(library.arena.ctypes.data)
-            compiled.tt_model_save_size.restype = ctypes.c_size_t
-            size = compiled.tt_model_save_size(arena)
-            buffer = (ctypes.c_ubyte * size)()
-            assert compiled.tt_model_save(arena, buffer, ctypes.c_size_t(size)) == 0
-            assert compiled.tt_model_load(arena, buffer, ctypes.c_size_t(size)) == 0
+            load(library, saved_by(library))
         elif again == "select":
             library.call("release")
             library.call("fisher_begin")
@@ -97,3 +108,35 @@ def test_the_pool_holds_as_many_samples_as_its_bytes_say() -> None:
         plan = library.read("plan")
         assert (plan[words["depth"]], plan[words["cache_point"]], plan[words["cache_slots"]]) == (depth, 1, 3)
         assert least < most
+
+
+@pytest.mark.parametrize("again", ["install", "select", "load"])
+def test_slots_end_below_a_budget_set_at_run_time(module: tt.TrainModule, again: str) -> None:
+    """No plan, slot or stored sample touches the arena behind the budget; a pool of its own keeps all its slots."""
+    words = module.metadata["adaptive"]["plan_words"]
+    pool = module.metadata["adaptive"]["cache"]["pool_bytes"] != 0
+    with loaded(module, cflags=FAST) as library:
+        install(library, module, FIRST)
+        plan = library.read("plan")
+        of_depth = module.metadata["adaptive"]["cache"]["slot_bytes"][plan[words["depth"]]]
+        slot = of_depth[plan[words["cache_point"]]]
+        budget = int(plan[words["end"]]) + 2 * slot + 3
+        options = library.read("options")
+        options[0] = budget
+        library.write("options", options)
+        if again == "select":
+            library.call("release")
+            library.call("fisher_begin")
+            library.step(IMAGE, LABEL, "fisher")
+        saved = saved_by(library) if again == "load" else None
+        library.arena[budget:] = 0xA5
+        if saved is not None:
+            load(library, saved)
+        else:
+            library.call(again)
+        slots = library.read("plan")[words["cache_slots"]]
+        if again != "select":  # it may choose what has larger slots
+            assert slots > 2 if pool else slots == 2
+        for n in range(slots):
+            store(library, n)
+        np.testing.assert_array_equal(library.arena[budget:], 0xA5)

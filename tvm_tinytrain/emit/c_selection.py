@@ -56,12 +56,12 @@ int {prefix}_fisher_begin(void *arena) {{
 }}
 
 /* Behind every new plan. Adam begins anew: its bias corrections are those before the first step. What the cache keeps depends on
- * the samples that it should have room for: the last word of the options. */
+ * the samples that it should have room for and on the memory budget: the last and the first word of the options. */
 static int settled(unsigned char *base, int status) {{
   if (status == TT_OK) {{
+    const uint32_t *const words = (const uint32_t *)(const void *)(base + {options});
     memset(base + {hyper} + sizeof(float), 0, 2 * sizeof(float));
-    tt_cache_choose(&rows_table, TT_PLAN(base), ((const uint32_t *)(const void *)(base + {options}))[{OPTION_WORDS - 1}],
-                    base);
+    tt_cache_choose(&rows_table, TT_PLAN(base), words[{OPTION_WORDS - 1}], words[0], base);
   }}
   return status;
 }}

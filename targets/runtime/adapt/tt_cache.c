@@ -12,11 +12,12 @@ static unsigned char *cache_of(const tt_rows_table *table, const uint32_t *plan,
   return table->cache != NULL ? table->cache : arena + plan[TT_PLAN_END(table)];
 }
 
-void tt_cache_choose(const tt_rows_table *table, uint32_t *plan, uint32_t samples,
+void tt_cache_choose(const tt_rows_table *table, uint32_t *plan, uint32_t samples, uint32_t budget,
                      unsigned char *arena) {
   const uint32_t depth = plan[TT_PLAN_DEPTH];
   const uint32_t end = plan[TT_PLAN_END(table)];
-  const uint32_t spare = end < table->arena_bytes ? table->arena_bytes - end : 0;
+  const uint32_t limit = budget < table->arena_bytes ? budget : table->arena_bytes;
+  const uint32_t spare = end < limit ? limit - end : 0;
   const uint32_t room = table->cache != NULL ? table->cache_bytes : spare;
   plan[TT_PLAN_POINT(table)] = TT_CACHE_INPUT;
   plan[TT_PLAN_SLOTS(table)] = 0;

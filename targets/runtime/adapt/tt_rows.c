@@ -109,6 +109,5 @@ int tt_rows_install(const tt_rows_table *table, uint32_t *plan, const uint8_t *b
     offset += rows[tensor->candidate] * tensor->row_bytes;
   }
   offsets[table->num_tensors] = (offset + 7) / 8 * 8;
-  tt_cache_choose(table, plan, 0, arena);
   return TT_OK;
 }

@@ -61,8 +61,8 @@ void tt_rows_clear(const tt_rows_table *table, uint32_t *plan);
 
 /* Selects the channels whose bit is set: bit c of `bitmap` (low bits first) is channel c of the
  * candidates' channels one after the other. Copies their rows from flash and clears gradients and
- * state. No bit at all is a plan too: the frozen network. Returns TT_ERR_ARENA_SMALL, and changes
- * nothing, if the rows do not fit. */
+ * state. No bit at all is a plan too: the frozen network. The cache has no slot before
+ * tt_cache_choose. Returns TT_ERR_ARENA_SMALL, and changes nothing, if the rows do not fit. */
 int tt_rows_install(const tt_rows_table *table, uint32_t *plan, const uint8_t *bitmap,
                     unsigned char *arena);
 
@@ -99,8 +99,9 @@ typedef struct {
 #define TT_CACHE_MARK_BYTES 4u
 
 /* Decides what the cache keeps: TT_CACHE_RESULT where it then has room for `samples` samples (0:
- * not known), else TT_CACHE_INPUT. Writes these two words of the plan, and empties all slots. */
-void tt_cache_choose(const tt_rows_table *table, uint32_t *plan, uint32_t samples,
+ * not known), else TT_CACHE_INPUT. Slots in the arena end below `budget` bytes of it. Writes these
+ * two words of the plan, and empties all slots. */
+void tt_cache_choose(const tt_rows_table *table, uint32_t *plan, uint32_t samples, uint32_t budget,
                      unsigned char *arena);
 
 /* Bytes that an item takes in the cache. */
