@@ -120,6 +120,7 @@ def evaluate(
     with Ranks.joined() as ranks, _Workers(contest, load, processes) as workers:
         _check(contest, load, processes)
         results = ranks.load(path, contest.describe())
+        ranks.meet()
         kept = 1 + max((r.episode for r in (*results.records, *results.held_out)), default=-1)
         if kept > contest.episodes:  # fewer would choose other rates and mix them with what is there
             hint = "ask for as many, or name another file"

@@ -110,13 +110,17 @@ class Ranks:
                 raise ArchiveError("evaluate", f"rank {rank}", f"other {differing}", "rank 0's options", hint)
             results.add(records, ())
 
-    def finish(self, path: Path | None) -> None:
-        """All records stand in `path` now: the ranks' own files are removed."""
+    def meet(self) -> None:
+        """Wait for all ranks: none writes what another still reads of an earlier run. TransportError where one is lost."""
         if self.world > 1:
             import torch.distributed as dist
 
             with self._talking():
                 dist.barrier()
+
+    def finish(self, path: Path | None) -> None:
+        """All records stand in `path` now: the ranks' own files are removed."""
+        self.meet()
         for file in _rank_files(path) if path is not None else ():
             file.unlink(missing_ok=True)
 
