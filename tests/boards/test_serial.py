@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -40,7 +41,8 @@ def serial_board(fake: Any, tmp_path: Path) -> Iterator[tuple[GeneratedProject, 
     board = replace(get_board("mps2-an500"), port="uart_cmsdk", runner="serial")
     generate_project(fake, board, tmp_path)
     project = Flashed(tmp_path, board, "fake").build()
-    command = ["qemu-system-arm", "-M", "mps2-an500", "-display", "none", "-monitor", "none"]
+    command = ["qemu-system-arm", "-M", "mps2-an500", "-display", "none"]
+    command += ["-monitor", f"unix:{tmp_path}/monitor,server,nowait"]
     command += ["-serial", "pty", "-kernel", str(project.program_path)]
     nothing = os.open(os.devnull, os.O_RDONLY)
     emulator = start_process(command, stdin=nothing)
@@ -78,6 +80,28 @@ def test_a_fault_comes_over_the_same_line(serial_board: tuple[GeneratedProject, 
         with pytest.raises(TransportError, match=told):
             session.call("write_nowhere")
         assert time.monotonic() - started < LATE_S / 2, "told at the call's time-out only"
+
+
+def test_a_board_that_restarts_is_another_one(
+    serial_board: tuple[GeneratedProject, str, Process], tmp_path: Path
+) -> None:
+    """Its reset button, a watchdog, a brown-out: what it answers then comes from the initial weights."""
+    project, device, _ = serial_board
+    with Session(project, port=device, timeout_s=LATE_S) as session:
+        first = session.step(X, Y)
+        assert session.step(X, Y) < first
+        with socket.socket(socket.AF_UNIX) as monitor:
+            monitor.connect(str(tmp_path / "monitor"))
+            answer = monitor.recv(1000)
+            monitor.sendall(b"system_reset\n")
+            while answer.count(b"(qemu)") < 2:
+                answer += monitor.recv(1000)
+        told = "found the board was started again since the session began, and what it had learnt is gone"
+        for ask in (lambda: session.step(X, Y), lambda: session.read("weight"), session.reset):
+            with pytest.raises(TransportError, match=told):
+                ask()
+    with Session(project, port=device) as session:
+        assert session.step(X, Y) == first
 
 
 def test_noise_before_the_first_frame(serial_board: tuple[GeneratedProject, str, Process]) -> None:

@@ -48,6 +48,7 @@ class Status(enum.IntEnum):
     RANGE = 6
     READ_ONLY = 7
     NOT_READY = 8
+    NOT_SYNCED = 9
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,11 @@ class Link:
         return self._transport.console() + shared.splitlines()
 
     def _raise_status(self, command: Command, reply: Frame) -> None:
+        if reply.code == Status.NOT_SYNCED:
+            found = "the board was started again since the session began, and what it had learnt is gone"
+            hint = "open a new session; its load() brings back what save() kept"
+            thing = f"{self._thing}, {command.name.lower()}"
+            raise TransportError("transport", thing, found, "the program that the session began with", hint)
         name = Status(reply.code).name if reply.code in list(Status) else str(reply.code)
         found = name.lower().replace("_", " ")
         hint = "the host and the firmware differ: build and flash again"

@@ -19,7 +19,8 @@ extern "C" {
 /* Payload of the request -> payload of the reply. u32 unless said otherwise; text ends in a zero.
  */
 typedef enum {
-  TT_CMD_SYNC = 1, /* nonce -> nonce. A new nonce starts a new count of request ids. */
+  TT_CMD_SYNC = 1, /* nonce -> nonce. A new nonce starts a new count of request ids. Before the
+                      first one nothing touches the arena: TT_REPLY_NOT_SYNCED. */
   TT_CMD_INFO =
       2,              /* -> protocol, most payload, arena bytes, arena alignment, tensors, entries,
                          ticks per second, arena bytes linked, then the texts library, version, digest, board */
@@ -44,7 +45,9 @@ typedef enum {
   TT_REPLY_NO_ENTRY = 5,
   TT_REPLY_RANGE = 6,
   TT_REPLY_READ_ONLY = 7,
-  TT_REPLY_NOT_READY = 8 /* "init" has failed; its status follows as int32 */
+  TT_REPLY_NOT_READY = 8, /* "init" has failed; its status follows as int32 */
+  TT_REPLY_NOT_SYNCED = 9 /* no TT_CMD_SYNC since this program started: it is not the one that the
+                             host's session began with */
 } tt_reply_status;
 
 typedef struct {

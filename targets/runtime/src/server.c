@@ -250,6 +250,11 @@ static int needs_library(uint8_t command) {
   return command == TT_CMD_READ || command == TT_CMD_WRITE || command == TT_CMD_CALL;
 }
 
+/* What a session does with the arena: after a restart that is the arena of an untrained library. */
+static int needs_session(uint8_t command) {
+  return needs_library(command) || command == TT_CMD_MEMORY || command == TT_CMD_RESET;
+}
+
 /* The request's payload and the reply's are the same bytes: take the arguments out first.
  * `repeated`: the command ran under this id already; one that was refused is refused again. */
 static tt_reply_status execute(tt_server *server, uint8_t command, int repeated, uint32_t length,
@@ -261,6 +266,9 @@ static tt_reply_status execute(tt_server *server, uint8_t command, int repeated,
   uint32_t arg[3] = {0, 0, 0};
   for (uint32_t i = 0; i < 3 && (i + 1) * 4 <= length; i++) {
     arg[i] = tt_get_u32(request + 4 * i);
+  }
+  if (needs_session(command) && !server->synced) {
+    return TT_REPLY_NOT_SYNCED;
   }
   if (needs_library(command) && server->init_status != TT_OK &&
       !(command == TT_CMD_CALL && arg[0] == 0)) {

@@ -135,6 +135,22 @@ static void what_did_not_run_is_no_repetition(void) {
   CHECK(request_words(TT_CMD_READ, 64, 0, 8, 4) == TT_REPLY_OK && reply[4] == 7);
 }
 
+/* A board that was started again would answer the session's requests from its initial weights. */
+static void a_new_server_waits_for_a_session(void) {
+  static uint32_t arena[8];
+  const int before = count_calls;
+  tt_server_init(&server, &library, (uint8_t *)arena, sizeof arena, receive);
+  CHECK(request_words(TT_CMD_CALL, 7, 1, 1, 0) == TT_REPLY_NOT_SYNCED && count_calls == before);
+  CHECK(request_words(TT_CMD_CALL, 7, 1, 1, 0) == TT_REPLY_NOT_SYNCED && count_calls == before);
+  CHECK(request_words(TT_CMD_READ, 8, 0, 8, 4) == TT_REPLY_NOT_SYNCED && reply_length == 8);
+  CHECK(request_words(TT_CMD_WRITE, 9, 0, 8, 1) == TT_REPLY_NOT_SYNCED);
+  CHECK(request(TT_CMD_MEMORY, 10, "", 0) == TT_REPLY_NOT_SYNCED);
+  CHECK(request(TT_CMD_RESET, 11, "", 0) == TT_REPLY_NOT_SYNCED);
+  CHECK(request(TT_CMD_INFO, 12, "", 0) == TT_REPLY_OK);
+  CHECK(request_words(TT_CMD_SYNC, 13, 94, 0, 0) == TT_REPLY_OK);
+  CHECK(request_words(TT_CMD_READ, 14, 0, 8, 4) == TT_REPLY_OK && reply[4] == 7);
+}
+
 static void a_broken_library_is_not_run(void) {
   static tt_tensor outside;
   outside = tensors[0];
@@ -145,6 +161,7 @@ static void a_broken_library_is_not_run(void) {
   broken.num_tensors = 1;
   tt_server_init(&server, &broken, (uint8_t *)arena, sizeof arena, receive);
   CHECK(server.init_status == TT_ERR_RANGE);
+  CHECK(request_words(TT_CMD_SYNC, 0, 93, 0, 0) == TT_REPLY_OK);
   CHECK(request_words(TT_CMD_READ, 1, 0, 0, 4) == TT_REPLY_NOT_READY);
   broken = library;
   broken.arena_bytes = 40;
@@ -171,6 +188,7 @@ int main(void) {
   CHECK(request(TT_CMD_RESET, 70, "", 0) == TT_REPLY_OK);
   CHECK(request_words(TT_CMD_READ, 71, 0, 8, 4) == TT_REPLY_OK && reply[4] == 7);
   CHECK(request(TT_CMD_EXIT, 72, "", 0) == TT_REPLY_OK && server.exiting);
+  a_new_server_waits_for_a_session();
   a_broken_library_is_not_run();
   return 0;
 }
