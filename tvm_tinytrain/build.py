@@ -29,7 +29,7 @@ from tvm_tinytrain.config import (
 from tvm_tinytrain.emit import Library, check_name, emit_c, emit_object, print_kernels
 from tvm_tinytrain.emit.metadata import describe_options, make_metadata, report_text
 from tvm_tinytrain.emit.model_library import pack, unpack
-from tvm_tinytrain.errors import ArchiveError, BudgetError, PlanError
+from tvm_tinytrain.errors import ArchiveError, BudgetError, PlanError, TargetError
 from tvm_tinytrain.frontend import import_model
 from tvm_tinytrain.passes.kernels.builder import executed_macs, kernel_kind, kernel_spec
 from tvm_tinytrain.passes.kernels.listed import LISTED
@@ -127,8 +127,12 @@ class LoadedModule:
     plan: UpdatePlan
 
     def report(self) -> str:
-        """As `TrainModule.report`."""
-        return report_text(self.metadata)
+        """As `TrainModule.report`; ArchiveError where the metadata was written by other hands and says less."""
+        try:
+            return report_text(self.metadata)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            found, hint = f"{type(error).__name__}: {error}", "export the module again"
+            raise ArchiveError("report", self.name, found, "the metadata of a build", hint) from error
 
     def _repr_html_(self) -> str:
         """As a `TrainModule` shows itself."""
@@ -138,8 +142,12 @@ class LoadedModule:
 def load(path: str | Path) -> LoadedModule:
     """Reads an archive that `TrainModule.export` wrote. Raises ArchiveError where it is damaged or of another format."""
     files, metadata = unpack(path)
-    plan = UpdatePlan.from_json(json.dumps(metadata["plan"]))
-    return LoadedModule(metadata["name"], parse_target(metadata["target"]), files, metadata, plan)
+    try:
+        plan = UpdatePlan.from_json(json.dumps(metadata["plan"]))
+        return LoadedModule(metadata["name"], parse_target(metadata["target"]), files, metadata, plan)
+    except (PlanError, TargetError) as error:
+        allowed, hint = "a plan and a target of this version", "export the module again"
+        raise ArchiveError("load", f"{path}, metadata.json", error, allowed, hint) from error
 
 
 def build(

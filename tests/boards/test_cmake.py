@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.boards.conftest import ARENA_BYTES, hand_written
+from tvm_tinytrain.emit.model_library import pack
 from tvm_tinytrain.micro.protocol import Link, read_info
 from tvm_tinytrain.micro.remote import RemoteLibrary
 from tvm_tinytrain.micro.runners import StartOptions, start
@@ -60,6 +59,9 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("user")
     kernels = {"form": "object", "triple": "arm-none-eabi", "mcpu": "cortex-m7"}
     write_archive(folder / "fake.tar", {}, {})
+    whole = (folder / "fake.tar").read_bytes()
+    (folder / "altered.tar").write_bytes(whole.replace(b"tt_fake_init", b"tt_fake_exit", 1))
+    (folder / "cut.tar").write_bytes(whole[: whole.index(b"tt_fake.h\0")])
     write_archive(folder / "object.tar", {"kernels": kernels}, {"tt_fake_kernels.o": b""})
     (folder / "CMakeLists.txt").write_text(PROJECT)
     (folder / "main.c").write_text(MAIN)
@@ -69,11 +71,7 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_archive(path: Path, metadata: dict[str, Any], more: dict[str, bytes]) -> None:
     described = {"name": "fake", "memory": {"arena_bytes": ARENA_BYTES}, **metadata}
     files = {**hand_written().files, **more, "metadata.json": json.dumps(described).encode()}
-    with tarfile.open(path, "w") as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
+    path.write_bytes(pack(files))
 
 
 def cmake(source: Path, build: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -155,6 +153,8 @@ def test_a_library_alone_is_compiled_for_its_board(user: Path, tmp_path: Path) -
             ["-DARCHIVE=object.tar", "-DLIBRARY_BOARD=mps2-an385"],
             "the board runs those for cortex-m0plus, cortex-m3;",
         ),
+        (["-DARCHIVE=altered.tar"], "altered.tar: tt_fake.c was altered; export the module again"),
+        (["-DARCHIVE=cut.tar"], "cut.tar has no tt_fake.h; export the module again"),
     ],
 )
 def test_what_is_wrong_is_said(user: Path, tmp_path: Path, options: list[str], message: str) -> None:

@@ -6,7 +6,9 @@ import importlib.metadata
 import json
 import math
 import re
+import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from tests.emit.libraries import M7, Small, library, small
 from tvm_tinytrain._version import __version__
 from tvm_tinytrain.build import TrainModule, build, load
 from tvm_tinytrain.config import Adam, BiasOnly, Budget, FullTrain, LastLayer, Update
+from tvm_tinytrain.emit.model_library import pack
 from tvm_tinytrain.errors import ArchiveError
 from tvm_tinytrain.plan import LayerUpdate, UpdatePlan
 from tvm_tinytrain.reporting import Report
@@ -239,6 +242,81 @@ def test_damaged_archives_are_refused(tmp_path: Path, damage: str) -> None:
     path.write_bytes({"cut": content[: len(content) // 3], "text": b"no archive", "empty": b""}[damage])
     with pytest.raises(ArchiveError, match=r"load: .*a\.tar: found .*; allowed"):
         load(path)
+
+
+def members(path: Path) -> dict[str, tarfile.TarInfo]:
+    with tarfile.open(path) as tar:
+        return {member.name: member for member in tar}
+
+
+def test_an_altered_archive_is_refused(tmp_path: Path) -> None:
+    """A tar has no digest of what its members hold: one other digit of a weight is another network."""
+    path = library().export(tmp_path / "a.tar")
+    whole = path.read_bytes()
+    for name, member in members(path).items():
+        content = bytearray(whole)
+        content[member.offset_data + member.size // 2] ^= 1
+        path.write_bytes(content)
+        says = "" if name == "SHA256SUMS" else f"altered {name}; allowed the files of its SHA256SUMS"
+        with pytest.raises(ArchiveError, match=rf"load: .*a\.tar: found .*{says}"):
+            load(path)
+
+
+def test_an_archive_cut_between_two_files_is_refused(tmp_path: Path) -> None:
+    path = library().export(tmp_path / "a.tar")
+    whole, found = path.read_bytes(), members(path)
+    for name, member in found.items():
+        path.write_bytes(whole[: member.offset] + bytes(1024))
+        with pytest.raises(ArchiveError, match=f"missing .*{name}" if name != "SHA256SUMS" else f"no {name}"):
+            load(path)
+    path.write_bytes(whole[: found["tt_small_params.c"].offset])
+    with pytest.raises(ArchiveError, match=r"found missing tt_small_params\.c; allowed"):
+        load(path)
+
+
+def test_a_file_more_or_less_in_an_archive_is_named(tmp_path: Path) -> None:
+    path = library().export(tmp_path / "a.tar")
+    (tmp_path / "more.c").write_text("int more;")
+    with tarfile.open(path, "a") as tar:
+        tar.add(tmp_path / "more.c", "more.c")
+    with pytest.raises(ArchiveError, match=r"found unknown more\.c; allowed"):
+        load(path)
+    with tarfile.open(path, "w") as tar:
+        tar.add(tmp_path / "more.c", "more.c")
+    with pytest.raises(ArchiveError, match="found no SHA256SUMS; allowed the digests of all files"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[]", "metadata.json with a list; allowed an object"),
+        ("[" * 100_000, "maximum recursion"),
+        ("{", "Expecting"),
+        ("{}", "found format None; allowed 1"),
+        ('{"format": true}', "found format True; allowed 1"),
+        ('{"format": 1}', "name of metadata.json: found nothing; allowed text"),
+        ({"tensors": 7}, "tensors of metadata.json: found int; allowed a list"),
+        ({"plan": {}}, "metadata.json: found update plan"),
+        ({"target": {"kind": "x"}}, "metadata.json: found target"),
+    ],
+)
+def test_metadata_of_another_shape_is_refused(tmp_path: Path, text: str | dict[str, Any], says: str) -> None:
+    module = library()
+    described = text if isinstance(text, str) else json.dumps({**module.metadata, **text})
+    path = tmp_path / "a.tar"
+    path.write_bytes(pack({**module.files, "metadata.json": described.encode()}))
+    with pytest.raises(ArchiveError, match=re.escape(says)):
+        load(path)
+
+
+def test_a_report_of_metadata_that_says_less_is_refused(tmp_path: Path) -> None:
+    module = library()
+    path = tmp_path / "a.tar"
+    described = json.dumps({**module.metadata, "training": {}}).encode()
+    path.write_bytes(pack({**module.files, "metadata.json": described}))
+    with pytest.raises(ArchiveError, match=r"report: small: found KeyError: 'trainable'; allowed"):
+        load(path).report()
 
 
 def test_write_and_export_leave_nothing_half_written(tmp_path: Path) -> None:
