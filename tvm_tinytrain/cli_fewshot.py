@@ -17,6 +17,7 @@ from tvm_tinytrain.errors import ArchiveError, ImportModelError, PlanError
 
 if TYPE_CHECKING:
     from tvm_tinytrain.fewshot.episodes import Sampler
+    from tvm_tinytrain.fewshot.ranks import Ranks
 
 _EVALUATE = """example:
   tinytrain evaluate --network backbone.json --data domains/birds domains/signs --scheme mcunet-99kb \\
@@ -117,7 +118,8 @@ def _add_evaluate(commands: Any) -> None:
         help="what they choose from in the last 18 layers: the expansions of inverted bottlenecks, all layers, or the"
         " expansions where there are any (auto, default)",
     )
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun: they share this machine's cores
+    told = os.environ.get("LOCAL_WORLD_SIZE", "")  # by torchrun: these ranks share this machine's cores
+    ranks_here = max(1, int(told)) if told.isdecimal() else 1
     p.add_argument(
         "--processes",
         type=int,
@@ -137,6 +139,19 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _evaluate(a: argparse.Namespace) -> int:
+    from tvm_tinytrain.fewshot.ranks import Ranks
+
+    least = {
+        "--episodes": (a.episodes, 1),
+        "--processes": (a.processes, 1),
+        "--iterations": (a.iterations, 0),
+    }
+    check_options("evaluate", {**least, "--seed": (a.seed, 0)})
+    with Ranks.joined() as ranks:  # before all that one of them may fail at, so that the others are told
+        return _evaluate_as(ranks, a)
+
+
+def _evaluate_as(ranks: Ranks, a: argparse.Namespace) -> int:
     from dataclasses import replace
     from functools import partial
 
@@ -152,12 +167,6 @@ def _evaluate(a: argparse.Namespace) -> int:
     from tvm_tinytrain.fewshot.tasks import AdaptOptions
     from tvm_tinytrain.micro.in_process import InProcess
 
-    least = {
-        "--episodes": (a.episodes, 1),
-        "--processes": (a.processes, 1),
-        "--iterations": (a.iterations, 0),
-    }
-    check_options("evaluate", {**least, "--seed": (a.seed, 0)})
     check_output(a.state)
     steps = {"iterations": a.iterations, "tuning_iterations": a.iterations}
     options = AdaptOptions(**steps, rates=_rates(a.rates), rate_by=(a.rate_by,))
@@ -189,7 +198,7 @@ def _evaluate(a: argparse.Namespace) -> int:
         print(
             f"{name}: no channel fits the budgets in {count} tasks; nothing is trained there", file=sys.stderr
         )
-    if os.environ.get("RANK", "0") == "0":
+    if ranks.rank == 0:
         printed: dict[str, Callable[[Sequence[Row]], str]] = {
             "text": as_text,
             "csv": as_csv,
@@ -222,7 +231,9 @@ def _add_meta_train(commands: Any) -> None:
     )
     p.add_argument("--epochs", type=int, default=100, help="(default: 100)")
     p.add_argument("--episodes", type=int, default=2000, help="tasks in an epoch (default: 2000)")
-    p.add_argument("--rate", type=float, default=5e-5, help="highest learning rate (default: 5e-5)")
+    p.add_argument(
+        "--rate", type=float, default=5e-5, help="highest learning rate, 1e-6 or more (default: 5e-5)"
+    )
     p.add_argument("--warmup", type=int, help="epochs of warm-up (default: 5, or all but one of fewer)")
     _sampler_options(p)
     p.add_argument("--device", default="cpu", help='"cpu" (default) or "cuda"')

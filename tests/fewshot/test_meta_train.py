@@ -48,6 +48,14 @@ def test_the_papers_schedule() -> None:
     assert rates[:6] == sorted(rates[:6]) and rates[5:] == sorted(rates[5:], reverse=True)
 
 
+@pytest.mark.parametrize("rate", [0.0, 1e-7])
+def test_no_epoch_trains_above_the_highest_rate(rate: float) -> None:
+    with pytest.raises(PlanError, match=r"rate: found .*allowed 1e-06 or more; .*least_rate"):
+        MetaTrainOptions(rate=rate)
+    lower = MetaTrainOptions(rate=rate, warmup_rate=rate / 2, least_rate=rate / 2)
+    assert max(lower.rate_at(e) for e in range(100)) == rate
+
+
 @pytest.mark.parametrize("stop_after", [1, 5, 7])
 def test_a_killed_run_resumes_to_the_weights_of_one_that_was_not(tmp_path: Path, stop_after: int) -> None:
     whole = run(tmp_path / "whole")

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 
 from tests.fewshot.small import SIZE, digits, small_backbone
 from tvm_tinytrain.errors import ArchiveError, TransportError
+from tvm_tinytrain.fewshot import ranks as ranks_module
 from tvm_tinytrain.fewshot.datasets import from_arrays
 from tvm_tinytrain.fewshot.episodes import FixedWays
 from tvm_tinytrain.fewshot.evaluate import Contest, evaluate
@@ -55,13 +57,17 @@ def _rank(contest: Contest, load: Any, path: Path, progress: Any, rank: int, por
         answers.put((rank, str(error)))
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 def run_ranks(
     contest: Contest, load: Any, path: Path, progress: Any = None
 ) -> tuple[dict[int, Any], list[int | None]]:
     """(what each rank that lived answered, exit codes)."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     context = get_context("spawn")
     answers = context.Queue()
     ranks = [
@@ -103,6 +109,58 @@ def test_a_killed_rank_ends_the_run_and_the_next_one_goes_on(
     ran: list[int] = []
     assert evaluate(contest, load, path=path, progress=lambda done, _: ran.append(done)).records == said[0]
     assert not ran
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE: found abc; allowed 1 or more"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE: found 0; allowed 1 or more"),
+        ({"WORLD_SIZE": "2"}, "RANK: found nothing; allowed a number, 0 … 1"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK: found 2; allowed a number, 0 … 1"),
+        ({"WORLD_SIZE": "2", "RANK": "-1"}, "RANK: found -1; "),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_PORT: found nothing; allowed a number, 0 … 65535"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "70000"}, "MASTER_PORT: found 70000; "),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "29500"}, "MASTER_ADDR: found nothing; "),
+    ],
+)
+def test_an_environment_that_is_no_ranks(environment: pytest.MonkeyPatch, given: Any, says: str) -> None:
+    for name, value in given.items():
+        environment.setenv(name, value)
+    with pytest.raises(TransportError) as caught, Ranks.joined():
+        pass
+    assert f"evaluate: {says}" in str(caught.value) and "torchrun" in str(caught.value)
+
+
+def test_a_rank_of_one_is_the_first(environment: pytest.MonkeyPatch) -> None:
+    """Other programs set RANK too; rank 0 is the one that prints."""
+    environment.setenv("RANK", "1")
+    with Ranks.joined() as ranks:
+        assert ranks == Ranks(0, 1)
+
+
+@pytest.mark.parametrize("agents_store", ["False", "True"], ids=["alone", "torchrun"])
+def test_a_rank_that_never_comes_is_not_waited_for(
+    environment: pytest.MonkeyPatch, agents_store: str
+) -> None:
+    """torchrun's store answers before any rank is there."""
+    port = free_port()
+    environment.setattr(ranks_module, "_MEETING", timedelta(seconds=1))
+    given = {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in {**given, "TORCHELASTIC_USE_AGENT_STORE": agents_store}.items():
+        environment.setenv(name, str(value))
+    store = torch.distributed.TCPStore("127.0.0.1", port, is_master=True) if agents_store == "True" else None
+    with pytest.raises(TransportError, match=r"rank 0: .*allowed all 2 ranks within 0:00:01"), Ranks.joined():
+        pass
+    del store
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """One that says nothing of ranks."""
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
 
 
 def record(episode: int) -> Record:

@@ -1,7 +1,7 @@
 """The offline stage: ProtoNet with cosine distance over episodes of many classes, in PyTorch.
 
 Defaults are TinyTrain's (ICML 2024, App. D and F.2), which are P>M>F's: 100 epochs of 2000 tasks, SGD with momentum
-0.9, rate 1e-6 → 5e-5 in 5 epochs, then a cosine down to 1e-6; scale 10, learnt. The paper states neither ways nor
+0.9, rate 1e-6 → 5e-5 in 5 epochs, then a cosine towards 1e-6; scale 10, learnt. The paper states neither ways nor
 shots of meta-training; P>M>F's are 5-way with 15 queries.
 
 A checkpoint holds weights, momentum, scale and the number of tasks done; task n, and what the network draws in it
@@ -47,7 +47,8 @@ _VALIDATION_SEED = 1 << 20
 
 @dataclass(frozen=True)
 class MetaTrainOptions:
-    """Schedule and tasks. rate, warmup_rate, least_rate: highest, first and last learning rate.
+    """Schedule and tasks. rate: the highest, of the epoch after warm-up; warmup_rate: of the first epoch, if any warms up;
+    least_rate: what the cosine falls to behind the last epoch. Each holds for an epoch; neither may lie above `rate`.
 
     warmup_epochs: None becomes the paper's 5, or all but the last epoch where there are fewer.
     augment: applied to the images of every task, or None. train_norms: batch statistics and their update while
@@ -83,6 +84,9 @@ class MetaTrainOptions:
             if not 0.0 <= getattr(self, name) < math.inf:
                 allowed, hint = "a finite number, 0 or more", "the paper's rate is 5e-5"
                 raise PlanError("meta-train", name, getattr(self, name), allowed, hint)
+        if self.rate < (floor := max(self.warmup_rate, self.least_rate)):
+            hint = "it is the highest: give more, or lower warmup_rate and least_rate with it"
+            raise PlanError("meta-train", "rate", self.rate, f"{floor:g} or more", hint)
         if self.augment is not None:
             check_augment("meta-train", self.augment)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from typing import Any, TypeVar
 from tvm_tinytrain.errors import ArchiveError, TransportError
 from tvm_tinytrain.fewshot.results import Results
 
+_MEETING = timedelta(minutes=30)
+"""How long ranks wait until all have come. Nobody notices one that ended before."""
 _PATIENCE = timedelta(days=30)
 """One rank's tasks may take hours longer than another's. A rank that dies closes its connections, so nobody waits for it."""
 _Job = TypeVar("_Job")
@@ -35,9 +38,10 @@ class Ranks:
     def joined(cls) -> Iterator[Ranks]:
         """The ranks that ``torchrun`` started (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT); they meet before any work.
 
-        Raises TransportError where they do not meet.
+        Inside of another such block they have met. Raises TransportError where one of the four is no rank's, and where
+        they do not meet.
         """
-        found = cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+        found = cls._asked()
         if found.world == 1:
             yield found
             return
@@ -45,22 +49,45 @@ class Ranks:
 
         own = not dist.is_initialized()
         if own:
-            with found._talking():
-                dist.init_process_group("gloo", timeout=_PATIENCE)
+            found._come_together()
         try:
             yield found
         finally:
             if own:
                 dist.destroy_process_group()
 
+    @classmethod
+    def _asked(cls) -> Ranks:
+        """What the environment says; without WORLD_SIZE a run is alone."""
+        world = _number("WORLD_SIZE", 1, sys.maxsize) if "WORLD_SIZE" in os.environ else 1
+        rank = 0 if world == 1 else _number("RANK", 0, world - 1)
+        if world > 1:
+            _number("MASTER_PORT", 0, 65535)
+            if not os.environ.get("MASTER_ADDR"):
+                raise _refused("MASTER_ADDR", "the name or address of rank 0's machine")
+        return cls(rank, world)
+
+    def _come_together(self) -> None:
+        import torch.distributed as dist
+        from torch.distributed.rendezvous import rendezvous
+
+        with self._talking(f"all {self.world} ranks within {_MEETING}"):
+            store, _, _ = next(rendezvous("env://", timeout=_MEETING))
+            # torchrun's own store is there before any rank is, and gloo would wait as long as for a task
+            store.set(f"tinytrain/{self.rank}", "here")
+            store.wait([f"tinytrain/{r}" for r in range(self.world)], _MEETING)
+            dist.init_process_group(
+                "gloo", store=store, rank=self.rank, world_size=self.world, timeout=_PATIENCE
+            )
+
     @contextmanager
-    def _talking(self) -> Iterator[None]:
+    def _talking(self, allowed: str | None = None) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:  # of torch.distributed
             hint = "start the same command again: with --state it goes on from what is finished"
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
-            allowed = f"all {self.world} ranks until the end"
+            allowed = allowed or f"all {self.world} ranks until the end"
             raise TransportError("evaluate", f"rank {self.rank}", said, allowed, hint) from error
 
     def share(self, jobs: Sequence[_Job]) -> Sequence[_Job]:
@@ -123,6 +150,22 @@ class Ranks:
         self.meet()
         for file in _rank_files(path) if path is not None else ():
             file.unlink(missing_ok=True)
+
+
+def _number(name: str, low: int, high: int) -> int:
+    """A number of the environment; TransportError where it is none, or lies outside."""
+    try:
+        value = int(os.environ.get(name, ""))
+    except ValueError:
+        value = low - 1
+    if not low <= value <= high:
+        raise _refused(name, f"{low} or more" if high == sys.maxsize else f"a number, {low} … {high}")
+    return value
+
+
+def _refused(name: str, allowed: str) -> TransportError:
+    hint = "start ranks by torchrun, which sets it; unset WORLD_SIZE for a run alone"
+    return TransportError("evaluate", name, os.environ.get(name) or "nothing", allowed, hint)
 
 
 def _rank_files(path: Path) -> list[Path]:
