@@ -96,8 +96,11 @@ class FoldBatchNorm:
                     continue
                 args = [r.look(a) for a in calls[source].args]
                 if source in frozen:
-                    axis = int(calls[source].attrs.axis)
-                    r.env[binding.var] = _freeze(r, args, frozen[source], axis, binding.var.name)
+                    attrs, channels = calls[source].attrs, shape_of(args[1])
+                    for index, given, value in ((1, attrs.scale, 1.0), (2, attrs.center, 0.0)):
+                        if not given:
+                            args[index] = relax.const(np.full(channels, value, np.float32))
+                    r.env[binding.var] = _freeze(r, args, frozen[source], int(attrs.axis), binding.var.name)
                     continue
                 r.env[binding.var] = args[0]
                 new = folded[source]

@@ -134,13 +134,13 @@ def resize(ctx: Rewrite) -> relax.Expr | None:
     a, x = ctx.attrs, ctx.call.args[0]
     if str(a.layout) != "NCHW":
         return None
-    (height, width), (rows, columns) = shape_of(x)[2:], ctx.out_shape[2:]
-    mode, planes = str(a.coordinate_transformation_mode), math.prod(ctx.out_shape[:2])
-    if str(a.method) == "linear" and mode in ("half_pixel", "pytorch_half_pixel", "align_corners"):
-        spec = BilinearSpec(planes, height, width, rows, columns, mode == "align_corners")
-        return ctx.view(ctx.kernel(bilinear(spec), [ctx.view(x, spec.x_shape)], spec.y_shape), ctx.out_shape)
+    mode = str(a.coordinate_transformation_mode)
+    if str(a.method) == "linear":
+        return _linear(ctx, x, mode)
     if str(a.method) != "nearest_neighbor":
         return None
+    (height, width), (rows, columns) = shape_of(x)[2:], ctx.out_shape[2:]
+    planes = math.prod(ctx.out_shape[:2])
     down, across = (
         nearest_index(size, count, mode, str(a.rounding_method))
         for size, count in ((height, rows), (width, columns))
@@ -155,6 +155,38 @@ def resize(ctx: Rewrite) -> relax.Expr | None:
         y = ctx.kernel(upsample(block), [ctx.view(x, block.x_shape)], block.y_shape)
         return ctx.view(y, ctx.out_shape)
     return take_along(ctx, take_along(ctx, x, 2, down), 3, across)
+
+
+def _linear(ctx: Rewrite, x: relax.Expr, mode: str) -> relax.Expr | None:
+    counts = ctx.out_shape[2:]
+    if mode == "asymmetric":
+        for axis, count in enumerate(counts, start=2):
+            x = _between(ctx, x, axis, np.arange(count) * (shape_of(x)[axis] / count))
+        return x
+    if mode not in ("half_pixel", "pytorch_half_pixel", "align_corners"):
+        return None
+    if mode == "pytorch_half_pixel":  # a single output is the first element
+        for axis, count in enumerate(counts, start=2):
+            x = take_along(ctx, x, axis, np.zeros(1, np.int64)) if count == 1 else x
+    planes, sizes = math.prod(ctx.out_shape[:2]), shape_of(x)[2:]
+    spec = BilinearSpec(planes, *sizes, *counts, mode == "align_corners")
+    return ctx.view(ctx.kernel(bilinear(spec), [ctx.view(x, spec.x_shape)], spec.y_shape), ctx.out_shape)
+
+
+def _between(ctx: Rewrite, x: relax.Expr, axis: int, positions: np.ndarray) -> relax.Expr:
+    """The elements around each of the ``positions``, none of which is negative, weighted by nearness."""
+    low = np.floor(positions).astype(np.int64)
+    weight = (positions - low).astype(np.float32)
+    x_low = take_along(ctx, x, axis, low)
+    if not weight.any():
+        return x_low
+    x_high = take_along(ctx, x, axis, np.minimum(low + 1, shape_of(x)[axis] - 1))
+    shape = [len(low) if i == axis else 1 for i in range(len(shape_of(x)))]
+    lower, upper = (
+        ctx.emit(relax.op.multiply(side, relax.const(factor.reshape(shape), "float32")))
+        for side, factor in ((x_low, 1 - weight), (x_high, weight))
+    )
+    return ctx.emit(relax.op.add(lower, upper))
 
 
 def nearest_index(size: int, count: int, mode: str, rounding: str) -> np.ndarray | None:

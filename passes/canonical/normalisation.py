@@ -11,7 +11,7 @@ from tvm_tinytrain.errors import UnsupportedOperatorError
 from tvm_tinytrain.passes.canonical.registry import Rewrite, rule
 from tvm_tinytrain.passes.kernels.normalisation import NormSpec, group_norm
 from tvm_tinytrain.passes.kernels.softmax import SoftmaxSpec, softmax
-from tvm_tinytrain.passes.rewriting import op_name
+from tvm_tinytrain.passes.rewriting import op_name, shape_of
 
 
 @rule("relax.nn.softmax", "relax.nn.log_softmax")
@@ -27,14 +27,17 @@ def softmax_along_axis(ctx: Rewrite) -> relax.Expr | None:
 
 @rule("relax.nn.layer_norm")
 def layer_norm(ctx: Rewrite) -> relax.Expr | None:
-    """Over the last axes: each row a group, γ and β shared by all rows."""
+    """Over the last axes: each row a group, γ and β shared by all rows. Other axes are brought to the end."""
     shape = ctx.shape()
     axes = sorted(int(a) % len(shape) for a in ctx.attrs.axes)
-    if axes != list(range(axes[0], len(shape))):
-        return None
-    size = math.prod(shape[axes[0] :])
+    size = math.prod(shape[a] for a in axes)
     spec = NormSpec(math.prod(shape) // size, size, 1, True, float(ctx.attrs.epsilon))
-    return _normalise(ctx, spec)
+    order = [i for i in range(len(shape)) if i not in axes] + axes
+    if order == sorted(order):
+        return _normalise(ctx, spec)
+    moved = ctx.emit(relax.op.permute_dims(ctx.args[0], order))
+    y = _normalise(ctx, spec, moved)
+    return ctx.emit(relax.op.permute_dims(y, [order.index(i) for i in range(len(shape))]))
 
 
 @rule("relax.nn.group_norm")
@@ -66,16 +69,17 @@ def _by_channel(ctx: Rewrite, groups: int) -> relax.Expr:
     spec = NormSpec(batch * groups, channels // groups, math.prod(shape[2:]), False, float(a.epsilon))
     if batch == 1:
         return _normalise(ctx, spec)
-    y, column = _normalise(ctx, spec, affine=False), (1, channels, *[1] * (rank - 2))
+    y, column = _normalise(ctx, spec, ctx.args[0], affine=False), (1, channels, *[1] * (rank - 2))
     if a.scale:
         y = ctx.emit(relax.op.multiply(y, ctx.view(ctx.args[1], column)))
     return ctx.emit(relax.op.add(y, ctx.view(ctx.args[2], column))) if a.center else y
 
 
-def _normalise(ctx: Rewrite, spec: NormSpec, affine: bool = True) -> relax.Expr:
+def _normalise(ctx: Rewrite, spec: NormSpec, x: relax.Expr | None = None, affine: bool = True) -> relax.Expr:
+    x = ctx.args[0] if x is None else x
     ones, zeros = (relax.const(np.full(spec.affine_shape, v, np.float32)) for v in (1.0, 0.0))
     gamma = ctx.args[1] if ctx.attrs.scale and affine else ones
     beta = ctx.args[2] if ctx.attrs.center and affine else zeros
-    args = [ctx.view(ctx.args[0], spec.shape), *(ctx.view(v, spec.affine_shape) for v in (gamma, beta))]
+    args = [ctx.view(x, spec.shape), *(ctx.view(v, spec.affine_shape) for v in (gamma, beta))]
     both = ctx.kernel(group_norm(spec), args, [spec.shape, spec.stats_shape])
-    return ctx.view(ctx.emit(relax.TupleGetItem(both, 0)), ctx.out_shape)
+    return ctx.view(ctx.emit(relax.TupleGetItem(both, 0)), shape_of(x))

@@ -144,10 +144,15 @@ def _window_size(spec: PoolSpec, i: Any, j: Any) -> Any:
         return f32(spec.kernel[0] * spec.kernel[1])
     pads = (top, bottom, left, right) if spec.count_include_pad else (0, 0, 0, 0)
     sizes = []
-    for index, kernel, stride, begin, low, high, extent in (
-        (i, spec.kernel[0], spec.stride[0], top, pads[0], pads[1], spec.height),
-        (j, spec.kernel[1], spec.stride[1], left, pads[2], pads[3], spec.width),
+    for index, kernel, stride, step, begin, low, high, extent in (
+        (i, spec.kernel[0], spec.stride[0], spec.dilation[0], top, pads[0], pads[1], spec.height),
+        (j, spec.kernel[1], spec.stride[1], spec.dilation[1], left, pads[2], pads[3], spec.width),
     ):
         start = index * stride - begin
-        sizes.append(tirx.min(start + kernel, extent + high) - tirx.max(start, 0 - low))
+        if step == 1:
+            sizes.append(tirx.min(start + kernel, extent + high) - tirx.max(start, 0 - low))
+            continue
+        first = tirx.floordiv(tirx.max(0 - low - start, 0) + (step - 1), step)  # taps, not elements
+        last = tirx.floordiv(tirx.min(start + step * (kernel - 1), extent + high - 1) - start, step)
+        sizes.append(last - first + 1)
     return tirx.Cast("float32", sizes[0] * sizes[1])

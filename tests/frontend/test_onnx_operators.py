@@ -68,6 +68,7 @@ CASES = {
     "Clip low other": Case([node("Clip", "x", "low")], {"low": np.float32(-0.25)}),
     "Clip high": Case([node("Clip", "x", "", "high")], {"high": np.float32(0.5)}),
     "Clip infinite": Case([node("Clip", "x", "low", "high")], {"low": np.float32(0), "high": np.float32(np.inf)}),
+    "Clip crossed": Case([node("Clip", "x", "low", "high")], {"low": np.float32(0.5), "high": np.float32(-0.5)}),
     "Gemm": Case([node("Gemm", "x", "w", "b", transB=1)], {"w": (7, 5), "b": (7,)}, (1, 5)),
     "Gemm scaled": Case(
         [node("Gemm", "x", "w", "b", transA=1, alpha=0.5, beta=2.0)], {"w": (3, 5), "b": (1, 5)}, (3, 1)
@@ -131,6 +132,14 @@ CASES = {
     "Pad axes": Case([node("Pad", "x", "pads", "", "axes")], {"pads": ints(1, 2), "axes": ints(-1)}, opset=18),
     "Pad edge": Case([node("Pad", "x", "pads", mode="edge")], {"pads": ints(0, 0, 1, 1, 0, 0, 1, 1)}),
     "Pad reflect": Case([node("Pad", "x", "pads", mode="reflect")], {"pads": ints(0, 0, 1, 1, 0, 0, 2, 2)}),
+    "Reductions over nothing": Case(
+        [
+            node("ReduceL1", "x", noop_with_empty_axes=1), node("ReduceL2", "x", "none", noop_with_empty_axes=1),
+            node("ReduceSumSquare", "x", noop_with_empty_axes=1), node("Add", "t0", "t1"), node("Add", "t2", "t3"),
+            node("ReduceLogSum", "t4", noop_with_empty_axes=1), node("ReduceLogSumExp", "t5", noop_with_empty_axes=1),
+        ],
+        {"none": ints()}, opset=18,
+    ),
     "Resize": Case(
         [node("Resize", "x", "", "scales", mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")],
         {"scales": np.array([1, 1, 2, 3], np.float32)},

@@ -35,26 +35,68 @@ def cut(axes: list[int], begin: list[int], end: list[int], steps: list[int]) -> 
     return lambda x: relax.op.strided_slice(x, axes, begin, end, steps)
 
 
+def resized(mode: str, *size: int) -> Ours:
+    return lambda x: relax.op.image.resize2d(
+        x, size, layout="NCHW", method="linear", coordinate_transformation_mode=mode
+    )
+
+
+def asymmetric(*size: int) -> Theirs:
+    """Output i lies at i · extent / size, between two elements."""
+
+    def along(x: Tensor, axis: int, count: int) -> Tensor:
+        place = torch.arange(count) * (x.shape[axis] / count)
+        low = place.long()
+        high = (low + 1).clamp(max=x.shape[axis] - 1)
+        weight = (place - low).reshape([-1 if i == axis else 1 for i in range(4)])
+        return x.index_select(axis, low) * (1 - weight) + x.index_select(axis, high) * weight
+
+    return lambda x: along(along(x, 2, size[0]), 3, size[1])
+
+
 def taken(mode: str, *index: int) -> Ours:
     return lambda x: relax.op.take(x, relax.const(np.array(index), "int64"), 2, mode)
 
 
-def normalised(axis: int) -> Ours:
+def normalised(axis: int, scale: bool = True, center: bool = True) -> Ours:
     """Batch norm of ``axis`` with the statistics and factors of `STATISTICS`."""
 
     def body(x: relax.Expr) -> relax.Expr:
         arrays = [relax.const(np.float32(v)[: SHAPE[axis]]) for v in STATISTICS]
-        return relax.TupleGetItem(relax.op.nn.batch_norm(x, *arrays, axis=axis), 0)
+        norm = relax.op.nn.batch_norm(x, *arrays, axis=axis, scale=scale, center=center)
+        return relax.TupleGetItem(norm, 0)
 
     return body
 
 
-def by_torch(axis: int) -> Theirs:
+def by_torch(axis: int, scale: bool = True, center: bool = True) -> Theirs:
     """What `normalised` says."""
 
     def body(x: Tensor) -> Tensor:
         gamma, beta, mean, var = (torch.tensor(v[: SHAPE[axis]]).double() for v in STATISTICS)
-        return F.batch_norm(x.movedim(axis, 1), mean, var, gamma, beta).movedim(1, axis)
+        factors = gamma if scale else None, beta if center else None
+        return F.batch_norm(x.movedim(axis, 1), mean, var, *factors).movedim(1, axis)
+
+    return body
+
+
+def layer_normalised(axis: int, scale: bool = True, center: bool = True) -> Ours:
+    """Layer norm of ``axis`` with the factors of `STATISTICS`."""
+
+    def body(x: relax.Expr) -> relax.Expr:
+        arrays = [relax.const(np.float32(v)[: SHAPE[axis]]) for v in STATISTICS[:2]]
+        return relax.op.nn.layer_norm(x, *arrays, axes=[axis], scale=scale, center=center)
+
+    return body
+
+
+def layer_norm_by_torch(axis: int, scale: bool = True, center: bool = True) -> Theirs:
+    """What `layer_normalised` says."""
+
+    def body(x: Tensor) -> Tensor:
+        gamma, beta = (torch.tensor(v[: SHAPE[axis]]).double() for v in STATISTICS[:2])
+        factors = gamma if scale else None, beta if center else None
+        return F.layer_norm(x.movedim(axis, -1), SHAPE[axis : axis + 1], *factors).movedim(-1, axis)
 
     return body
 
@@ -95,10 +137,24 @@ CASES: dict[str, tuple[Ours, Theirs]] = {
         ),
         lambda x: x[:, :, [0, 0, 1, 2, 2, 2, 3, 4, 4]][..., [0, 0, 1, 2, 2, 2, 3]],
     ),
+    "resize, asymmetric": (resized("asymmetric", 8, 3), asymmetric(8, 3)),
+    "resize, asymmetric, by a whole factor": (resized("asymmetric", 10, 2), asymmetric(10, 2)),
+    "resize to one row": (
+        resized("pytorch_half_pixel", 1, 7),
+        lambda x: F.interpolate(x[:, :, :1], (1, 7), mode="bilinear"),
+    ),
+    "resize to one pixel": (resized("pytorch_half_pixel", 1, 1), lambda x: x[:, :, :1, :1]),
     "take from the end": (taken("fast", 0, -2), lambda x: x[:, :, [0, 3]]),
     "batch norm of channels": (normalised(1), by_torch(1)),
     "batch norm of rows": (normalised(2), by_torch(2)),
     "batch norm of columns": (normalised(3), by_torch(3)),
+    "batch norm without a scale": (normalised(1, scale=False), by_torch(1, scale=False)),
+    "batch norm without a shift": (normalised(2, center=False), by_torch(2, center=False)),
+    "batch norm without either": (normalised(3, False, False), by_torch(3, False, False)),
+    "layer norm without a scale": (layer_normalised(3, scale=False), layer_norm_by_torch(3, scale=False)),
+    "layer norm without a shift": (layer_normalised(3, center=False), layer_norm_by_torch(3, center=False)),
+    "layer norm of channels": (layer_normalised(1), layer_norm_by_torch(1)),
+    "layer norm of rows, without either": (layer_normalised(2, False, False), layer_norm_by_torch(2, False, False)),
     "pad channels": (pad("circular", 0, 0, 1, 0, 0, 0, 0, 0), lambda x: torch.cat([x[:, -1:], x], 1)),
 }  # fmt: skip
 

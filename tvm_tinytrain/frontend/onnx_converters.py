@@ -25,6 +25,7 @@ _QUANTISED = (
     "ConvInteger",
 )
 Attributes = dict[str, Any]
+Converter = Callable[[relax.BlockBuilder, list[relax.Expr], Attributes], relax.Expr | None]
 
 
 def unsupported(node: onnx.NodeProto) -> str | None:
@@ -86,14 +87,15 @@ def _constant(expr: relax.Expr | None) -> np.ndarray | None:
 
 
 def _clip(bb: relax.BlockBuilder, inputs: list[relax.Expr], attrs: Attributes) -> relax.Expr | None:
-    """``relax.clip``; a missing or infinite bound leaves relu, maximum or minimum."""
+    """``relax.clip``; a missing or infinite bound leaves relu, maximum or minimum. Where the lower bound is the larger one,
+    everything is the upper one."""
     x, low, high = inputs[:3]
     bounds = [None if bound is None else _constant(bound) for bound in (low, high)]
     if any(given is not None and value is None for given, value in zip((low, high), bounds, strict=True)):
         return None
     lo, hi = (None if b is None or not np.isfinite(b) else float(b) for b in bounds)
     if lo is not None and hi is not None:
-        return relax.op.clip(x, lo, hi)
+        return relax.op.clip(x, min(lo, hi), hi)
     if lo is not None:
         return relax.op.nn.relu(x) if lo == 0 else relax.op.maximum(x, relax.const(lo, "float32"))
     return x if hi is None else relax.op.minimum(x, relax.const(hi, "float32"))
@@ -237,13 +239,29 @@ _ROUNDINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-_CONVERTERS: dict[str, Callable[[relax.BlockBuilder, list[relax.Expr], Attributes], relax.Expr | None]] = {
+def _reduce_over_nothing(each: Callable[[relax.Expr], relax.Expr]) -> Converter:
+    """What a reduction makes of every element where ``noop_with_empty_axes`` leaves no axis to reduce; otherwise TVM's converter."""
+
+    def convert(bb: relax.BlockBuilder, inputs: list[relax.Expr], attrs: Attributes) -> relax.Expr | None:
+        axes = _constant(inputs[1])
+        no_axes = inputs[1] is None or (axes is not None and axes.size == 0)
+        return each(inputs[0]) if no_axes and attrs.get("noop_with_empty_axes", 0) else None
+
+    return convert
+
+
+_CONVERTERS: dict[str, Converter] = {
     "Clip": _clip,
     "Dropout": _dropout,
     "Einsum": _einsum,
     "Gather": _gather,
     "Gemm": _gemm,
     "Pad": _pad,
+    "ReduceL1": _reduce_over_nothing(relax.op.abs),
+    "ReduceL2": _reduce_over_nothing(relax.op.abs),
+    "ReduceLogSum": _reduce_over_nothing(relax.op.log),
+    "ReduceLogSumExp": _reduce_over_nothing(lambda x: x),
+    "ReduceSumSquare": _reduce_over_nothing(lambda x: relax.op.multiply(x, x)),
     "Resize": _resize,
     "Tile": _tile,
 }

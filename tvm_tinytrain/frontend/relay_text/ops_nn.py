@@ -61,7 +61,8 @@ def dense(call: OpCall) -> Value:
 
 @operator("nn.matmul", "nn.batch_matmul")
 def matmul(call: OpCall) -> Value:
-    """a · b of matrices, or of stacks of them."""
+    """a · b of matrices, or of stacks of them. TVM 0.7's ``nn.batch_matmul``, which has no attributes, is a · bᵀ; the text does not
+    say which version it is of, and is read as that of 0.8 and later."""
     call.ignore("units")
     call.text("out_dtype", "", ("", "float32", "void"))
     operands = [call.tensor(0), call.tensor(1)]

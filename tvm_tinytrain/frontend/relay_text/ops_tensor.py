@@ -46,7 +46,8 @@ def identity(call: OpCall) -> Value:
 @operator("clip")
 def clip(call: OpCall) -> Value:
     """min(max(x, a_min), a_max)."""
-    return _R.clip(call.tensor(0), call.number("a_min"), call.number("a_max"))
+    high = call.number("a_max")
+    return _R.clip(call.tensor(0), min(call.number("a_min"), high), high)
 
 
 @operator("cast")
@@ -57,13 +58,14 @@ def cast(call: OpCall) -> Value:
 
 
 def _axes(call: OpCall) -> list[int]:
-    """The axes that a reduction runs over: ``axis``, or all others with ``exclude``."""
+    """The axes that a reduction runs over: ``axis``, or all others with ``exclude``; without ``axis`` all of them either way."""
     rank = len(call.shape(0))
     axes = call.ints("axis")
-    chosen = range(rank) if axes is None else [call.axis("axis", a, rank) for a in axes]
-    if call.flag("exclude"):
-        return [a for a in range(rank) if a not in chosen]
-    return list(chosen)
+    exclude = call.flag("exclude")
+    if not axes:
+        return list(range(rank))
+    chosen = [call.axis("axis", a, rank) for a in axes]
+    return [a for a in range(rank) if a not in chosen] if exclude else chosen
 
 
 @operator(*_REDUCTIONS)
