@@ -168,8 +168,8 @@ def _linear(ctx: Rewrite, x: relax.Expr, mode: str) -> relax.Expr | None:
     if mode == "pytorch_half_pixel":  # a single output is the first element
         for axis, count in enumerate(counts, start=2):
             x = take_along(ctx, x, axis, np.zeros(1, np.int64)) if count == 1 else x
-    planes, sizes = math.prod(ctx.out_shape[:2]), shape_of(x)[2:]
-    spec = BilinearSpec(planes, *sizes, *counts, mode == "align_corners")
+    planes, (height, width), (rows, columns) = math.prod(ctx.out_shape[:2]), shape_of(x)[2:], counts
+    spec = BilinearSpec(planes, height, width, rows, columns, mode == "align_corners")
     return ctx.view(ctx.kernel(bilinear(spec), [ctx.view(x, spec.x_shape)], spec.y_shape), ctx.out_shape)
 
 
