@@ -61,7 +61,7 @@ class Chip:
         The chip's name and its core in `targets.cores.CORES`.
     memories
         Code is linked to the first ``flash``; stack, data and arena to the first ``sram``; an arena that does
-        not fit there goes to the first memory that it fits.
+        not fit there goes to the first other ``sram`` that it fits, else to the first ``external``.
     clock_hz
         Core clock; for an emulated machine the one of its timers.
     peripherals
@@ -99,6 +99,10 @@ class Chip:
         if len({memory.name for memory in self.memories}) < len(self.memories):
             found = ", ".join(memory.name for memory in self.memories)
             raise BoardError("board", f"chip {self.name}, memories", found, "different names", "rename one")
+
+    def arena_memories(self) -> tuple[Memory, ...]:
+        """Return the memories that an arena may lie in, in the order in which they are tried."""
+        return tuple(m for kind in ("sram", "external") for m in self.memories if m.kind == kind)
 
     def first(self, kind: str) -> Memory:
         """Return the first memory of a kind, which the chip must have."""

@@ -60,7 +60,7 @@ SECTIONS
     . = ALIGN(8);
   }} > {flash}
   .ARM.exidx : {{ *(.ARM.exidx*) }} > {flash}
-  .stack (NOLOAD) :
+  .stack (NOLOAD) : ALIGN(8)
   {{
     tt_stack_lower = .;
     . += {stack};
@@ -113,7 +113,13 @@ def mpu_regions(board: Board) -> tuple[Region, ...]:
 
 
 def whole(origin: int, size: int, access: str) -> list[Region]:
-    """Return the one region of Armv8-M that is [origin, origin + size); `off` holds its size."""
+    """Return the one region of Armv8-M that is [origin, origin + size); `off` holds its size.
+
+    The low five bits of both addresses say what the region permits: memory that they are part of is refused.
+    """
+    for address in (origin, origin + size):
+        if address % 32:
+            raise _unaligned(address)
     return [Region(origin, 0, access, size)]
 
 
@@ -142,11 +148,13 @@ def _largest_at(origin: int, end: int, access: str) -> tuple[Region, int]:
             on = sum(1 << (first + i) for i in range(count))
             best = (Region(base, log2_bytes, access, 0xFF & ~on), count * eighth)
     if best is None:
-        hint = "align the memory map to 32 bytes"
-        raise BoardError(
-            "memory map", f"address {origin:#x}", "no region fits", "multiples of 32 bytes", hint
-        )
+        raise _unaligned(origin)
     return best
+
+
+def _unaligned(address: int) -> BoardError:
+    hint = "align the memory map to 32 bytes"
+    return BoardError("memory map", f"address {address:#x}", "no region fits", "multiples of 32 bytes", hint)
 
 
 def mpu_initializer(regions: tuple[Region, ...]) -> str:

@@ -14,7 +14,7 @@ from tvm_tinytrain.errors import BoardError, ToolMissingError, TransportError
 from tvm_tinytrain.micro import Session, generate_project
 from tvm_tinytrain.micro.runners import StartOptions, start
 from tvm_tinytrain.targets.boards import BOARDS, Board, get_board
-from tvm_tinytrain.targets.memory_map import cover, linker_script, mpu_regions
+from tvm_tinytrain.targets.memory_map import cover, linker_script, mpu_regions, whole
 
 X = np.linspace(-1, 1, 16, dtype=np.float32).reshape(1, 16)
 Y = np.array([[1, 0, -1, 0.5]], dtype=np.float32)
@@ -132,3 +132,14 @@ def test_regions_cover_exactly(origin: int, size: int) -> None:
     assert covered[0][0] == origin
     assert sum(bytes_ for _, bytes_ in covered) == size
     assert all(a + n == b for (a, n), (b, _) in pairwise(covered))
+
+
+@pytest.mark.parametrize("span", [cover, whole])
+@pytest.mark.parametrize(
+    ("origin", "size", "at"),
+    [(0x38000014, 0xF00C, "0x38000014"), (0x38000000, 0xF004, "0x3800f00[04]"), (0x40000010, 1 << 20, "0x40000010")],
+)
+def test_memory_off_the_units_grain_is_refused(span: Any, origin: int, size: int, at: str) -> None:
+    """Armv8-M would take the low bits of such an address for permissions: read-only, or the other way round."""
+    with pytest.raises(BoardError, match=f"address {at}.*: found no region fits; allowed multiples of 32 bytes"):
+        span(origin, size, "TT_ACCESS_DATA")

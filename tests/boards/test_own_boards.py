@@ -10,8 +10,9 @@ import pytest
 
 from tvm_tinytrain.errors import ArchiveError, BoardError
 from tvm_tinytrain.micro import GeneratedProject, Session, generate_project
+from tvm_tinytrain.micro.exports import export_project
 from tvm_tinytrain.micro.runners import _RUNNERS, StartOptions, start
-from tvm_tinytrain.targets.boards import BOARDS, RUNNERS, get_board
+from tvm_tinytrain.targets.boards import BOARDS, RUNNERS, Board, get_board
 from tvm_tinytrain.targets.chips import CHIPS, Memory
 
 BOARD = get_board("mps2-an500")
@@ -100,6 +101,42 @@ def test_a_project_is_found_again_with_its_boards_options(
     (tmp_path / "project.json").write_text('{"library": "fake", "options": {"name": "mine"}}')
     with pytest.raises(ArchiveError, match="a project folder"):
         GeneratedProject.from_directory(tmp_path)
+
+
+def described(monkeypatch: pytest.MonkeyPatch, core: str, *memories: Memory) -> Board:
+    """The board with another core and other memories, at addresses where the emulator has memory."""
+    chip = replace(BOARD.chip, name="mine", core=core, memories=memories)
+    monkeypatch.setitem(CHIPS, "mine", chip)
+    machine = {"cortex-m0plus": "mps2-an385", "cortex-m7": "mps2-an500"}[core]
+    return replace(BOARD, name="mine", chip_name="mine", machine=machine, stack_bytes=2048)
+
+
+@pytest.mark.emulator
+def test_an_arena_goes_to_the_second_sram_before_external_memory(
+    fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Memory("S1", "sram", SRAM.origin, 6 << 10)
+    second = Memory("S2", "sram", SRAM.origin + (16 << 10), 128 << 10)
+    board = described(monkeypatch, "cortex-m7", FLASH, EXTERNAL, first, second)
+    with Session(fake, board, tmp_path / "board") as session:
+        session.call("step")
+        assert session.project.arena_memory == "S2" and session.memory()["external_bytes_linked"] == 0
+    export_project(fake, "bare-metal", tmp_path / "plain", board)
+    assert "> S2" in (tmp_path / "plain" / "board.ld").read_text()
+    assert [m.name for m in board.chip.arena_memories()] == ["S1", "S2", "PSRAM"]
+
+
+@pytest.mark.needs("arm-none-eabi-gcc")
+def test_the_stack_is_aligned_wherever_memory_begins(
+    fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Cortex-M0+ has no protection unit, so that nothing else asks where its memory begins."""
+    board = described(
+        monkeypatch, "cortex-m0plus", FLASH, Memory("S", "sram", SRAM.origin + 5, (60 << 10) + 3)
+    )
+    sections = generate_project(fake, board, tmp_path).build().program.sections
+    stack = next(section for section in sections if section.name == ".stack")
+    assert stack.address == SRAM.origin + 8 and stack.bytes == board.stack_bytes
 
 
 @pytest.mark.parametrize(

@@ -118,19 +118,19 @@ def _bare_metal(library: Library, board: Board) -> Files:
 
 def _memory_for(board: Board, library: Library) -> Memory:
     """The first memory that takes the arena; in SRAM lie also the stack, the pool of the library's cache, and the program's own."""
-    sram = board.chip.first("sram")
+    sram, *others = board.chip.arena_memories()
     arena = linked_arena_bytes(board, arena_bytes_of(library))
     pools = library.metadata.get("training", {}).get("pools", {})
     beside = board.stack_bytes + pools.get("cache", {}).get("bytes", 0)
-    external = [m for m in board.chip.memories if m.kind == "external" and m.bytes >= arena]
+    roomy = [memory for memory in others if memory.bytes >= arena]
     # Without a choice the linker decides, which knows to the byte.
-    if arena + beside + (_PROGRAM_BYTES if external else 0) <= sram.bytes:
+    if arena + beside + (_PROGRAM_BYTES if roomy else 0) <= sram.bytes:
         return sram
-    if not external:
+    if not roomy:
         found = f"arena of {arena} bytes, {beside} of stack and cache"
         hint = "lower the budget, or choose a board with more memory"
         raise BoardError("project", board.name, found, f"{sram.bytes} bytes of SRAM", hint)
-    return external[0]
+    return roomy[0]
 
 
 def _run_line(board: Board, name: str) -> str:

@@ -307,8 +307,7 @@ class GeneratedProject:
 
     def _link_firmware(self, objects: list[Path]) -> Memory:
         """Link with the arena in the first memory that takes it; return that memory."""
-        sram = self.board.chip.first("sram")
-        candidates = [sram, *(m for m in self.board.chip.memories if m.kind == "external")]
+        candidates = self.board.chip.arena_memories()
         script = self.folder / "board.ld"
         for memory in candidates:
             script.write_text(linker_script(self.board, memory), encoding="ascii")

@@ -33,7 +33,7 @@ SECTIONS
     . = ALIGN(8);
   } > SSRAM1
   .ARM.exidx : { *(.ARM.exidx*) } > SSRAM1
-  .stack (NOLOAD) :
+  .stack (NOLOAD) : ALIGN(8)
   {
     tt_stack_lower = .;
     . += 16384;

@@ -34,7 +34,7 @@ SECTIONS
     . = ALIGN(8);
   } > SRAM
   .ARM.exidx : { *(.ARM.exidx*) } > SRAM
-  .stack (NOLOAD) :
+  .stack (NOLOAD) : ALIGN(8)
   {
     tt_stack_lower = .;
     . += 16384;

@@ -33,7 +33,7 @@ SECTIONS
     . = ALIGN(8);
   } > FLASH
   .ARM.exidx : { *(.ARM.exidx*) } > FLASH
-  .stack (NOLOAD) :
+  .stack (NOLOAD) : ALIGN(8)
   {
     tt_stack_lower = .;
     . += 8192;
