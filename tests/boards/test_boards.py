@@ -137,9 +137,15 @@ def test_regions_cover_exactly(origin: int, size: int) -> None:
 @pytest.mark.parametrize("span", [cover, whole])
 @pytest.mark.parametrize(
     ("origin", "size", "at"),
-    [(0x38000014, 0xF00C, "0x38000014"), (0x38000000, 0xF004, "0x3800f00[04]"), (0x40000010, 1 << 20, "0x40000010")],
+    [
+        (0x38000014, 0xF00C, "0x38000014"),
+        (0x38000000, 0xF004, "0x3800f00[04]"),
+        (0x40000010, 1 << 20, "0x40000010"),
+    ],
 )
 def test_memory_off_the_units_grain_is_refused(span: Any, origin: int, size: int, at: str) -> None:
     """Armv8-M would take the low bits of such an address for permissions: read-only, or the other way round."""
-    with pytest.raises(BoardError, match=f"address {at}.*: found no region fits; allowed multiples of 32 bytes"):
+    with pytest.raises(
+        BoardError, match=f"address {at}.*: found no region fits; allowed multiples of 32 bytes"
+    ):
         span(origin, size, "TT_ACCESS_DATA")
