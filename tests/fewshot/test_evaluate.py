@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -97,7 +98,7 @@ def test_records_at_a_rate_that_is_no_longer_chosen_are_made_again(contest: Cont
     load, path = partial(InProcess, build_dir=folder), folder / "stale.json"
     whole = evaluate(contest, load)
     wrong = [
-        replace(r, outcome=replace(r.outcome, rate=0.5, accuracy=-1.0)) if r.outcome.method == "exact" else r
+        replace(r, outcome=replace(r.outcome, rate=0.5, accuracy=0.125)) if r.outcome.method == "exact" else r
         for r in whole.records
     ]
     Results(contest.describe(), wrong, whole.held_out).save(path)
@@ -183,6 +184,89 @@ def test_unknown_methods_and_damaged_results(tmp_path: Path) -> None:
     path.write_text('{"format": 1}')
     with pytest.raises(ArchiveError):
         Results.load(path, {})
+
+
+RECORD = {
+    "network": "small", "domain": "birds", "sampler": "5-way", "episode": 0, "ways": 5, "support": 25, "rate_by": "domain",
+    "outcome": {
+        "method": "exact", "accuracy": 0.5, "rate": 1e-3, "losses": [1.5, None], "layers": {"3": 4}, "memory_bytes": 9,
+        "backward_macs": 8, "trained_weights": 7, "seconds": 0.1,
+    },
+}  # fmt: skip
+HELD_OUT = {
+    "network": "small", "domain": "birds", "sampler": "5-way", "episode": 0,
+    "losses": {"exact": {"0": 1.5, "0.001": None}}, "fits_nothing": ["exact"],
+}  # fmt: skip
+NAMED = {
+    "network": "small", "datasets": {"birds": []}, "samplers": {"5-way": {}}, "libraries": {"exact": "5e"},
+    "adapt": {"rate_by": ["domain"], "rates": [0.0, 1e-3]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value", "says"),
+    [
+        ("records", "domain", None, "records 0: domain None"),
+        ("records", "episode", -1, "episode -1"),
+        ("records", "ways", "5", "ways '5'"),
+        ("records", "outcome", [], r"outcome: \[\]"),
+        ("records", "outcome.accuracy", 1.5, "outcome: accuracy 1.5"),
+        ("records", "outcome.accuracy", math.nan, "accuracy nan"),
+        ("records", "outcome.memory_bytes", -1, "memory_bytes -1"),
+        ("records", "outcome.losses", ["x"], "losses"),
+        ("records", "outcome.seconds", None, "seconds None"),
+        ("held_out", "losses", {"exact": {"0": "x"}}, "held_out 0: losses"),
+        ("held_out", "losses", {"exact": {"0": 1.0}}, "losses at 0; allowed 0, 0.001"),
+        ("held_out", "losses", {"other": {}}, "method other; allowed exact"),
+        ("held_out", "fits_nothing", "exact", "fits_nothing"),
+        ("held_out", "sampler", "6-way", "sampler 6-way; allowed 5-way"),
+        ("records", "network", "large", "network large; allowed small"),
+        ("records", "domain", "signs", "domain signs; allowed birds"),
+        ("records", "rate_by", "task", "choice of the rate by task; allowed domain"),
+        ("records", "outcome.method", "none", "method none; allowed exact"),
+    ],
+)
+def test_values_of_a_state_that_cannot_be(
+    tmp_path: Path, kind: str, key: str, value: object, says: str
+) -> None:
+    path, whole = (
+        tmp_path / "state.json",
+        {"format": 2, "options": NAMED, "records": [RECORD], "held_out": [HELD_OUT]},
+    )
+    path.write_text(json.dumps(whole))
+    assert len(Results.load(path, NAMED).records) == 1
+    damaged = json.loads(path.read_text())
+    *outer, last = key.split(".")
+    place = damaged[kind][0]
+    for name in outer:
+        place = place[name]
+    place[last] = value
+    path.write_text(json.dumps(damaged))
+    with pytest.raises(ArchiveError, match=f"found .*{says}"):
+        Results.load(path, NAMED)
+
+
+def test_a_state_that_cannot_be_written_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "state.json"
+    part = tmp_path / "state.json.part"
+    Results({"seed": 1}).save(path)
+    before = path.read_bytes()
+
+    def full(self: Path, text: str, **_: object) -> int:
+        self.write_bytes(text[:5].encode())
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, "write_text", full)
+        with pytest.raises(ArchiveError, match=r"state\.json: found .*No space left.*a writable path"):
+            Results({"seed": 2}).save(path)
+    assert path.read_bytes() == before and not part.exists()
+    part.mkdir()
+    with pytest.raises(ArchiveError, match=r"state\.json"):
+        Results({"seed": 2}).save(path)
+    assert path.read_bytes() == before and part.is_dir()
 
 
 def _data(name: str, first: int = 0) -> Dataset:

@@ -121,6 +121,15 @@ def test_a_session_comes_back_from_its_file(tmp_path: Path) -> None:
         SessionRecord.load(path)
 
 
+def test_a_session_whose_accuracies_are_too_few_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "session.json"
+    SessionRecord((1.5, 1.1, 0.7), (0.4, 0.6)).save(path)
+    with pytest.raises(ArchiveError, match="3 losses and 2 accuracies"):
+        SessionRecord.load(path)
+    SessionRecord((1.5, 1.1, 0.7)).save(path)  # of `learn`
+    assert SessionRecord.load(path).accuracies == ()
+
+
 def test_the_session_of_another_library_is_refused(
     module: tt.TrainModule, adaptive: tt.TrainModule, tmp_path: Path
 ) -> None:

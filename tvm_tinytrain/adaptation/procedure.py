@@ -140,14 +140,12 @@ def adapt(
         _choose(caller, task, draw, plan, fisher_through_prototypes) if caller.is_adaptive else (None, None)
     )
     caller.set_learning_rate(lr)
-    losses: list[float] = []
-    accuracies: list[float] = []
+    found: list[tuple[float, float]] = []  # in one step: Ctrl-C may come between any two
     interrupted = False
     try:
         for iteration in range(iterations):
             value, accuracy = _iterate(caller, task, draw())
-            losses.append(value)
-            accuracies.append(accuracy)
+            found.append((value, accuracy))
             seen = Progress(iteration + 1, iterations, value, accuracy)
             if progress is not None and progress(seen) is False:
                 interrupted = iteration + 1 < iterations
@@ -157,7 +155,8 @@ def adapt(
         interrupted = True
     classifier = task.classifier(caller)
     took = time.perf_counter() - start
-    return AdaptResult(tuple(losses), tuple(accuracies), classifier, fisher, used, interrupted, took)
+    losses, accuracies = tuple(v for v, _ in found), tuple(a for _, a in found)
+    return AdaptResult(losses, accuracies, classifier, fisher, used, interrupted, took)
 
 
 @dataclass(frozen=True)

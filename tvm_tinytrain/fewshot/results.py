@@ -7,14 +7,15 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from math import isfinite, nan, sqrt
+from math import inf, isfinite, nan, sqrt
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from tvm_tinytrain.errors import ArchiveError
-from tvm_tinytrain.fewshot.tasks import Outcome
+from tvm_tinytrain.fewshot.tasks import Outcome, name_of
 
 _FORMAT = 2
 Task = tuple[str, str, str, int]
@@ -105,7 +106,7 @@ class Results:
         self.held_out += {h.task: h for h in held_out if h.task not in tasks}.values()
 
     def save(self, path: Path) -> None:
-        """Write the file whole or not at all."""
+        """Write the file whole or not at all; ArchiveError where it cannot be written."""
         whole = {
             "format": _FORMAT,
             "options": self.options,
@@ -113,10 +114,16 @@ class Results:
             "records": [asdict(r) for r in self.records],
         }
         text = json.dumps(_null_for_no_number(whole), allow_nan=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")
-        part.write_text(text + "\n", encoding="utf-8")
-        part.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(text + "\n", encoding="utf-8")
+            part.replace(path)
+        except OSError as error:
+            with suppress(OSError):  # half of a file, if it is one
+                part.unlink()
+            hint = "make room there, or name another file; what is in it stays"
+            raise ArchiveError("evaluate", str(path), error, "a writable path", hint) from error
 
     @classmethod
     def load(cls, path: Path, options: Mapping[str, Any]) -> Results:
@@ -124,10 +131,14 @@ class Results:
 
         Raises ArchiveError where it is damaged, or was made with other options.
         """
-        if not path.exists():
-            return cls(options)
+        hint = "remove it, or name another file"
         try:
+            if not path.exists():
+                return cls(options)
             raw = json.loads(path.read_text(encoding="utf-8"))
+            for kind, rules in _RULES.items():
+                for number, one in enumerate(raw[kind]):
+                    _check(f"{kind} {number}", one, rules)
             records = [Record(**{**r, "outcome": _outcome(r["outcome"])}) for r in raw["records"]]
             held_out = [
                 HeldOut(
@@ -141,16 +152,19 @@ class Results:
             ]
             found = dict(raw["options"])
         except (OSError, AttributeError, ValueError, KeyError, TypeError) as error:
-            hint = "remove it, or name another file"
             raise ArchiveError("evaluate", str(path), error, "results of this program", hint) from error
         if json.loads(json.dumps(options)) != found:
             differing = sorted(
                 k for k in {*options, *found} if json.loads(json.dumps(options.get(k))) != found.get(k)
             )
-            hint = "give the same options, or name another file"
+            same = "give the same options, or name another file"
             raise ArchiveError(
-                "evaluate", str(path), f"other {', '.join(differing)}", "the same options", hint
+                "evaluate", str(path), f"other {', '.join(differing)}", "the same options", same
             )
+        for thing, (names, allowed) in _names(found, records, held_out).items():
+            if names - allowed:
+                unknown, known = (", ".join(sorted(n)) for n in (names - allowed, allowed))
+                raise ArchiveError("evaluate", str(path), f"{thing} {unknown}", known, hint)
         return cls(options, records, held_out)
 
     def fits_nothing(self) -> dict[str, int]:
@@ -167,6 +181,88 @@ class Results:
             key = (record.network, record.sampler, record.domain, record.outcome.method, record.rate_by)
             found.setdefault(key, []).append(record)
         return [_row(key, members, plain) for key, members in found.items()]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_amount(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0.0 <= value < inf
+
+
+def _is_loss(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
+def _all(good: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(good, value))
+
+
+def _each(good: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(good, value.values()))
+
+
+_Rules = Mapping[str, "Callable[[Any], bool] | _Rules"]
+_OF_TASK: _Rules = {"network": _is_text, "domain": _is_text, "sampler": _is_text, "episode": _is_count}
+_OUTCOME: _Rules = {
+    "method": _is_text,
+    "accuracy": lambda value: _is_amount(value) and value <= 1.0,
+    "rate": _is_amount,
+    "losses": _all(_is_loss),
+    "layers": _each(_is_count),
+    **dict.fromkeys(("memory_bytes", "backward_macs", "trained_weights"), _is_count),
+    "seconds": _is_amount,
+}
+_RULES: Mapping[str, _Rules] = {
+    "records": {
+        **_OF_TASK, "ways": _is_count, "support": _is_count, "rate_by": _is_text, "outcome": _OUTCOME,
+    },
+    "held_out": {**_OF_TASK, "losses": _each(_each(_is_loss)), "fits_nothing": _all(_is_text)},
+}  # fmt: skip
+"""What the values in a file are: what is none would reach the tables, or end a run in the middle."""
+
+
+def _check(where: str, raw: Any, rules: _Rules) -> None:
+    """ValueError for the first value that cannot be; one that is not there is found when the record is made."""
+    if not isinstance(raw, dict):
+        raise ValueError(f"{where}: {raw!r}")
+    for key, rule in rules.items():
+        if key not in raw:
+            continue
+        if isinstance(rule, Mapping):
+            _check(f"{where}: {key}", raw[key], rule)
+        elif not rule(raw[key]):
+            raise ValueError(f"{where}: {key} {raw[key]!r}")
+
+
+def _names(
+    options: Mapping[str, Any], records: Sequence[Record], held_out: Sequence[HeldOut]
+) -> dict[str, tuple[set[str], set[str]]]:
+    """{what: (names in the file, those that the options have)}, of what the options tell."""
+    tasks, told = [*records, *held_out], [losses for h in held_out for losses in h.losses.values() if losses]
+    methods = {r.outcome.method for r in records} | {
+        m for h in held_out for m in (*h.losses, *h.fits_nothing)
+    }
+    adapt = options.get("adapt", {})
+    rates = [_rates(map(name_of, adapt["rates"]))] if "rates" in adapt else None
+    found: dict[str, tuple[set[str], Any]] = {
+        "network": ({t.network for t in tasks}, [options["network"]] if "network" in options else None),
+        "domain": ({t.domain for t in tasks}, options.get("datasets")),
+        "sampler": ({t.sampler for t in tasks}, options.get("samplers")),
+        "method": (methods, options.get("libraries")),
+        "choice of the rate by": ({r.rate_by for r in records}, adapt.get("rate_by")),
+        "losses at": ({_rates(losses) for losses in told}, rates),
+    }
+    return {thing: (names, set(allowed)) for thing, (names, allowed) in found.items() if allowed is not None}
+
+
+def _rates(names: Iterable[str]) -> str:
+    return ", ".join(sorted(set(names)))
 
 
 def _outcome(raw: Mapping[str, Any]) -> Outcome:

@@ -24,8 +24,9 @@ def finite_or_none(value: float) -> float | None:
 
 @dataclass(frozen=True)
 class SessionRecord:
-    """losses, accuracies: of the pseudo-queries by iteration. fisher, plan: of a task-adaptive library, else None.
+    """losses, accuracies: of the pseudo-queries by iteration; accuracies of all or, as from `learn`, of none.
 
+    fisher, plan: of a task-adaptive library, else None.
     library: the digest of the library that was adapted; None where it is not known, as in older files.
     """
 
@@ -77,6 +78,9 @@ class SessionRecord:
             raw = json.loads(Path(path).read_text(encoding="utf-8"))
             if raw["format"] != _FORMAT:
                 raise ValueError(f"format {raw['format']}")
+            losses, accuracies = len(raw["losses"]), len(raw["accuracies"])
+            if accuracies not in (0, losses):
+                raise ValueError(f"{losses} losses and {accuracies} accuracies")
             fisher, plan, library = raw["fisher"], raw["plan"], raw.get("library")
             return cls(
                 tuple(math.nan if v is None else float(v) for v in raw["losses"]),
