@@ -21,7 +21,8 @@ class AppendLoss:
 
     ``predict: y = f(x)``  →  ``step: y = f(x); loss = L(y, label)``. The label is int32[1] for cross-entropy and float32 of the
     output's shape for the elementwise losses. With `Prototypical` it is ``seed``, the gradient of the loss with respect to the
-    output, and the loss of one sample is output · seed.
+    output, and the loss of one sample is output · seed. Cross-entropy asks for two classes at least: the probability of a single one is
+    1, whatever the network says, and nothing is learnt.
     """
 
     def __init__(self, loss: Loss) -> None:
@@ -61,6 +62,9 @@ class AppendLoss:
                     "[1, classes]",
                     "end the network with a classifier",
                 )
+            if out[1] < 2:
+                found, hint = "one class", "take BinaryCrossEntropy() with targets 0 and 1, or MSE()"
+                raise ShapeError("append loss", "network output", found, "[1, 2 or more classes]", hint)
             return (1,), "int32", losses.softmax_cross_entropy(out[1], self.loss.label_smoothing)
         kind = {MSE: "mse", BinaryCrossEntropy: "bce", Prototypical: "dot"}[type(self.loss)]
         return out, "float32", losses.elementwise_loss(kind, math.prod(out))

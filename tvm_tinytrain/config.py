@@ -53,7 +53,7 @@ def _check_number(thing: str, value: object, low: float = 0.0, below: float = ma
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Softmax cross-entropy of logits[1, classes] against an int32 label, as ``torch.nn.CrossEntropyLoss``."""
+    """Softmax cross-entropy of logits[1, 2 or more classes] against an int32 label, as ``torch.nn.CrossEntropyLoss``."""
 
     label_smoothing: float = 0.0
 

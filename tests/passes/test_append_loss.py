@@ -84,6 +84,22 @@ def test_cross_entropy_of_a_feature_map_is_refused() -> None:
         AppendLoss(CrossEntropy())(with_zeros(Map, "predict"))
 
 
+def test_cross_entropy_of_a_single_output_is_refused() -> None:
+    @I.ir_module
+    class Single:
+        @R.function
+        def predict(x: R.Tensor((1, 1), "float32")):
+            R.func_attr({"num_input": 1})
+            with R.dataflow():
+                y = R.nn.relu(x)
+                R.output(y)
+            return y
+
+    with pytest.raises(ShapeError, match=r"output: found one class; allowed .*2 or more.*BinaryCrossEntropy"):
+        AppendLoss(CrossEntropy())(with_zeros(Single, "predict"))
+    AppendLoss(BinaryCrossEntropy())(with_zeros(Single, "predict"))
+
+
 def test_predict_is_left_alone() -> None:
     before = with_zeros(Classifier, "predict")
     after = AppendLoss(CrossEntropy())(before)
