@@ -18,6 +18,7 @@ KINDS = ("c", "llvm")
 _KEYS = ("kind", "mcpu", "mtriple", "mattr", "keys")
 _DERIVED = ("tag", "host", "model", "num-cores")  # TVM prints them; they decide nothing here
 _FLOAT_ABI = "mfloat-abi"  # TVM's name for what follows from the core
+_OF_CORE = (_FLOAT_ABI, "mfpu")  # compilers' names for it
 _FEATURE = "feature."  # TVM derives such attributes from the others
 _MACHINES = {"arm64": "aarch64", "armv7": "arm", "armv7a": "arm", "armv7l": "arm", "thumbv7em": "arm"}
 _BARE = {"none", "unknown", "eabi", "eabihf"}
@@ -71,7 +72,7 @@ class Target:
         options: dict[str, object] = {"kind": self.kind}
         if self.kind == "llvm":
             options["mtriple"] = self.mtriple
-            if _float_abi(self.core) == "hard":
+            if _flag(self.core, _FLOAT_ABI) == "hard":
                 options[_FLOAT_ABI] = "hard"
         if self.mcpu != "host":
             options["mcpu"] = self.mcpu
@@ -123,7 +124,8 @@ def parse_target(target: object) -> Target:
     Raises
     ------
     TargetError
-        Unknown kind, core or option, a triple or float ABI that the core does not have, or features for C.
+        Unknown kind, core or option, a triple, float ABI or FPU that the core does not have, another core than this machine's for
+        ``host``, or features for C.
     """
     if isinstance(target, Target):
         return target
@@ -174,22 +176,26 @@ def _fields_of_tvm(target: Any) -> dict[str, object]:
 
 def _from_fields(fields: Mapping[Any, object], text: str) -> Target:
     for name in fields:
-        known = name in _KEYS or name in _DERIVED or name == _FLOAT_ABI or str(name).startswith(_FEATURE)
+        known = name in (*_KEYS, *_DERIVED, *_OF_CORE) or str(name).startswith(_FEATURE)
         if not known:
-            raise TargetError("target", text, f"option {name!r}", ", ".join(_KEYS), _HINT)
+            raise TargetError("target", text, f"option {name!r}", ", ".join((*_KEYS, *_OF_CORE)), _HINT)
     kind = str(fields.get("kind", "c"))
-    if kind == "host":
+    this_machine = kind == "host"
+    if this_machine:
         kind = "c"
     if kind not in KINDS:
         raise TargetError("target", text, f"kind {kind!r}", "host, " + ", ".join(KINDS), _HINT)
     triple = str(fields["mtriple"]) if fields.get("mtriple") else None
     mcpu = _core_name(fields.get("mcpu"), triple, text)
+    if this_machine and mcpu != "host":
+        raise TargetError("target", text, f"host with {mcpu}", "host alone", f'write "c -mcpu={mcpu}"')
     core = CORES[host_core_name() if mcpu == "host" else mcpu]
     if triple is not None and mcpu != "host" and not _same_system(triple, core.triple):
         raise TargetError("target", text, f"triple {triple} with {mcpu}", core.triple, _HINT)
-    if fields.get(_FLOAT_ABI) not in (None, _float_abi(core)):
-        found, allowed = f"{_FLOAT_ABI} {fields[_FLOAT_ABI]} with {mcpu}", _float_abi(core) or "none"
-        raise TargetError("target", text, found, allowed, "leave it out: it follows from the core")
+    for name in _OF_CORE:
+        if fields.get(name) not in (None, _flag(core, name)):
+            found, allowed = f"{name} {fields[name]} with {mcpu}", _flag(core, name) or "none"
+            raise TargetError("target", text, found, allowed, "leave it out: it follows from the core")
     attributes = tuple(a for a in _attributes(fields.get("mattr"), text) if a not in core.llvm_attributes)
     if attributes and kind != "llvm":
         hint = "leave it out: the core says what the C compiler is told"
@@ -197,9 +203,9 @@ def _from_fields(fields: Mapping[Any, object], text: str) -> Target:
     return Target(kind, mcpu, core.triple, attributes)
 
 
-def _float_abi(core: Core) -> str | None:
-    """How floats are handed over, where the core's compiler has to be told."""
-    flags = [flag.partition("=")[2] for flag in core.cflags if flag.startswith("-mfloat-abi=")]
+def _flag(core: Core, name: str) -> str | None:
+    """The value of a compiler's option, where the core's compiler has to be told."""
+    flags = [flag.partition("=")[2] for flag in core.cflags if flag.startswith(f"-{name}=")]
     return flags[0] if flags else None
 
 

@@ -177,7 +177,6 @@ def _compile(a: argparse.Namespace) -> int:
         timed = {"pass_seconds": module.pass_seconds} if a.time_passes else {}
         print(json.dumps({"archive": str(a.output), **module.metadata, **timed}, indent=1, sort_keys=True))
         return 0
-    print(json.dumps(module.metadata["options"], sort_keys=True))
     if a.time_passes:
         for name, seconds in module.pass_seconds.items():
             print(f"{seconds:8.3f} s  {name}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-UPDATES = "full, last-layer, bias-only, tinytl, adapterdrop:0.5, sparse:SCHEME, adaptive, adaptive:expansions"
+UPDATES = "full, last-layer, bias-only, tinytl, adapterdrop:0.5, sparse:SCHEME, adaptive, adaptive:all, adaptive:expansions, adaptive:auto"
 
 
 def parse_update(stage: str, text: str, also: str = "") -> Any:
@@ -38,7 +38,9 @@ def parse_update(stage: str, text: str, also: str = "") -> Any:
     try:
         return UpdatePlan.from_json(Path(text).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
+        named = "/" not in text and not text.endswith(".json")  # as the words are, not as a file
+        found = "no such update" if not text or (named and not Path(text).exists()) else error
         allowed = f"{UPDATES}, {also}or a JSON file"
         raise PlanError(
-            stage, f"--update {text}", error, allowed, "check the spelling or the path"
+            stage, f"--update {text}", found, allowed, "check the spelling or the path"
         ) from error

@@ -104,6 +104,27 @@ def test_candidates_by_what_they_do(folder: Path, tmp_path: Path, capsys: pytest
     assert not (tmp_path / "x.tar").exists()
 
 
+def test_an_update_that_there_is_not(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["compile", str(folder / "net.pt2"), "-o", str(tmp_path / "x.tar"), "--update"]
+    for wrong in ("last_layer", "mcunet-99kb", ""):
+        assert main([*words, wrong]) == 1
+        said = f"--update {wrong}: found no such update; allowed full, last-layer, "
+        assert said in (told := capsys.readouterr().err) and "adaptive:all, adaptive:expansions" in told
+    for wrong in ("plan.json", "none/plan"):
+        assert main([*words, wrong]) == 1
+        assert f"No such file or directory: '{wrong}'; allowed full" in capsys.readouterr().err
+
+
+def test_what_compile_says_to_a_person_is_the_report(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compile", str(folder / "net.pt2"), "-o", str(tmp_path / "x.tar")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "model for c -mcpu=cortex-m7" and lines[-1] == f"wrote {tmp_path / 'x.tar'}"
+
+
 @pytest.mark.emulator
 def test_an_adaptive_library_learns_folders_of_images(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -16,6 +16,8 @@ from tvm_tinytrain.targets.target import Target, parse_target
         ("c", "c", "host", "gcc"),
         ("c -mcpu=cortex-m7", "c", "cortex-m7", "arm-none-eabi-gcc"),
         ("c -mcpu=cortex-m4f", "c", "cortex-m4", "arm-none-eabi-gcc"),
+        ("c -mcpu=cortex-m4 -mfloat-abi=hard -mfpu=fpv4-sp-d16", "c", "cortex-m4", "arm-none-eabi-gcc"),
+        ("host -mcpu=native", "c", "host", "gcc"),
         ("c --mcpu=cortex-m0plus", "c", "cortex-m0plus", "arm-none-eabi-gcc"),
         ('{"kind": "c", "mcpu": "cortex-m55"}', "c", "cortex-m55", "arm-none-eabi-gcc"),
         ({"kind": "c", "mcpu": "cortex-m33"}, "c", "cortex-m33", "arm-none-eabi-gcc"),
@@ -51,7 +53,7 @@ def test_tvm_knows_every_core(mcpu: str) -> None:
             r"core 'cortex-m8'; allowed host, cortex-m0plus, .*cortex-m55.*-mcpu=cortex-m7",
         ),
         ("rust", r"kind 'rust'; allowed host, c, llvm"),
-        ("c -march=armv7e-m", r"option 'march'; allowed kind, mcpu, mtriple"),
+        ("c -march=armv7e-m", r"option 'march'; allowed kind, mcpu, mtriple, mattr, keys, mfloat-abi, mfpu;"),
         ("c cortex-m7", r"found cortex-m7; allowed options of the form"),
         ("c -mtriple=aarch64-linux-gnu -mcpu=cortex-m7", "triple aarch64-linux-gnu with cortex-m7"),
         ("llvm -mtriple=riscv64-linux-gnu", "triple riscv64-linux-gnu without a core"),
@@ -69,6 +71,12 @@ def test_tvm_knows_every_core(mcpu: str) -> None:
         ("llvm -mcpu=cortex-a53 -mattr=neon", "mattr 'neon'; allowed"),
         ("c -mcpu=cortex-m7 -mfloat-abi=soft", "mfloat-abi soft with cortex-m7; allowed hard; leave it out"),
         ("c -mcpu=cortex-a53 -mfloat-abi=soft", "mfloat-abi soft with cortex-a53; allowed none"),
+        (
+            "c -mcpu=cortex-m7 -mfpu=fpv5-d16",
+            "mfpu fpv5-d16 with cortex-m7; allowed fpv5-sp-d16; leave it out",
+        ),
+        ("host -mcpu=cortex-m7", 'host with cortex-m7; allowed host alone; write "c -mcpu=cortex-m7"'),
+        ({"kind": "host", "mcpu": "cortex-a53"}, "host with cortex-a53; allowed host alone"),
     ],
 )
 def test_what_is_refused(written: object, message: str) -> None:
