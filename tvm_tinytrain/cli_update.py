@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-UPDATES = "full, last-layer, bias-only, tinytl, adapterdrop:0.5, sparse:SCHEME, adaptive, adaptive:all, adaptive:expansions, adaptive:auto"
+UPDATES = (
+    "full, last-layer, bias-only, tinytl, adapterdrop:0.5, sparse:SCHEME, "
+    "adaptive, adaptive:all, adaptive:expansions, adaptive:auto"
+)
 
 
 def parse_update(stage: str, text: str, also: str = "") -> Any:
