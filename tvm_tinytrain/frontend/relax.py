@@ -11,7 +11,7 @@ from tvm import relax
 
 from tvm_tinytrain.errors import DTypeError, ImportModelError, ShapeError
 from tvm_tinytrain.frontend.names import NameSupply
-from tvm_tinytrain.passes.rewriting import bindings, rebuild, substitute
+from tvm_tinytrain.passes.rewriting import bindings, op_name, rebuild, substitute
 from tvm_tinytrain.passes.state import get_values, with_values
 
 _TABLES = ("int32", "int64", "bool")
@@ -95,14 +95,14 @@ def _lift_constants(
     lifted: list[relax.Var] = []
 
     def lift(expr: relax.Expr) -> relax.Expr:
-        if (
-            isinstance(expr, tvm.ir.GenericConst)
-            and isinstance(expr.ty, relax.TensorType)
-            and expr.value.ndim > 0
-        ):
+        if isinstance(expr, tvm.ir.GenericConst) and isinstance(expr.ty, relax.TensorType):
+            value = to_numpy(expr.value)
+            if value.ndim == 0:
+                return relax.const(value, value.dtype.name) if str(expr.ty.dtype) == "float64" else expr
             name = names.unique(f"const_{len(lifted)}")
-            lifted.append(relax.Var(name, expr.ty))
-            values[name] = to_numpy(expr.value)
+            dtype = "float32" if str(expr.ty.dtype) == "float64" else expr.ty.dtype
+            lifted.append(relax.Var(name, relax.TensorType(value.shape, dtype)))
+            values[name] = value
             return lifted[-1]
         if isinstance(expr, relax.Tuple):
             return relax.Tuple([lift(f) for f in expr.fields])
@@ -115,13 +115,26 @@ def _lift_constants(
     def body(r: Any) -> relax.Expr:
         r.env.update(env)
         for b in bindings(r.func):
-            value = substitute(lifted_values[b.var], r.env)
+            value = _in_single_precision(substitute(lifted_values[b.var], r.env))
             trivial = isinstance(value, (relax.Var, relax.Tuple))
-            r.env[b.var] = value if trivial else r.emit(value, b.var.name)
+            r.env[b.var] = new = value if trivial else r.emit(value, b.var.name)
+            if isinstance(new.ty, relax.TensorType) and str(new.ty.dtype) == "float64":
+                hint = "let the network make its constants in float32"
+                raise DTypeError("frontend", f"{op_name(value)} at {b.var.name}", "float64", "float32", hint)
         return r.look(r.func.body.body)
 
     out = rebuild(mod, "main", body, params=[*params, *lifted], attrs={"num_input": num_input})
     return with_values(relax.transform.DeadCodeElimination(["main"])(out), values)
+
+
+def _in_single_precision(value: relax.Expr) -> relax.Expr:
+    """A cast to float64 as one to float32, in which everything is computed; what is float32 already as it is."""
+    if op_name(value) != "relax.astype" or str(value.attrs.dtype) not in ("float32", "float64"):
+        return value
+    source = value.args[0]
+    if isinstance(source, relax.Var) and str(source.ty.dtype) == "float32":
+        return source
+    return relax.op.astype(source, "float32")
 
 
 def _check_static(main: relax.Function, num_input: int) -> None:

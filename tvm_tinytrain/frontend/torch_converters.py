@@ -293,12 +293,29 @@ def _min_along(node: fx.Node, importer: Any) -> relax.Expr:
     return _emit(importer, relax.Tuple(found))
 
 
+def _grid_sample(node: fx.Node, importer: Any) -> relax.Var:
+    """PyTorch's grid ends with (x, y); Relax wants these in front of rows and columns."""
+    method = ("bilinear", "nearest", "bicubic")[int(_argument(node, 2, "interpolation_mode", 0))]
+    padding = ("zeros", "border", "reflection")[int(_argument(node, 3, "padding_mode", 0))]
+    grid = _emit(importer, relax.op.permute_dims(importer.env[node.args[1]], [0, 3, 1, 2]))
+    sampled = relax.op.image.grid_sample(
+        importer.env[node.args[0]],
+        grid,
+        method,
+        "NCHW",
+        padding,
+        bool(_argument(node, 4, "align_corners", False)),
+    )
+    return _emit(importer, sampled)
+
+
 CONVERTERS: dict[str, Converter] = {
     "add.Tensor": _scaled_operand(relax.op.add, operator.add),
     "sub.Tensor": _scaled_operand(relax.op.subtract, operator.sub),
     "elu.default": _elu,
     "celu.default": _celu,
     "index.Tensor": _index,
+    "grid_sampler_2d.default": _grid_sample,
     "group_norm.default": _group_norm,
     "native_group_norm.default": _group_norm,
     "upsample_nearest2d.vec": _upsample_nearest2d,

@@ -88,6 +88,7 @@ def from_exported_program(program: torch.export.ExportedProgram) -> tvm.IRModule
     _check_dtypes(program)
     _check_inputs(program)
     _check_state(program)
+    _check_training(program)
     try:
         with warnings.catch_warnings(), marked_gradient_stops(program):
             warnings.simplefilter("ignore", FutureWarning)
@@ -169,3 +170,32 @@ def _check_state(program: torch.export.ExportedProgram) -> None:
             raise UnsupportedOperatorError(
                 "frontend", f"buffer {name}", "changed by the network", "constants", hint
             )
+
+
+def _check_training(program: torch.export.ExportedProgram) -> None:
+    """Refuses what draws random numbers, and normalisation by the batch's statistics where there are running ones.
+
+    TVM makes constants of random numbers, and drops dropout whatever it is told. Dropout that does nothing is left alone.
+    """
+    graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
+    for node in (n for graph in graphs for n in graph.nodes if n.users):
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        given = dict(zip([a.name for a in node.target._schema.arguments], node.args, strict=False))
+        options = {a.name: a.default_value for a in node.target._schema.arguments} | given | node.kwargs
+        training = options.get("train", options.get("training", options.get("use_input_stats", True)))
+        if torch.Tag.nondeterministic_seeded in node.target.tags:
+            chance = options.get(
+                "dropout", options.get("dropout_p", options.get("p") if "train" in options else 1)
+            )
+            found = "training mode" if chance and {"train", "training"} & options.keys() else "random numbers"
+            wrong = training is not False and chance != 0
+        else:
+            found, wrong = (
+                "the batch's statistics",
+                training is True and options.get("running_mean") is not None,
+            )
+        if wrong:
+            hint = "export the network in evaluation mode, model.eval(), and take random numbers as an input"
+            thing = f"{node.target} ({node.name})"
+            raise UnsupportedOperatorError("frontend", thing, found, "evaluation of one sample", hint)
