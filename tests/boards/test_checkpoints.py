@@ -11,10 +11,11 @@ import torch
 
 import tvm_tinytrain as tt
 from tests.boards.conftest import EMULATED, HOST
-from tests.building.adaptive_net import SHAPE, network, samples
+from tests.building.adaptive_net import SHAPE, network, request, samples
 from tests.compiled import loaded
 from tvm_tinytrain.errors import CheckpointError, TransportError
 from tvm_tinytrain.micro import Session
+from tvm_tinytrain.micro.checkpoint import Checkpoint
 
 
 def build(**options: Any) -> tt.TrainModule:
@@ -59,6 +60,24 @@ def test_what_one_board_learnt_another_loads(module: tt.TrainModule, board: str,
         np.testing.assert_allclose(other.predict(images[0]), expected, rtol=1e-6, atol=1e-7)
         for name, values in other.trained_rows().items():
             np.testing.assert_array_equal(values, rows[name])
+
+
+@pytest.mark.host_compiler
+def test_a_checkpoint_is_of_what_is_installed_and_not_of_the_next_request(tmp_path: Path) -> None:
+    module = build(update=tt.TaskAdaptive(candidates=4), budget=tt.Budget(memory="20KB"))
+    none = "found nothing is trained; .*install or select first"
+    with Session(module, "host") as session:
+        with pytest.raises(CheckpointError, match=none):
+            session.save(tmp_path / "fresh.tt")
+        session.write("request", request(module, {1: [7], 3: [0, 1]}))
+        session.call("install")
+        first = session.save(tmp_path / "first.tt").read_bytes()
+        session.write("request", request(module, {3: [4, 5]}))
+        assert session.save(tmp_path / "second.tt").read_bytes() == first
+        assert Checkpoint.from_bytes(first).bitmap == request(module, {1: [7], 3: [0, 1]}).tobytes()
+        session.call("release")
+        with pytest.raises(CheckpointError, match=none):
+            session.save(tmp_path / "released.tt")
 
 
 @pytest.mark.host_compiler

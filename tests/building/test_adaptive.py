@@ -294,12 +294,30 @@ def test_options_of_no_meaning_are_refused(module: tt.TrainModule, word: int, va
         assert not library.read("request").any()
 
 
+def saved(library: InProcess) -> tuple[int, object]:
+    """(tt_model_save_size, the checkpoint that tt_model_save writes or its status)."""
+    code, arena = library._library, ctypes.c_void_p(library.arena.ctypes.data)
+    code.tt_model_save_size.restype = ctypes.c_size_t
+    size = code.tt_model_save_size(arena)
+    buffer = (ctypes.c_ubyte * max(size, 1))()
+    status = code.tt_model_save(arena, buffer, ctypes.c_size_t(size))
+    return size, status or buffer
+
+
 def test_an_arena_without_init_is_refused(module: tt.TrainModule) -> None:
     with loaded(module) as library:
-        library.arena[:] = 0xFF
-        for entry in ("predict", "accumulate", "apply", "fisher", "fisher_begin", "select"):
-            with pytest.raises(TransportError, match="-10"):
-                library.call(entry)
+        install(library, module, CHOICES[0])
+        size, checkpoint = saved(library)
+        assert size
+        for left in (0xFF, 0):  # erased; static, as the header has it
+            library.arena[:] = left
+            for entry in library.entries[1:]:
+                with pytest.raises(TransportError, match="-10"):
+                    library.call(entry)
+            assert saved(library) == (0, -10)
+            arena = ctypes.c_void_p(library.arena.ctypes.data)
+            assert library._library.tt_model_load(arena, checkpoint, ctypes.c_size_t(size)) == -10
+            assert (library.arena == left).all()
 
 
 @pytest.mark.parametrize("again", ["install", "select"])
@@ -355,11 +373,7 @@ def test_what_was_learnt_is_saved_and_loaded_and_damage_is_refused(module: tt.Tr
         for image, label in samples(3):
             trained.step(image, label, "accumulate")
         trained.call("apply")
-        library, arena = trained._library, ctypes.c_void_p(trained.arena.ctypes.data)
-        library.tt_model_save_size.restype = ctypes.c_size_t
-        size = library.tt_model_save_size(arena)
-        buffer = (ctypes.c_ubyte * size)()
-        assert library.tt_model_save(arena, buffer, ctypes.c_size_t(size)) == 0
+        size, buffer = saved(trained)
         target = ctypes.c_void_p(fresh.arena.ctypes.data)
         image, _ = samples(1)[0]
         before = fresh.predict(image)

@@ -11,7 +11,7 @@ import tvm_tinytrain as tt
 from tests.building.adaptive_net import build, install, samples
 from tests.compiled import loaded
 from tvm_tinytrain import adaptive_library
-from tvm_tinytrain.errors import PlanError
+from tvm_tinytrain.errors import PlanError, TransportError
 from tvm_tinytrain.selection import Budgets, TableAccounting
 
 FAST = ("-O0",)
@@ -83,6 +83,40 @@ def test_a_device_selects_within_the_arena_that_it_has() -> None:
             assert library.read("plan")[module.metadata["adaptive"]["plan_words"]["rows"]] == channels
         accounting = TableAccounting.from_metadata(module.metadata)
         assert Budgets.of(budget, accounting).memory_bytes == module.metadata["memory"]["arena_bytes"]
+
+
+@pytest.mark.host_compiler
+@pytest.mark.parametrize("criterion", ["exact", "tinytrain"])
+def test_a_budget_of_run_time_beyond_the_arena_is_the_arena(criterion: str) -> None:
+    least = build(update=tt.TaskAdaptive(candidates=4)).metadata["adaptive"]["activation_bytes"][-1]
+    update = tt.TaskAdaptive(criterion=criterion, candidates=4, channel_ratio=1)  # type: ignore[arg-type]
+    module = build(update=update, budget=tt.Budget(memory=least + 400))
+    plans = []
+    with loaded(module, cflags=FAST) as library:
+        size = library.view("options")[0]
+        for budget in (size, size + 1, 2**31 - 1, -1):  # the last one as unsigned
+            library.call("release")
+            library.call("fisher_begin")
+            for image, label in samples(3):
+                library.step(image, label, "fisher")
+            library.view("options")[0] = budget
+            library.call("select")
+            plans.append(library.read("request").tobytes())
+    assert any(plans[0]) and plans == plans[:1] * 4
+
+
+@pytest.mark.host_compiler
+def test_bits_behind_the_last_channel_are_no_plan() -> None:
+    module = build(update=tt.TaskAdaptive(candidates=4), budget=tt.Budget(memory=60000))
+    channels = sum(c["channels"] for c in module.metadata["adaptive"]["candidates"])
+    assert channels % 8
+    with loaded(module, cflags=FAST) as library:
+        install(library, module, {3: [0]})
+        before = library.read("plan")
+        library.view("request")[-1] |= 1 << channels % 8
+        with pytest.raises(TransportError, match="-4"):
+            library.call("install")
+        np.testing.assert_array_equal(library.read("plan"), before)
 
 
 def wide_stem() -> nn.Sequential:

@@ -294,12 +294,12 @@ def adaptive_entry(
             "  const uint64_t selected = (uint64_t)plan[TT_PLAN_SELECTED + 1] << 32 | plan[TT_PLAN_SELECTED];"
         )
     refused = {
-        "predict": (f"plan[TT_PLAN_DEPTH] > {none}", "init first"),
+        "predict": ("!tt_rows_is_plan(&rows_table, plan)", "init first"),
         "fisher": (
             f"plan[TT_PLAN_DEPTH] != {none} || plan[TT_PLAN_MEASURED(&rows_table)] == 0",
             "fisher_begin first",
         ),
-        **dict.fromkeys((*TRAINING, "apply"), (f"plan[TT_PLAN_DEPTH] >= {none}", "nothing is selected")),
+        **dict.fromkeys((*TRAINING, "apply"), ("!tt_rows_is_trained(&rows_table, plan)", "select first")),
     }
     if entry.name in refused:
         condition, why = refused[entry.name]
@@ -309,7 +309,7 @@ def adaptive_entry(
     if table:
         depth = "0" if entry.name == "fisher" else "plan[TT_PLAN_DEPTH]"
         lines.append(f"  const uint32_t *const at = {entry.name}_at[{depth}];")
-    if not table and "plan[" not in "".join(lines[3:]):
+    if not table and "plan" not in "".join(lines[3:]):
         lines.append("  (void)plan;")
     if not points:
         return "\n".join([table, *lines, *checks, text, "  return TT_OK;", "}", ""])

@@ -16,8 +16,8 @@ OPTIONS_TENSOR = "options"
 NORMS_TENSOR = "squared_norms"
 """Potentials of the criterion "l2", in flash."""
 OPTION_WORDS = 9
-"""Memory bytes, MACs (low, high word), criterion, ratio (numerator << 16 | denominator), overflow, seed (low, high word), samples that
-the cache should have room for."""
+"""Memory bytes (no more than the arena has), MACs (low, high word), criterion, ratio (numerator << 16 | denominator), overflow, seed
+(low, high word), samples that the cache should have room for."""
 
 
 def selection_entries(adaptive: AdaptiveLibrary, prefix: str, arena: ArenaPlan) -> str:
@@ -34,6 +34,11 @@ def selection_entries(adaptive: AdaptiveLibrary, prefix: str, arena: ArenaPlan) 
         if adaptive.has_norms
         else "return TT_ERR_BAD_VALUE; /* built for another criterion */"
     )
+    spare = ""
+    if total % 8:
+        spare = f"""  if (base[{request + total // 8}] >> {total % 8} != 0) /* bits behind the last channel */
+    return TT_ERR_BAD_VALUE;
+"""
     step = f"""int {prefix}_step(void *arena) {{
   const int status = {prefix}_accumulate(arena);
   return status == TT_OK ? {prefix}_apply(arena) : status;
@@ -68,11 +73,15 @@ static int settled(unsigned char *base, int status) {{
 
 int {prefix}_install(void *arena) {{
   unsigned char *const base = (unsigned char *)arena;
-  return settled(base, tt_rows_install(&rows_table, TT_PLAN(base), base + {request}, base));
+  if (!tt_rows_is_plan(&rows_table, TT_PLAN(base))) /* init first */
+    return TT_ERR_STATE;
+{spare}  return settled(base, tt_rows_install(&rows_table, TT_PLAN(base), base + {request}, base));
 }}
 
 int {prefix}_release(void *arena) {{
   unsigned char *const base = (unsigned char *)arena;
+  if (!tt_rows_is_plan(&rows_table, TT_PLAN(base))) /* init first */
+    return TT_ERR_STATE;
   tt_rows_clear(&rows_table, TT_PLAN(base));
   return TT_OK;
 }}
@@ -96,7 +105,9 @@ int {prefix}_save_to(const void *arena, tt_checkpoint_sink sink, void *context) 
 
 {step}int {prefix}_load(void *arena, const void *bytes, size_t count) {{
   unsigned char *const base = (unsigned char *)arena;
-  const int status = settled(base, tt_checkpoint_load(&rows_table, {prefix}_library.digest, bytes, count, TT_PLAN(base), base));
+  int status = TT_ERR_STATE; /* init first */
+  if (tt_rows_is_plan(&rows_table, TT_PLAN(base)))
+    status = settled(base, tt_checkpoint_load(&rows_table, {prefix}_library.digest, bytes, count, TT_PLAN(base), base));
   if (status == TT_OK)
     memcpy(base + {request}, (const unsigned char *)bytes + TT_CHECKPOINT_HEADER, {(total + 7) // 8}); /* what is installed */
   return status;
@@ -107,8 +118,8 @@ int {prefix}_select(void *arena) {{
   const uint32_t *const words = (const uint32_t *)(const void *)(base + {options});
   float *const potentials = (float *)(void *)(base + {scratch});
   const tt_select_options options = {{(uint8_t)words[3], (uint8_t)words[5], (uint16_t)(words[4] >> 16), (uint16_t)words[4],
-                                     words[0], (uint64_t)words[2] << 32 | words[1], (uint64_t)words[7] << 32 | words[6],
-                                     16384}};
+                                     words[0] < rows_table.arena_bytes ? words[0] : rows_table.arena_bytes,
+                                     (uint64_t)words[2] << 32 | words[1], (uint64_t)words[7] << 32 | words[6], 16384}};
   const float *known = potentials;
   tt_select_result result;
   uint32_t first = 0;

@@ -207,7 +207,7 @@ def _public_header(library: Library) -> str:
         "fisher": "Reads input and label, adds this sample's Fisher potentials: after fisher_begin, and no predict since.",
         "fisher_begin": "Clears the Fisher potentials. They are gone after predict, which uses the same bytes.",
         "select": "Chooses layers and channels by the Fisher potentials within the budgets, and installs them.",
-        "install": "Installs the channels whose bits are set in the tensor request.",
+        "install": "Installs the channels whose bits are set in the tensor request; TT_ERR_BAD_VALUE for bits behind the last one.",
         "release": "Forgets what was trained: nothing is selected.",
         "predict_store": "As predict; keeps the frozen prefix's result in the cache slot that the tensor slot names.",
         "predict_cached": "As predict from that slot: needs no input; TT_ERR_STATE where this plan stored nothing there.",

@@ -63,12 +63,36 @@ def read_rows(library: ArenaAccess, metadata: Mapping[str, Any]) -> dict[str, ND
     return found
 
 
+def installed_bitmap(library: ArenaAccess, metadata: Mapping[str, Any]) -> bytes:
+    """Return the installed plan: bit c, low bits first, is channel c of all candidates' channels.
+
+    It is that of the channel lists that the device trains by: the tensor `request` may hold the next plan already.
+
+    Raises CheckpointError where nothing is installed, or a list is damaged.
+    """
+    places, channels = row_places(library, metadata), CheckpointLayout.from_metadata(metadata).channels
+    chosen = [np.zeros(count, np.uint8) for count in channels]
+    for row in metadata["adaptive"]["rows"]:
+        offset, count, row_bytes = places[row["name"]]
+        if row["kind"] != "channels" or not count:
+            continue
+        listed = np.frombuffer(library.read_arena(offset, count * row_bytes), "<i4")
+        limit = channels[row["candidate"]]
+        if listed[0] < 0 or listed[-1] >= limit or (np.diff(listed) <= 0).any():
+            found, allowed = listed.tolist(), f"ascending channels below {limit}"
+            raise CheckpointError("checkpoint", row["name"], found, allowed, "install or load a plan again")
+        chosen[row["candidate"]][listed] = 1
+    bits = np.concatenate(chosen)
+    if not bits.any():
+        hint = "install or select first"
+        raise CheckpointError("checkpoint", "library", "nothing is trained", "an installed plan", hint)
+    return np.packbits(bits, bitorder="little").tobytes()
+
+
 def take_checkpoint(library: ArenaAccess, metadata: Mapping[str, Any]) -> Checkpoint:
     """Return what the library has trained, with its plan. Raises CheckpointError where nothing is installed."""
-    rows = read_rows(library, metadata)
-    bitmap = np.asarray(library.read(_REQUEST)).tobytes()
-    layout = CheckpointLayout.from_metadata(metadata)
-    return Checkpoint.of(layout, bitmap[: (sum(layout.channels) + 7) // 8], rows)
+    bitmap = installed_bitmap(library, metadata)
+    return Checkpoint.of(CheckpointLayout.from_metadata(metadata), bitmap, read_rows(library, metadata))
 
 
 def put_checkpoint(library: ArenaAccess, metadata: Mapping[str, Any], checkpoint: Checkpoint) -> None:

@@ -78,7 +78,7 @@ static uint32_t payload_bytes(const tt_rows_table *table, const uint32_t *plan) 
 }
 
 size_t tt_checkpoint_size(const tt_rows_table *table, const uint32_t *plan) {
-  if (plan[TT_PLAN_DEPTH] >= table->num_candidates) {
+  if (!tt_rows_is_trained(table, plan)) {
     return 0;
   }
   return TT_CHECKPOINT_HEADER + bitmap_bytes(all_channels(table)) + payload_bytes(table, plan) +
@@ -149,7 +149,7 @@ int tt_checkpoint_save(const tt_rows_table *table, const char *digest, const uin
   stream to = {sink, context, 0xffffffffu, TT_OK};
   const uint32_t channels = all_channels(table);
   uint32_t trained = 0;
-  if (plan[TT_PLAN_DEPTH] >= table->num_candidates) {
+  if (!tt_rows_is_trained(table, plan)) {
     return TT_ERR_STATE;
   }
   if (!lists_are_sound(table, plan, arena)) {

@@ -28,6 +28,16 @@ static uint32_t count_bits(const uint8_t *bitmap, uint32_t first, uint32_t bits)
 
 uint32_t tt_rows_plan_words(const tt_rows_table *table) { return TT_PLAN_SLOTS(table) + 1; }
 
+int tt_rows_is_plan(const tt_rows_table *table, const uint32_t *plan) {
+  const uint32_t depth = plan[TT_PLAN_DEPTH];
+  return depth == table->num_candidates ||
+         (depth < table->num_candidates && plan[TT_PLAN_ROWS + depth] != 0);
+}
+
+int tt_rows_is_trained(const tt_rows_table *table, const uint32_t *plan) {
+  return tt_rows_is_plan(table, plan) && plan[TT_PLAN_DEPTH] != table->num_candidates;
+}
+
 void tt_rows_clear(const tt_rows_table *table, uint32_t *plan) {
   memset(plan, 0, tt_rows_plan_words(table) * sizeof *plan);
   plan[TT_PLAN_DEPTH] = table->num_candidates;

@@ -56,6 +56,13 @@ typedef struct {
 /* Words of the plan. */
 uint32_t tt_rows_plan_words(const tt_rows_table *table);
 
+/* Whether these words are a plan, which they are from init on. An arena of zeros is none: it names
+ * a selected candidate without trained channels. */
+int tt_rows_is_plan(const tt_rows_table *table, const uint32_t *plan);
+
+/* Whether it is a plan that trains some channels. */
+int tt_rows_is_trained(const tt_rows_table *table, const uint32_t *plan);
+
 /* Nothing is selected. */
 void tt_rows_clear(const tt_rows_table *table, uint32_t *plan);
 
