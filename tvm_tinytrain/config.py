@@ -6,6 +6,7 @@ import contextlib
 import math
 import operator
 import re
+import struct
 from dataclasses import dataclass, field
 from fractions import Fraction
 from numbers import Rational, Real
@@ -26,6 +27,11 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool) and abs(float(value)) <= LARGEST_FLOAT32
 
 
+def in_float32(value: float) -> float:
+    """What a library makes of a number (`is_number`): 0 of 1e-50, 1 of 0.99999999."""
+    return float(struct.unpack("<f", struct.pack("<f", float(value)))[0])
+
+
 def as_whole(
     stage: str, thing: str, value: object, low: int | None, hint: str, high: int | None = None
 ) -> int:
@@ -42,13 +48,10 @@ def as_whole(
 
 def _check_number(thing: str, value: object, low: float = 0.0, below: float = math.inf) -> None:
     """PlanError unless `value` is a number from `low` up, below `below`."""
-    if not (is_number(value) and low <= float(value) < below):
-        allowed = f"a number of at least {low:g}" + (
-            f", below {below:g}" if below < math.inf else " that is finite"
-        )
-        raise PlanError(
-            "config", thing, repr(value), allowed, "it means what PyTorch's option of this name does"
-        )
+    if not (is_number(value) and low <= float(value) and in_float32(value) < below):
+        limit = f", below {below:g}" if below < math.inf else " that is finite"
+        hint = "it means what PyTorch's option of this name does"
+        raise PlanError("config", thing, repr(value), f"a number of at least {low:g}{limit}", hint)
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,8 @@ class Prototypical:
             raise PlanError(
                 "config", "distance", repr(self.distance), "cosine, euclidean", "choose one of these"
             )
-        if not (is_number(self.scale) and self.scale > 0.0):
-            raise PlanError("config", "scale", repr(self.scale), "a positive number", "P>M>F starts at 10")
+        if not (is_number(self.scale) and in_float32(self.scale) > 0.0):
+            raise PlanError("config", "scale", repr(self.scale), "a positive float32", "P>M>F starts at 10")
 
 
 Loss = CrossEntropy | MSE | BinaryCrossEntropy | Prototypical
@@ -345,10 +348,11 @@ class MemoryOptions:
             raise PlanError("config", "input dtype", repr(self.input_dtype), "float32, uint8", "choose one")
         if self.recompute not in ("auto", "lowest", "never"):
             raise PlanError("config", "recompute", repr(self.recompute), "auto, lowest, never", "choose one")
-        for name in ("input_scale", "input_offset"):
+        scales = "a finite number of float32, not 0"
+        for name, allowed in (("input_scale", scales), ("input_offset", "a finite number")):
             value = getattr(self, name)
-            if not is_number(value):
-                raise PlanError("config", name, repr(value), "a finite number", "x = byte · scale + offset")
+            if not is_number(value) or (name == "input_scale" and in_float32(value) == 0.0):
+                raise PlanError("config", name, repr(value), allowed, "x = byte · scale + offset")
 
     @staticmethod
     def plain() -> MemoryOptions:

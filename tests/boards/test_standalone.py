@@ -228,6 +228,7 @@ def test_tasks_and_consoles_that_make_no_sense_are_refused() -> None:
         ("rate", 1e-50),
         ("rate", -1e-3),
         ("scale", float("nan")),
+        ("scale", 1e-50),
         ("offset", float("inf")),
     ):
         with pytest.raises(PlanError, match=f"{name}: found .*; allowed a finite number"):
@@ -277,6 +278,22 @@ def test_a_result_is_read_and_one_with_a_part_missing_is_refused() -> None:
     ):
         with pytest.raises(TransportError, match=text):
             read_result(said(*lines), ["init", "step"])
+
+
+@pytest.mark.host_compiler
+def test_budgets_that_nothing_fits_are_no_failure(tmp_path: Path) -> None:
+    import torch
+
+    module = tt.build(
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)), "host", example_inputs=(torch.zeros(1, 4),),
+        update=tt.TaskAdaptive(), loss=tt.CrossEntropy(), accumulate=True, budget=tt.Budget(compute=1e-9),
+    )  # fmt: skip
+    given = Standalone(np.arange(16, dtype=np.uint8).reshape(4, 4), np.array([0, 1, 1]), 2)
+    with Session(generate_project(module, "host", tmp_path, standalone=given).build()) as session:
+        result = read_result(session.console(), session.entries)
+    assert (result.status, result.layers, result.first_loss) == (0, 0, 0.0)
+    assert (result.checkpoint_bytes, result.checkpoint_crc32) == (0, 0)
+    assert len(result.labels) == 1 and result.labels[0] >= 0
 
 
 @pytest.mark.host_compiler

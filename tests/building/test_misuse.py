@@ -203,8 +203,11 @@ SMALL = tt.Budget(memory="64KB")
         (lambda: tt.AdamW(betas=0.9), "AdamW betas: found 0.9; allowed two numbers"),  # type: ignore[arg-type]
         (lambda: tt.SGD(lr=1e39), r"SGD lr: found 1e\+39; allowed a number of at least 0 that is finite"),
         (lambda: tt.SGD(lr=True), "SGD lr: found True"),
-        (lambda: tt.Prototypical(scale="a"), "scale: found 'a'; allowed a positive number"),  # type: ignore[arg-type]
-        (lambda: tt.Prototypical(scale=float("inf")), "scale: found inf; allowed a positive number"),
+        (lambda: tt.Prototypical(scale="a"), "scale: found 'a'; allowed a positive float32"),  # type: ignore[arg-type]
+        (lambda: tt.Prototypical(scale=float("inf")), "scale: found inf; allowed a positive float32"),
+        (lambda: tt.Prototypical(scale=1e-60), "scale: found 1e-60; allowed a positive float32"),
+        (lambda: tt.MemoryOptions(input_scale=1e-50), "input_scale: found 1e-50; allowed .*, not 0"),
+        (lambda: tt.Adam(betas=(0.9, 1 - 1e-9)), "Adam betas: found 0.99.*below 1"),
         (lambda: tt.BiasOnly(True), "BiasOnly last: found True; allowed a whole number"),
         (lambda: tt.TinyTL(kernel=2.5), "TinyTL kernel: found 2.5; allowed a whole number, 1 or more"),  # type: ignore[arg-type]
         (lambda: tt.TinyTL(gain=float("nan")), "TinyTL gain: found nan; allowed a finite number"),

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tvm_tinytrain.adaptation import DeviceDraws, DiffAugment
-from tvm_tinytrain.config import Prototypical, as_whole, is_number
+from tvm_tinytrain.config import Prototypical, as_whole, in_float32, is_number
 from tvm_tinytrain.errors import PlanError, ShapeError, TransportError
 
 DATA_FILE = "tt_standalone_data.c"
@@ -62,13 +62,15 @@ class Standalone:
                 hint = "leave it out for the default"
                 raise PlanError("standalone", name, repr(getattr(self, name)), allowed, hint)
         # A rate that is no more than 0 in float32 would mean the library's own.
-        if not (is_number(self.rate) and (self.rate == 0 or np.float32(self.rate) > 0)):
+        if not (is_number(self.rate) and (self.rate == 0 or in_float32(self.rate) > 0)):
             allowed, hint = "a finite number of float32, 0 or more", "0 takes the library's own"
             raise PlanError("standalone", "rate", repr(self.rate), allowed, hint)
-        for name, value in (("scale", self.scale), ("offset", self.offset)):
-            if not is_number(value):
+        # With a scale of 0 all inputs would be the same.
+        for name, allowed in (("scale", "a finite number of float32, not 0"), ("offset", "a finite number")):
+            value = getattr(self, name)
+            if not is_number(value) or (name == "scale" and in_float32(value) == 0.0):
                 hint = "an input is scale * byte + offset"
-                raise PlanError("standalone", name, repr(value), "a finite number", hint)
+                raise PlanError("standalone", name, repr(value), allowed, hint)
         samples, labels = self.samples, self.labels
         sound = samples.dtype == np.uint8 and samples.ndim > 0 and labels.ndim == 1
         sound = sound and np.issubdtype(labels.dtype, np.integer) and 0 < len(labels) <= len(samples)
@@ -135,7 +137,8 @@ class StandaloneResult:
     status: of the session, 0 is good. layers: that were selected; cached: samples whose frozen prefix was computed once. first_loss,
     last_loss: before the first and the last step. entries: names of what ran, in order, without what `calls`, their number, has more:
     the firmware keeps them as loops, and has room for iterations but not for just anything. labels: of the queries, -1 where one
-    failed. checkpoint_bytes, checkpoint_crc32: of what was saved; the CRC-32 is the one that the checkpoint ends with, of all before.
+    failed. checkpoint_bytes, checkpoint_crc32: of what was saved, 0 where no layer was selected; the CRC-32 is the one that the
+    checkpoint ends with, of all before.
     """
 
     status: int
@@ -167,7 +170,8 @@ def read_result(console: Iterable[str], entries: Sequence[str]) -> StandaloneRes
         _check_whole(said, len(spoken) - 1)
         [[status, layers, cached, *losses]], [[calls]] = said["result"], said["calls"]
         first, last = struct.unpack("<2f", struct.pack("<2I", *losses))
-        [[failed, size, crc]] = said.get("checkpoint", [[-1, 0, 0]])
+        # nothing is saved where nothing fits the budgets
+        [[failed, size, crc]] = said.get("checkpoint", [[-1 if status or layers else 0, 0, 0]])
         names = [name for loop in said.get("entries", ()) for name in _unrolled(loop, entries)]
     except (ValueError, KeyError, IndexError, struct.error) as error:
         hint = "reset the board and read it again"

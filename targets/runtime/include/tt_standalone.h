@@ -38,7 +38,8 @@ extern const tt_standalone_task tt_standalone;
 /* Runs the session and writes to the console, each line after "tt-standalone: ":
  *   result STATUS LAYERS CACHED FIRST LAST   of tt_session_adapt; losses as bits of float32
  *   labels LABEL ...                         of the queries, in as many lines as they take
- *   checkpoint STATUS BYTES CRC32            the CRC-32 that the checkpoint ends with
+ *   checkpoint STATUS BYTES CRC32            the CRC-32 that the checkpoint ends with; no line
+ *                                            where nothing was selected
  *   calls COUNT                              of all entries that ran
  *   entries REPEATS (INDEX COUNT) ...        a line for each loop of what ran, in order: INDEX is a
  *                                            place in the library's table, COUNT how often it ran

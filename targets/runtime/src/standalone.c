@@ -256,7 +256,9 @@ void tt_standalone_run(const tt_library *library, uint8_t *arena) {
   end_line();
   if (status == TT_OK) {
     classify(library, arena, &task);
-    save(arena);
+    if (result.layers != 0) {
+      save(arena);
+    }
   }
   put_entries();
   begin_line("end");
