@@ -112,6 +112,31 @@ def test_parts_may_be_missing_and_a_notebook_shows_it() -> None:
     assert "<h2>Adaptation" in Report(session=SessionRecord((1.0,)))._repr_html_()
 
 
+def test_what_a_picture_cannot_show_is_said() -> None:
+    missing = [{**row, "domain": row["domain"].replace("Signs", "花")} for row in ROWS[:-1]]
+    page = Report(accuracy=missing).html()
+    assert "Not every method has all 2 domains: there is no mean." in page
+    assert "domain 1 is 花-43" in page and "domain 2 is" not in page
+    with pytest.raises(ArchiveError, match="rows 0 and 6: none on Signs-43 twice"):
+        Report(accuracy=[*ROWS, ROWS[0]])
+    page = Report(
+        session=SessionRecord((1.0, math.nan), fisher=FisherMap({0: np.zeros(2, np.float32)}))
+    ).html()
+    assert "In 1 of 2 iterations the loss is no finite number" in page and "All potentials are 0." in page
+
+
+def test_the_pool_of_the_cache_and_the_order_of_entries(tmp_path: Path) -> None:
+    """An archive's JSON is sorted by name."""
+    pooled = build(update=tt.TaskAdaptive(candidates=2, cache_bytes=4096))
+    for shown in (pooled, tt.load(pooled.export(tmp_path / "net.tar"))):
+        assert "cache pool (TT_CACHE_SECTION)</span><b>4.0 KiB" in Report(shown).html()
+        text = shown.report()
+        assert "cache pool 4096 B, in TT_CACHE_SECTION" in text
+        entries = re.findall(r"^  (\w+): peak", text, re.MULTILINE)
+        assert re.findall("<h2>Memory plan of (.*?)</h2>", Report(shown).html()) == entries
+        assert entries == [e for e in shown.metadata["entries"] if e in entries] and len(entries) > 2
+
+
 def test_a_session_comes_back_from_its_file(tmp_path: Path) -> None:
     path = tmp_path / "session.json"
     session().save(path)

@@ -147,12 +147,25 @@ def _kernels(library: Library, target: Target) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def entries_in_order(metadata: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """(name, memory) of the entries with a plan, in the library's order; an archive's JSON is sorted by name."""
+    stored = metadata["memory"]["entries"]
+    return [(entry, stored[entry]) for entry in metadata["entries"] if entry in stored]
+
+
+def cache_pool_bytes(metadata: dict[str, Any]) -> int:
+    """Bytes of the cache that lie outside of the arena (`TaskAdaptive(cache_bytes=...)`), or 0."""
+    pools = metadata["training"].get("pools", {})  # older archives do not say
+    return int(pools.get("cache", {}).get("bytes", 0))
+
+
 def report_text(metadata: dict[str, Any]) -> str:
     """Layers, what is trained, multiply-accumulates, and bytes by pool, from a library's metadata."""
     memory = metadata["memory"]
     chosen, others = trained_channels(metadata), metadata["training"].get("others", ())
     number = len(trained_plan(metadata))
     initial = memory.get("flash_initial_bytes")  # older archives do not say
+    pool = cache_pool_bytes(metadata)
     untrained = metadata["training"].get("untrained", [])
     rest = f" and {len(untrained) - 8} more" if len(untrained) > 8 else ""
     lines = [
@@ -163,12 +176,13 @@ def report_text(metadata: dict[str, Any]) -> str:
         f"  SRAM arena {memory['arena_bytes']} B (lower bound {memory['lower_bound_bytes']} B), "
         f"flash constants {memory['flash_constant_bytes']} B"
         + (f", initial values {initial} B" if initial is not None else ""),
+        *([f"  cache pool {pool} B, in TT_CACHE_SECTION"] if pool else []),
     ]
     renamed = metadata.get("renamed")  # older archives do not say
     if renamed:
         names = ", ".join(f"{old} is {new}" for old, new in sorted(renamed.items()))
         lines.append(f"  renamed, since the library has tensors or functions of these names: {names}")
-    for entry, info in memory["entries"].items():
+    for entry, info in entries_in_order(metadata):
         macs = metadata["macs"][entry]
         lines.append(
             f"  {entry}: peak {info['peak_bytes']} B, {macs} multiply-accumulates, {info['calls']} kernel calls"

@@ -14,6 +14,7 @@ from tvm_tinytrain.errors import ArchiveError
 _TEXTS = ("network", "sampler", "domain", "method", "rate_by")
 _NUMBERS = ("tasks", "accuracy", "memory_bytes", "backward_macs")
 _NUMBERS_OR_NONE = ("interval", "gain")
+_KEY = ("network", "sampler", "rate_by", "domain", "method")
 
 
 def load_accuracy(path: Path) -> Sequence[Mapping[str, Any]]:
@@ -25,12 +26,22 @@ def load_accuracy(path: Path) -> Sequence[Mapping[str, Any]]:
         found = [row for row in rows if isinstance(row, dict) and "accuracy" in row and "method" in row]
         if not found:
             raise ValueError("no rows of accuracies")
-        for number, row in enumerate(found):
-            _check(number, row)
+        check_rows(found)
         return found
     except (OSError, ValueError, KeyError, TypeError) as error:
         hint = "pass what `tinytrain evaluate --format json` or benchmarks.accuracy --json wrote"
         raise ArchiveError("report", str(path), error, "rows of accuracies", hint) from error
+
+
+def check_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """ValueError for the first row that lacks a value, holds one that cannot be, or says again what another one says."""
+    seen: dict[tuple[str, ...], int] = {}
+    for number, row in enumerate(rows):
+        _check(number, row)
+        key = tuple(row[k] for k in _KEY)
+        if key in seen:
+            raise ValueError(f"rows {seen[key]} and {number}: {row['method']} on {row['domain']} twice")
+        seen[key] = number
 
 
 def _check(number: int, row: Mapping[str, Any]) -> None:
@@ -45,3 +56,7 @@ def _check(number: int, row: Mapping[str, Any]) -> None:
             else is_number or (value is None and key in _NUMBERS_OR_NONE)
         ):
             raise ValueError(f"row {number}: {key} {value!r}")
+        if isinstance(value, str):
+            value.encode()  # a half of a surrogate pair is no letter: a ValueError
+    if not 0.0 <= row["accuracy"] <= 1.0:
+        raise ValueError(f"row {number}: accuracy {row['accuracy']!r}, which is no share of 1")

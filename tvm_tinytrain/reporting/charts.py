@@ -27,11 +27,16 @@ _WIDEST, _MARGIN = 14.0, 1.1
 def accuracy(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """Grouped bars: domains along the axis, one bar per method, 95 % intervals. rows: of one network and sampler.
 
+    Means are taken over the domains that every method has, if there are several.
     What does not stand side by side within `_WIDEST` goes on below.
     """
     domains = list(dict.fromkeys(r["domain"] for r in rows))
-    bars = _accuracy_bars(rows, domains)
-    labels = [textwrap.fill(label, 18) for label in ([*domains, "mean"] if len(domains) > 1 else domains)]
+    shared = shared_domains(rows)
+    bars = _accuracy_bars(rows, domains, shared)
+    shown = [name_in_picture(d, i) for i, d in enumerate(domains)]
+    if len(shared) > 1:
+        shown.append("mean" if len(shared) == len(domains) else f"mean of the {len(shared)} that all have")
+    labels = [textwrap.fill(label, 18) for label in shown]
     longest = max(len(line) for label in labels for line in label.split("\n"))
     room = max(0.21 * len(bars), 0.095 * longest + 0.1)
     lines = math.ceil(len(labels) / max(1, int((_WIDEST - _MARGIN) / room)))
@@ -56,18 +61,38 @@ _Bars = dict[str, tuple[list[float], list[float]]]
 """{method: (accuracies, half-widths of their intervals)} in per cent."""
 
 
-def _accuracy_bars(rows: Sequence[Mapping[str, Any]], domains: Sequence[str]) -> _Bars:
-    """The bars of all domains and, of several, of their mean."""
+def shared_domains(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The domains of which every method has a row: means over others would not compare methods."""
+    methods, found = {r["method"] for r in rows}, {(r["domain"], r["method"]) for r in rows}
+    domains = dict.fromkeys(r["domain"] for r in rows)
+    return [d for d in domains if all((d, m) in found for m in methods)]
+
+
+def name_in_picture(name: str, index: int) -> str:
+    """A domain's name, or its number (index from 0) where the pictures' font lacks a letter of it."""
+    _check_matplotlib()
+    from matplotlib.font_manager import findfont, get_font
+
+    known = get_font(findfont("DejaVu Sans")).get_charmap()
+    return name if all(ord(c) in known or c.isspace() for c in name) else f"domain {index + 1}"
+
+
+def _accuracy_bars(rows: Sequence[Mapping[str, Any]], domains: Sequence[str], shared: Sequence[str]) -> _Bars:
+    """The bars of all domains and, of several that are shared, of their mean."""
     bars = {}
     for method in dict.fromkeys(r["method"] for r in rows):
         by_domain = {r["domain"]: r for r in rows if r["method"] == method}
-        values = [100 * by_domain[d]["accuracy"] if d in by_domain else np.nan for d in domains]
-        known = [by_domain[d]["interval"] if d in by_domain else None for d in domains]
-        errors = [np.nan if e is None else 100 * e for e in known]  # one task has no interval
-        if len(domains) > 1:
-            values.append(float(np.nanmean(values)))
-            errors.append(float(np.sqrt(np.sum(np.square(errors))) / len(domains)))  # of independent domains
-        bars[method] = (values, errors)
+        values = {d: 100 * by_domain[d]["accuracy"] if d in by_domain else np.nan for d in domains}
+        known = {d: by_domain[d]["interval"] if d in by_domain else None for d in domains}
+        errors = {d: np.nan if e is None else 100 * e for d, e in known.items()}  # one task has no interval
+        means: tuple[list[float], list[float]] = [], []
+        if len(shared) > 1:
+            squares = [errors[d] ** 2 for d in shared]
+            means = (
+                [float(np.mean([values[d] for d in shared]))],
+                [float(np.sqrt(np.sum(squares)) / len(shared))],  # of independent domains
+            )
+        bars[method] = ([*values.values(), *means[0]], [*errors.values(), *means[1]])
     return bars
 
 
@@ -106,12 +131,13 @@ def fisher_map(fisher: FisherMap, plan: UpdatePlan | None) -> bytes:
     layers = list(fisher)
     figure = _figure(9.0, 0.9 + 0.31 * len(layers))
     axes = figure.add_subplot()
-    whole = np.concatenate([fisher[i] for i in layers])
+    potentials = {i: fisher[i].astype(np.float64) for i in layers}  # float32 has no millionth of its least
+    whole = np.concatenate(list(potentials.values()))
     top = float(whole.max()) or 1.0
-    floor = max(top * 1e-6, float(whole[whole > 0].min(initial=top)))
+    floor = min(top / 10, max(top * 1e-6, float(whole[whole > 0].min(initial=top))))  # a scale has two ends
     image = None
     for row, layer in enumerate(layers):
-        values = np.log10(np.maximum(fisher[layer], floor) / top)
+        values = np.log10(np.maximum(potentials[layer], floor) / top)
         order = np.argsort(-values, kind="stable")
         box = (0.0, 1.0, row - 0.38, row + 0.2)
         image = axes.imshow(
@@ -134,7 +160,11 @@ def fisher_map(fisher: FisherMap, plan: UpdatePlan | None) -> bytes:
     axes.set_xticks([0, 1], ["highest potential", "lowest"])
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    figure.colorbar(image, ax=axes, label="log₁₀ of potential / highest", pad=0.02)
+    scale = figure.colorbar(image, ax=axes, pad=0.02)
+    if len(layers) < 6:  # the bar is shorter than the words
+        scale.set_label("log₁₀ of\npotential\n/ highest", rotation=0, ha="left", va="center")
+    else:
+        scale.set_label("log₁₀ of potential / highest")
     return _png(figure)
 
 
@@ -167,6 +197,7 @@ def layer_costs(
     )  # above: no bar is covered
     for axes in (above, below):
         _tidy(axes, "y")
+    _whole_numbers(below)
     return _png(figure)
 
 
@@ -174,19 +205,37 @@ def loss_curve(losses: Sequence[float], accuracies: Sequence[float]) -> bytes:
     """Loss and accuracy of the pseudo-queries by iteration."""
     figure = _figure(7.0, 3.0)
     axes = figure.add_subplot()
-    steps = range(1, len(losses) + 1)
-    axes.plot(steps, losses, color=COLOURS[0], linewidth=1.8)
+    _line(axes, losses, COLOURS[0], 1.8)
+    axes.set_xlim(0.5, len(losses) + 0.5)
+    _whole_numbers(axes)
     axes.set_ylim(bottom=0.0)
     axes.set_xlabel("iteration")
     axes.set_ylabel("loss", color=COLOURS[0])
     _tidy(axes, "y")
     if accuracies:
         right = axes.twinx()
-        right.plot(steps, [100 * a for a in accuracies], color=COLOURS[1], linewidth=1.4)
+        _line(right, [100 * a for a in accuracies], COLOURS[1], 1.4)
         right.set_ylim(0, 102)
         right.set_ylabel("accuracy, %", color="#a87400")
         right.spines[["top"]].set_visible(False)
     return _png(figure)
+
+
+def _line(axes: Any, values: Sequence[float], colour: str, width: float) -> None:
+    """By iteration, from 1; a point without neighbours, of which a line shows nothing, as a dot."""
+    drawn = np.array(values, np.float64)
+    steps, known = np.arange(1, len(drawn) + 1), np.isfinite(drawn)
+    beside = np.pad(known, 1)
+    alone = known & ~beside[:-2] & ~beside[2:]
+    axes.plot(steps, np.where(known, drawn, np.nan), color=colour, linewidth=width)
+    axes.plot(steps[alone], drawn[alone], color=colour, marker="o", markersize=4, linestyle="none")
+
+
+def _whole_numbers(axes: Any) -> None:
+    """Layers and iterations have no halves."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _share(layer: Mapping[str, Any], plan: UpdatePlan | None) -> float:
@@ -197,14 +246,20 @@ def _share(layer: Mapping[str, Any], plan: UpdatePlan | None) -> float:
     return inputs * len(update.outputs) / float(layer["weight_shape"][0])
 
 
-def _figure(width: float, height: float) -> Any:
+def _check_matplotlib() -> None:
     try:
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401
     except ImportError as error:
         hint = "pip install 'tvm_tinytrain[report]'"
         raise ToolMissingError(
             "report", "matplotlib", "not installed", "the package matplotlib", hint
         ) from error
+
+
+def _figure(width: float, height: float) -> Any:
+    _check_matplotlib()
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), layout="constrained", dpi=130)
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import base64
 import html
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tvm_tinytrain.emit.metadata import cache_pool_bytes, entries_in_order
 from tvm_tinytrain.emit.trained import trained_channels, trained_plan
 from tvm_tinytrain.errors import ArchiveError
 from tvm_tinytrain.memory import load_plan
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.reporting import charts
+from tvm_tinytrain.reporting.accuracy_file import check_rows
 from tvm_tinytrain.reporting.session_record import SessionRecord
 
 _STYLE = """
@@ -61,7 +64,7 @@ class Report:
 
     module: a `TrainModule`, or one read back by `load`.
     session: of an adaptation of this library; ArchiveError where it was another's.
-    accuracy: rows of `fewshot.results.Row` as mappings, or of benchmarks/accuracy.py.
+    accuracy: rows of `fewshot.results.Row` as mappings, or of benchmarks/accuracy.py; ArchiveError for values that cannot be.
     In a notebook the report shows itself.
     """
 
@@ -73,6 +76,13 @@ class Report:
     def __post_init__(self) -> None:
         if self.module is not None and self.session is not None:
             self.session.check_library(self.module.metadata)
+        try:
+            check_rows(self.accuracy)
+        except (TypeError, ValueError) as error:
+            hint = "pass what `evaluate` gave, once"
+            raise ArchiveError(
+                "report", "accuracy", error, "a row for each method and domain", hint
+            ) from error
 
     def html(self) -> str:
         """The whole page."""
@@ -123,10 +133,12 @@ class Report:
         # The totals of a task-adaptive library are those of a plan of all channels; what a plan takes is in the plan.
         most = " with all channels trained" if "adaptive" in meta else ""
         initial = memory.get("flash_initial_bytes")  # older archives do not say
+        pool = cache_pool_bytes(meta)
         cards = {
             "arena (SRAM)": f"{memory['arena_bytes'] / 1024:,.1f} KiB",
             "constants (flash)": f"{memory['flash_constant_bytes'] / 1024:,.1f} KiB",
             **({} if initial is None else {"initial weights (flash)": f"{initial / 1024:,.1f} KiB"}),
+            **({} if not pool else {"cache pool (TT_CACHE_SECTION)": f"{pool / 1024:,.1f} KiB"}),
             f"prediction{most}": f"{meta['macs'].get('predict', 0) / 1e6:,.2f} MMAC",
             f"backward{most}": f"{backward / 1e6:,.2f} MMAC",
         }
@@ -164,10 +176,15 @@ class Report:
     def _make_sections(self) -> Iterator[_Section]:
         if self.session is not None and self.session.losses:
             text = "Pseudo-queries of the support set, before each step of the optimizer."
+            wrong = sum(not math.isfinite(v) for v in self.session.losses)
+            if wrong:
+                text += f" In {wrong} of {len(self.session.losses)} iterations the loss is no finite number; the line has gaps there."
             picture = charts.loss_curve(self.session.losses, self.session.accuracies)
             yield _Section("loss", "Adaptation", text, picture)
         if self.session is not None and self.session.fisher is not None:
             text = "Fisher potential of each output channel, sorted within its layer; what was trained is underlined."
+            if not any(values.any() for values in self.session.fisher.layers.values()):
+                text += " All potentials are 0."
             picture = charts.fisher_map(self.session.fisher, self.session.plan)
             yield _Section("fisher", "Fisher map and selection", text, picture)
         if self.accuracy:
@@ -193,7 +210,7 @@ class Report:
             charts.layer_costs(meta["layers"], plan, _candidates(meta)),
             _layer_table(meta, self._channels()),
         )
-        for entry, stored in meta["memory"]["entries"].items():
+        for entry, stored in entries_in_order(meta):
             problem, plan_of = load_plan(stored)
             text = (
                 f"{len(problem.buffers)} buffers over {max(b.upper for b in problem.buffers)} steps; peak "
@@ -204,7 +221,9 @@ class Report:
             picture = charts.memory_plan(problem, plan_of)
             yield _Section(f"memory-{entry}", f"Memory plan of {entry}", text, picture)
         roles = meta["memory"]["bytes_by_role"]
-        rows = [[role, f"{size:,}"] for role, size in sorted(roles.items(), key=lambda item: -item[1])]
+        rows = [
+            [role, f"{size:,}"] for role, size in sorted(roles.items(), key=lambda item: (-item[1], item[0]))
+        ]
         options = html.escape(
             json.dumps({"options": meta["options"], "versions": meta["versions"]}, indent=1, sort_keys=True)
         )
@@ -224,6 +243,19 @@ def _accuracy_sections(rows: Sequence[Mapping[str, Any]]) -> Iterator[_Section]:
         text = f"Mean over {'–'.join(map(str, tasks))} tasks for each domain, with 95 % intervals."
         if tasks == [1]:
             text = "One task for each domain: there is no interval, and a difference says little."
+        domains = list(dict.fromkeys(m["domain"] for m in members))
+        shared = charts.shared_domains(members)
+        if len(shared) < len(domains):
+            text += f" Not every method has all {len(domains)} domains"
+            text += (
+                f"; means are over the {len(shared)} that all have."
+                if len(shared) > 1
+                else ": there is no mean."
+            )
+        shown = {charts.name_in_picture(d, i): d for i, d in enumerate(domains)}
+        numbered = [f"{label} is {name}" for label, name in shown.items() if label != name]
+        if numbered:
+            text += f" The picture's font lacks letters: {', '.join(numbered)}."
         heads = ["domain", "method", "accuracy %", "± 95 %", "gain", "memory KiB", "backward MMAC"]
         body = [
             [
