@@ -188,6 +188,19 @@ def test_devices_that_are_not_there(tmp_path: Path, device: str) -> None:
     assert not (tmp_path / "new").exists()
 
 
+def test_a_checkpoint_that_cannot_be_written_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        run(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def renamed() -> Dataset:
     return replace(dataset(), classes=tuple("abcdefghij"))
 

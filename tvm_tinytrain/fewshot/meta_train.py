@@ -39,6 +39,7 @@ from tvm_tinytrain.fewshot.network import (
 )
 from tvm_tinytrain.fewshot.protonet import nearest_prototype_accuracy, prototypical_logits
 from tvm_tinytrain.fewshot.tasks import check_augment
+from tvm_tinytrain.fewshot.whole_file import whole_file
 
 _CHECKPOINT = "checkpoint.pt"
 _BEST = "best.pt"
@@ -382,11 +383,9 @@ def _not_finite(thing: str, folder: Path) -> PlanError:
 
 
 def _write(path: Path, state: dict[str, Any]) -> None:
-    part = path.with_name(path.name + ".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state, part)
-        part.replace(path)
+        with whole_file(path) as part:
+            torch.save(state, part)
     except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
         hint = "choose another folder"
         raise CheckpointError("meta-train", str(path), error, "a writable path", hint) from error

@@ -7,7 +7,6 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from math import inf, isfinite, nan, sqrt
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from tvm_tinytrain.errors import ArchiveError
 from tvm_tinytrain.fewshot.tasks import Outcome, name_of
+from tvm_tinytrain.fewshot.whole_file import whole_file
 
 _FORMAT = 2
 Task = tuple[str, str, str, int]
@@ -114,14 +114,10 @@ class Results:
             "records": [asdict(r) for r in self.records],
         }
         text = json.dumps(_null_for_no_number(whole), allow_nan=False)
-        part = path.with_name(path.name + ".part")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(text + "\n", encoding="utf-8")
-            part.replace(path)
+            with whole_file(path) as part:
+                part.write_text(text + "\n", encoding="utf-8")
         except OSError as error:
-            with suppress(OSError):  # half of a file, if it is one
-                part.unlink()
             hint = "make room there, or name another file; what is in it stays"
             raise ArchiveError("evaluate", str(path), error, "a writable path", hint) from error
 
