@@ -111,6 +111,20 @@ def test_a_file_that_is_an_empty_model_to_protobuf() -> None:
         from_onnx(onnx.ModelProto())
 
 
+def test_an_initialiser_of_two_values() -> None:
+    bad = model(node("MatMul", "x", "w"), shape=(1, 2), w=np.ones((2, 2), np.float32))
+    bad.graph.initializer.append(numpy_helper.from_array(np.zeros((2, 2), np.float32), "w"))
+    with pytest.raises(ImportModelError, match="onnx: initialiser w: found two values; allowed one"):
+        from_onnx(bad)
+
+
+def test_two_results() -> None:
+    bad = model(RELU, helper.make_node("Neg", ["y"], ["z"]))
+    bad.graph.output.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, None))
+    with pytest.raises(ImportModelError, match="the network's result: found 2 results; allowed one tensor"):
+        from_onnx(bad)
+
+
 def test_models_that_break_onnx_rules() -> None:
     with pytest.raises(ImportModelError, match=r"onnx: model: found .*wibble.*; allowed a valid ONNX model"):
         from_onnx(model(node("Relu", "x", wibble=3)))

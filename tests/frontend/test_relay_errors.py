@@ -68,6 +68,7 @@ BODIES = {  # body → (thing, found, allowed); the body begins at 3:3
     "@main(%x, %w)": ("3:3 call", "functions nested above 64", "less"),
     "nn.relu(meta[relay.Constant][0])": ("3:11 meta[relay.Constant][0]", "no #[metadata]", "its tensor"),
     "nn.relu(meta[tir.IntImm][0])": ("3:11 metadata", "meta[tir.IntImm]", "meta[relay.Constant]"),
+    "nn.relu(%x, %x)": ("3:3 nn.relu", "2 operands", "1"),
     "cast(%x, dtype=\"float32\", x=1)": ("3:29 cast attribute", "x", "dtype"),
     "nn.relu(%x, #)": ("3:15 section", "#)", '#[version = "0.0.5"]'),
 }  # fmt: skip

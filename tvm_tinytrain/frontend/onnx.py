@@ -96,6 +96,14 @@ def _check(model: onnx.ModelProto) -> int:
             "float inference operators of the default domain",
             "export the float network in inference mode (model.eval())",
         )
+    stored = [tensor.name for tensor in model.graph.initializer]
+    twice = (
+        [name for name in dict.fromkeys(stored) if stored.count(name) > 1]
+        if len({*stored}) < len(stored)
+        else []
+    )
+    if twice:
+        raise ImportModelError("onnx", f"initialiser {twice[0]}", "two values", "one", "export it again")
     known = {value.name for value in (*model.graph.input, *model.graph.initializer)} | {""}
     for node in model.graph.node:
         unknown = [name for name in node.input if name not in known]

@@ -9,7 +9,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tvm_tinytrain.errors import DTypeError, ImportModelError, ShapeError
+from tvm_tinytrain.errors import DTypeError, ImportModelError, ShapeError, UnsupportedOperatorError
 from tvm_tinytrain.frontend.names import NameSupply
 from tvm_tinytrain.passes.rewriting import bindings, op_name, rebuild, substitute
 from tvm_tinytrain.passes.state import get_values, with_values
@@ -35,7 +35,13 @@ def from_relax(
     mod = relax.transform.Normalize()(relax.transform.ConvertToDataflow()(mod))
     main = mod["main"]
     num_input = int(main.attrs["num_input"]) if main.attrs is not None and "num_input" in main.attrs else 1
+    _check_function(main, num_input)
     _check_static(main, num_input)
+    if params is not None and not isinstance(params, Mapping):
+        allowed = "a mapping from names to arrays"
+        raise ImportModelError(
+            "frontend", "params", type(params).__name__, allowed, "pass params={name: array}"
+        )
     given: dict[str, Any] = {**get_values(mod), **{str(k): v for k, v in (params or {}).items()}}
     if main.attrs is not None and "params" in main.attrs:
         given |= {p.name: v for p, v in zip(main.params[num_input:], main.attrs["params"], strict=True)}
@@ -121,7 +127,10 @@ def _lift_constants(
             if isinstance(new.ty, relax.TensorType) and str(new.ty.dtype) == "float64":
                 hint = "let the network make its constants in float32"
                 raise DTypeError("frontend", f"{op_name(value)} at {b.var.name}", "float64", "float32", hint)
-        return r.look(r.func.body.body)
+        result = r.look(r.func.body.body)
+        if isinstance(result, relax.Tuple):
+            return result.fields[0]
+        return r.emit(relax.TupleGetItem(result, 0)) if isinstance(result.ty, tvm.ir.TupleType) else result
 
     out = rebuild(mod, "main", body, params=[*params, *lifted], attrs={"num_input": num_input})
     return with_values(relax.transform.DeadCodeElimination(["main"])(out), values)
@@ -135,6 +144,35 @@ def _in_single_precision(value: relax.Expr) -> relax.Expr:
     if isinstance(source, relax.Var) and str(source.ty.dtype) == "float32":
         return source
     return relax.op.astype(source, "float32")
+
+
+def _check_function(main: relax.Function, num_input: int) -> None:
+    """Refuses what is no straight line of operators on tensors from the inputs to one result, which a tuple of one may hold."""
+    if not 0 < num_input <= len(main.params):
+        allowed = f"1 to {len(main.params)}, the parameters of main"
+        hint = "inputs come first, then weights"
+        raise ImportModelError("frontend", "attribute num_input", num_input, allowed, hint)
+    found: list[str] = []
+
+    def look(expr: Any) -> None:
+        if isinstance(expr, relax.If):
+            found.append("control flow (if)")
+        elif isinstance(expr, relax.Function) and not expr.same_as(main):
+            found.append("a function inside of it")
+        elif isinstance(expr, relax.Call) and isinstance(expr.op, (tvm.ir.GlobalVar, relax.Var)):
+            name = expr.op.name_hint if isinstance(expr.op, tvm.ir.GlobalVar) else expr.op.name
+            found.append(f"a call of the function {name}")
+
+    relax.analysis.post_order_visit(main, look)
+    if found:
+        hint = "inline functions, relax.transform.InlinePrivateFunctions(), and choose one branch"
+        raise UnsupportedOperatorError("frontend", "function main", found[0], "operators alone", hint)
+    result = main.body.body.ty
+    fields = list(result.fields) if isinstance(result, tvm.ir.TupleType) else [result]
+    if len(fields) != 1 or not isinstance(fields[0], relax.TensorType):
+        what = f"{len(fields)} results" if len(fields) != 1 else str(fields[0])
+        hint = "return what the loss needs, one tensor"
+        raise ImportModelError("frontend", "the network's result", what, "one tensor", hint)
 
 
 def _check_static(main: relax.Function, num_input: int) -> None:
@@ -153,6 +191,9 @@ def _check_static(main: relax.Function, num_input: int) -> None:
     for index, var in enumerate(main.params):
         dtype = str(var.ty.dtype)
         is_input = index < num_input
+        if is_input and 0 in (shape := [int(d) for d in var.ty.shape]):
+            hint = "export the network with a batch of one sample"
+            raise ShapeError("frontend", f"input {var.name}", f"shape {shape}", "no dimension of 0", hint)
         if dtype == "float32" or (not is_input and dtype in _TABLES):
             continue
         whole = is_input and "int" in dtype

@@ -44,13 +44,15 @@ def supported_operators() -> tuple[str, ...]:
 
 
 def convert(call: OpCall) -> Value:
-    """The Relax form of a call; an unknown operator, or an attribute that its conversion did not read, is an error."""
+    """The Relax form of a call; an unknown operator, or an attribute or operand that its conversion did not read, is an error."""
     if call.name not in _TABLE:
         close = difflib.get_close_matches(call.name, _TABLE, n=4, cutoff=0.5)
         allowed = f"{', '.join(close)}, … ({len(_TABLE)} operators)" if close else ", ".join(sorted(_TABLE))
         hint = "rewrite the network with these before printing it"
         raise syntax_error(call.at, "operator", call.name, allowed, hint)
     value = _TABLE[call.name](call)
+    if len(call.args) > call.operands_read:
+        raise call.error(f"{len(call.args)} operands", call.operands_read, "check the call")
     for name, attribute in call.attributes.items():
         if name not in call.read:
             allowed = ", ".join(sorted(call.read)) or "no attributes"
@@ -70,11 +72,13 @@ class OpCall:
     attributes: dict[str, Attribute]
     inputs: tuple[relax.Var, ...] = ()
     read: set[str] = field(default_factory=set)
+    operands_read: int = 0
 
     # --- operands
 
     def tensor(self, index: int) -> relax.Expr:
         """Operand ``index``, which must be a tensor."""
+        self.operands_read = max(self.operands_read, index + 1)
         if index >= len(self.args):
             raise self.error(f"{len(self.args)} operands", f"at least {index + 1}", "check the call")
         value = self.args[index]
@@ -94,6 +98,7 @@ class OpCall:
 
     def tensors(self, index: int) -> list[relax.Expr]:
         """Operand ``index``, which must be a tuple of tensors."""
+        self.operands_read = max(self.operands_read, index + 1)
         value = self.args[index] if index < len(self.args) else None
         if isinstance(value, relax.Expr) and isinstance(value.ty, tvm.ir.TupleType):
             return [relax.TupleGetItem(value, i) for i in range(len(value.ty.fields))]
