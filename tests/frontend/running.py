@@ -14,7 +14,7 @@ from tvm_tinytrain.passes.state import get_values
 
 
 def run(mod: tvm.IRModule, *inputs: np.ndarray | torch.Tensor) -> Any:
-    """``main`` of an imported module on its inputs, with its parameters' values: an array, or a list of them."""
+    """``main`` of an imported module on its inputs, with its parameters' values."""
     return Batch({"main": lambda: mod}).run("main", *inputs)
 
 
@@ -52,4 +52,4 @@ class Batch:
         out = self.vm["f" + "".join(c if c.isalnum() else "_" for c in name)](
             *[tvm.runtime.tensor(a) for a in arrays]
         )
-        return out.numpy() if isinstance(out, tvm.runtime.Tensor) else [o.numpy() for o in out]
+        return out.numpy()
