@@ -91,6 +91,7 @@ def without_gradient(x: Tensor) -> Tensor:
         (F.gumbel_softmax, "found random numbers"),
         (lambda x: F.dropout(x, 0.5), r"aten.dropout.default \(dropout\): found training mode; .* model.eval"),
         (lambda x: F.rrelu(x, training=True), "found training mode"),
+        (lambda x: F.batch_norm(x, x.new_zeros(3), x.new_ones(3), training=True), "found the batch's statistics"),
         (lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.1), "found random numbers"),
     ],
 )  # fmt: skip
@@ -117,14 +118,13 @@ def test_what_only_looks_random_is_taken(function: Function) -> None:
 @pytest.mark.parametrize(
     ("layer", "found"),
     [
-        (nn.BatchNorm2d(3), "the batch's statistics"),
         (nn.InstanceNorm2d(3, track_running_stats=True), "the batch's statistics"),
-        (nn.Dropout(), "training mode"),
         (nn.Dropout2d(), "training mode"),
         (nn.AlphaDropout(), "training mode"),
     ],
 )
-def test_a_program_of_training_mode_is_refused(layer: nn.Module, found: str) -> None:
+def test_layers_in_training_mode_that_are_refused(layer: nn.Module, found: str) -> None:
+    """Others than dropout and batch norm, of which a program in training mode is compiled as one in evaluation mode."""
     x = (torch.zeros(IMAGE),)
     with pytest.raises(UnsupportedOperatorError) as info:
         import_model(torch.export.export(nn.Sequential(layer).train(), x))

@@ -42,6 +42,7 @@ def from_torch(module: torch.nn.Module, example_inputs: Sequence[Any] | None) ->
         ) from error
     finally:
         module.train(training)
+    _check_training(program, evaluation=True)
     return from_exported_program(program)
 
 
@@ -172,14 +173,22 @@ def _check_state(program: torch.export.ExportedProgram) -> None:
             )
 
 
-def _check_training(program: torch.export.ExportedProgram) -> None:
+_EVALUATED = ("dropout", "dropout_", "native_dropout", "batch_norm", "_native_batch_norm_legit_functional")
+"""Operators of training mode that are compiled as those of evaluation mode."""
+
+
+def _check_training(program: torch.export.ExportedProgram, evaluation: bool = False) -> None:
     """Refuses what draws random numbers, and normalisation by the batch's statistics where there are running ones.
 
-    TVM makes constants of random numbers, and drops dropout whatever it is told. Dropout that does nothing is left alone.
+    TVM makes constants of random numbers, and drops dropout whatever it is told. Dropout that does nothing is left alone. So are
+    dropout and batch norm of a program that may have been exported in training mode; not where it is one of ``evaluation`` mode,
+    in which the network asks for them itself.
     """
     graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
     for node in (n for graph in graphs for n in graph.nodes if n.users):
         if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        if not evaluation and node.target.overloadpacket.__name__ in _EVALUATED:
             continue
         given = dict(zip([a.name for a in node.target._schema.arguments], node.args, strict=False))
         options = {a.name: a.default_value for a in node.target._schema.arguments} | given | node.kwargs
@@ -196,6 +205,6 @@ def _check_training(program: torch.export.ExportedProgram) -> None:
                 training is True and options.get("running_mean") is not None,
             )
         if wrong:
-            hint = "export the network in evaluation mode, model.eval(), and take random numbers as an input"
+            hint = "export the network in evaluation mode, model.eval(), without training=True, and take random numbers as an input"
             thing = f"{node.target} ({node.name})"
             raise UnsupportedOperatorError("frontend", thing, found, "evaluation of one sample", hint)
