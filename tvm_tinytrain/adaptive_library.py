@@ -9,7 +9,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tvm_tinytrain.config import TrainConfig, parse_bytes
+from tvm_tinytrain.config import TrainConfig
 from tvm_tinytrain.emit.c_adaptive import (
     CRITERIA,
     OPTION_WORDS,
@@ -37,6 +37,7 @@ from tvm_tinytrain.passes.state import Layer, check_new, get_layers, get_values
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.selection import TableAccounting, TaskAdaptive, block_starts, of_kind, squared_norms
 from tvm_tinytrain.selection.table_accounting import MAX_CANDIDATES
+from tvm_tinytrain.values import parse_bytes
 
 NO_LIMIT = 0xFFFFFFFF
 _ABLE = (

@@ -2,56 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-import operator
 import re
-import struct
 from dataclasses import dataclass, field
 from fractions import Fraction
-from numbers import Rational, Real
-from typing import TypeGuard, get_args
+from numbers import Rational
+from typing import get_args
 
 from tvm_tinytrain.errors import BudgetError, PlanError
 from tvm_tinytrain.plan import UpdatePlan
+from tvm_tinytrain.values import as_whole, check_number, in_float32, is_number, parse_bytes
 
 CACHE_FORMATS = ("float32", "float16", "int8")
 """How a task-adaptive library may keep the frozen prefix's results; the position is the device's number (``tt_rows.h``)."""
-
-
-LARGEST_FLOAT32 = 3.4028234663852886e38
-
-
-def is_number(value: object) -> TypeGuard[float]:
-    """Whether `value` is a real number that is finite in float32 too; truth values are none."""
-    return isinstance(value, Real) and not isinstance(value, bool) and abs(float(value)) <= LARGEST_FLOAT32
-
-
-def in_float32(value: float) -> float:
-    """What a library makes of a number (`is_number`): 0 of 1e-50, 1 of 0.99999999."""
-    return float(struct.unpack("<f", struct.pack("<f", float(value)))[0])
-
-
-def as_whole(
-    stage: str, thing: str, value: object, low: int | None, hint: str, high: int | None = None
-) -> int:
-    """`value` as an int; PlanError unless it is a whole number from `low` to `high` (None: no limit). Truth values are none."""
-    found = None
-    if not isinstance(value, bool):
-        with contextlib.suppress(TypeError):
-            found = operator.index(value)  # type: ignore[arg-type]  # that is the question
-    if found is None or (low is not None and found < low) or (high is not None and found > high):
-        limits = "" if low is None else f", {low} or more" if high is None else f", {low} to {high}"
-        raise PlanError(stage, thing, repr(value), f"a whole number{limits}", hint)
-    return found
-
-
-def _check_number(thing: str, value: object, low: float = 0.0, below: float = math.inf) -> None:
-    """PlanError unless `value` is a number from `low` up, below `below`."""
-    if not (is_number(value) and low <= float(value) and in_float32(value) < below):
-        limit = f", below {below:g}" if below < math.inf else " that is finite"
-        hint = "it means what PyTorch's option of this name does"
-        raise PlanError("config", thing, repr(value), f"a number of at least {low:g}{limit}", hint)
 
 
 @dataclass(frozen=True)
@@ -61,7 +23,7 @@ class CrossEntropy:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_number("label_smoothing", self.label_smoothing, below=1.0)
+        check_number("label_smoothing", self.label_smoothing, below=1.0)
 
 
 @dataclass(frozen=True)
@@ -111,7 +73,7 @@ class SGD:
 
     def __post_init__(self) -> None:
         for name in ("lr", "momentum", "weight_decay"):
-            _check_number(f"SGD {name}", getattr(self, name))
+            check_number(f"SGD {name}", getattr(self, name))
         if self.nesterov and not self.momentum:
             raise PlanError(
                 "config", "SGD nesterov", "momentum 0", "a momentum", "e.g. SGD(0.01, momentum=0.9)"
@@ -121,12 +83,12 @@ class SGD:
 def _check_adam(options: Adam | AdamW) -> None:
     kind = type(options).__name__
     for name in ("lr", "eps", "weight_decay"):
-        _check_number(f"{kind} {name}", getattr(options, name))
+        check_number(f"{kind} {name}", getattr(options, name))
     if not isinstance(options.betas, (tuple, list)) or len(options.betas) != 2:
         hint = "of the first and the second moment, e.g. (0.9, 0.999)"
         raise PlanError("config", f"{kind} betas", repr(options.betas), "two numbers", hint)
     for beta in options.betas:
-        _check_number(f"{kind} betas", beta, below=1.0)
+        check_number(f"{kind} betas", beta, below=1.0)
     state = options.state
     if state not in ("float32", "bfloat16", "int8"):
         hint = "bfloat16 takes half the bytes, int8 about a quarter"
@@ -262,21 +224,6 @@ def lite_modules(update: object) -> tuple[TinyTL, float] | None:
 
 
 Update = FullTrain | LastLayer | BiasOnly | SparseUpdate | TinyTL | AdapterDrop | UpdatePlan
-
-_UNITS = {"": 1, "B": 1, "KB": 1024, "KIB": 1024, "MB": 1024**2, "MIB": 1024**2}
-
-
-def parse_bytes(text: int | str, thing: str = "memory budget") -> int:
-    """Bytes from 262144, "256KB" or "0.5 MB" (1 KB = 1024 bytes); BudgetError of ``thing`` for anything else."""
-    if not isinstance(text, (str, bool)):
-        with contextlib.suppress(TypeError):
-            return operator.index(text)
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text) if isinstance(text, str) else None
-    if match is None or match[2].upper() not in _UNITS:
-        option = thing.removesuffix(" budget")
-        hint = f"write e.g. {option}='256KB'"
-        raise BudgetError("config", thing, repr(text), 'bytes as a number, or "256KB", "1MB"', hint)
-    return int(Fraction(match[1]) * _UNITS[match[2].upper()])
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from typing import Any
 from tvm import tirx
 
 from tvm_tinytrain.build import TrainModule, build
-from tvm_tinytrain.config import as_whole
 from tvm_tinytrain.early_checks import check_folder, check_output
 from tvm_tinytrain.errors import BoardError, PlanError, TargetError
 from tvm_tinytrain.passes.kernels.builder import kernel_kind
@@ -24,6 +23,7 @@ from tvm_tinytrain.schedules.tune import Measure, UntunableError
 from tvm_tinytrain.targets.boards import Board, get_board
 from tvm_tinytrain.targets.target import Target, parse_target
 from tvm_tinytrain.tune_workers import Found, Job, tune_in_processes
+from tvm_tinytrain.values import as_whole
 
 PACKAGES = ("tvm_tinytrain", "apache-tvm", "xgboost-cpu")
 _LOG = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tvm_tinytrain.config import as_whole, is_number
 from tvm_tinytrain.errors import DTypeError, PlanError, ShapeError
+from tvm_tinytrain.values import as_whole, is_number
 
 Images = npt.NDArray[np.float32]
 Samples = npt.NDArray[Any]

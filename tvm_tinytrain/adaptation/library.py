@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tvm_tinytrain.adaptation.augment import QuerySource, Samples
-from tvm_tinytrain.config import as_whole, is_number
 from tvm_tinytrain.errors import BudgetError, DTypeError, PlanError, ShapeError
 from tvm_tinytrain.plan import LayerUpdate, UpdatePlan
 from tvm_tinytrain.selection import FisherMap
+from tvm_tinytrain.values import as_whole, is_number
 
 SEED = "seed"
 HYPER = "hyper"

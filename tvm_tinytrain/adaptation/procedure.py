@@ -19,10 +19,11 @@ import numpy.typing as npt
 from tvm_tinytrain.adaptation.augment import DiffAugment, QuerySource, Samples
 from tvm_tinytrain.adaptation.library import AdaptableLibrary, Caller
 from tvm_tinytrain.adaptation.protonet import PrototypeClassifier, class_prototypes, loss_and_gradients
-from tvm_tinytrain.config import Prototypical, as_whole
+from tvm_tinytrain.config import Prototypical
 from tvm_tinytrain.errors import PlanError
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.selection import FisherMap
+from tvm_tinytrain.values import as_whole
 
 
 @dataclass(frozen=True)

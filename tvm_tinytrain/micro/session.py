@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tvm_tinytrain.adaptation import AdaptResult, LearnResult, adapt, learn
-from tvm_tinytrain.config import is_number
 from tvm_tinytrain.errors import BoardError, PlanError, TransportError
 from tvm_tinytrain.micro.checkpoint import CheckpointLayout, read_checkpoint, write_checkpoint
 from tvm_tinytrain.micro.project import GeneratedProject, Library, check_library, generate_project
@@ -27,6 +26,7 @@ from tvm_tinytrain.micro.remote import RemoteLibrary, TensorInfo, array_for
 from tvm_tinytrain.micro.runners import Connection, StartOptions, check_port
 from tvm_tinytrain.micro.trained_rows import put_checkpoint, read_rows, take_checkpoint
 from tvm_tinytrain.targets.boards import DEFAULT_BOARD, Board, get_board, rpc_board
+from tvm_tinytrain.values import is_number
 
 _LOG = logging.getLogger(__name__)
 _START_S = 20.0

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tvm_tinytrain.adaptation import DeviceDraws, DiffAugment
-from tvm_tinytrain.config import Prototypical, as_whole, in_float32, is_number
+from tvm_tinytrain.config import Prototypical
 from tvm_tinytrain.errors import PlanError, ShapeError, TransportError
+from tvm_tinytrain.values import as_whole, in_float32, is_number
 
 DATA_FILE = "tt_standalone_data.c"
 _PREFIX = "tt-standalone: "

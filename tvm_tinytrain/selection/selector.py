@@ -8,7 +8,7 @@ from fractions import Fraction
 from math import fsum
 from numbers import Integral
 
-from tvm_tinytrain.config import CACHE_FORMATS, as_whole, parse_bytes
+from tvm_tinytrain.config import CACHE_FORMATS
 from tvm_tinytrain.errors import PlanError
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.selection.accounting import Accounting, ExactAccounting
@@ -17,6 +17,7 @@ from tvm_tinytrain.selection.criterion import SCORES, Greedy, Overflow, rank, ta
 from tvm_tinytrain.selection.exact import Exact, maximise
 from tvm_tinytrain.selection.fisher import FisherMap, random_potentials
 from tvm_tinytrain.selection.problem import Budgets, Problem
+from tvm_tinytrain.values import as_whole, parse_bytes
 
 LARGEST_WORD = (1 << 32) - 1
 PAPER_CANDIDATES = 18
