@@ -53,6 +53,7 @@ def activations() -> Iterator[OperatorCase]:
     yield case("celu, alpha 0.5", lambda: nn.CELU(0.5), IMAGE, domain=(-5.0, 8.0))
     yield case("elu of large values", nn.ELU, IMAGE, domain=(-200.0, 200.0))
     yield case("gelu tanh", lambda: nn.GELU("tanh"), IMAGE, domain=(-4.0, 4.0))
+    yield case("sine and cosine", fn(lambda x: x.sin() * (x * 0.5).cos()), IMAGE, domain=(-4.0, 4.0))
     yield case("leaky relu", lambda: nn.LeakyReLU(0.1), IMAGE)
     yield case("leaky relu, negative slope", lambda: nn.LeakyReLU(-0.3), IMAGE)
     yield case("prelu", lambda: nn.PReLU(4), IMAGE)

@@ -78,7 +78,7 @@ def ramp_of(ctx: Rewrite, expr: relax.Expr) -> Ramp:
 PLAIN = {
     "relax.sigmoid": "sigmoid", "relax.tanh": "tanh", "relax.exp": "exp", "relax.log": "log", "relax.sqrt": "sqrt",
     "relax.rsqrt": "rsqrt", "relax.abs": "abs", "relax.erf": "erf", "relax.nn.silu": "silu", "relax.nn.gelu": "gelu",
-    "relax.nn.gelu_tanh": "gelu_tanh",
+    "relax.nn.gelu_tanh": "gelu_tanh", "relax.sin": "sin", "relax.cos": "cos",
 }  # fmt: skip
 
 

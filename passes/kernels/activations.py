@@ -163,6 +163,8 @@ FUNCTIONS: dict[str, Function] = {
     "rsqrt": Function(lambda x: f32(1.0) / tirx.sqrt(x), lambda y: f32(-0.5) * y * y * y, "y"),
     "abs": Function(tirx.abs, _sign, "x"),
     "erf": Function(tirx.erf, lambda x: tirx.exp(f32(0.0) - x * x) * f32(2.0 / math.sqrt(math.pi)), "x"),
+    "sin": Function(tirx.sin, tirx.cos, "x"),
+    "cos": Function(tirx.cos, lambda x: f32(0.0) - tirx.sin(x), "x"),
     "silu": Function(lambda x: x * _sigmoid(x), _silu_slope, "x"),
     "gelu": Function(_gelu, _gelu_slope, "x"),
     "gelu_tanh": Function(lambda x: f32(0.5) * x * (f32(1.0) + _gelu_tanh_inner(x)), _gelu_tanh_slope, "x"),

@@ -140,6 +140,10 @@ CASES = {
         ],
         {"none": ints()}, opset=18,
     ),
+    "Pow of a whole number": Case([node("Pow", "x", "p")], {"p": np.array(3)}),
+    "Celu": Case([node("Celu", "x", alpha=0.5)]),
+    "Einsum with dots": Case([node("Einsum", "x", "w", equation="...w, wo -> ...o")], {"w": (8, 3)}),
+    "Einsum without a result": Case([node("Einsum", "x", "w", equation="nchw,oc")], {"w": (3, 4)}),
     "Resize": Case(
         [node("Resize", "x", "", "scales", mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")],
         {"scales": np.array([1, 1, 2, 3], np.float32)},

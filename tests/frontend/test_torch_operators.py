@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.frontend.running import Batch
+from tests.frontend.running import Batch, run
 from tvm_tinytrain.errors import DTypeError, UnsupportedOperatorError
 from tvm_tinytrain.frontend import import_model
 
@@ -130,3 +131,9 @@ def test_layers_in_training_mode_that_are_refused(layer: nn.Module, found: str) 
         import_model(torch.export.export(nn.Sequential(layer).train(), x))
     assert info.value.found == found
     import_model(nn.Sequential(layer).train(), example_inputs=x)  # exported here, in evaluation mode
+
+
+def test_attention_in_training_mode_is_evaluated() -> None:
+    layer, x = nn.TransformerEncoderLayer(6, 2, 8, 0.4, batch_first=True), torch.ones(1, 3, 6)
+    got = run(import_model(torch.export.export(layer.train(), (x,))), x)
+    np.testing.assert_allclose(got, layer.eval()(x).detach().numpy(), rtol=1e-5, atol=1e-5)

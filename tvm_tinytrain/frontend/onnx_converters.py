@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import string
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +41,7 @@ def unsupported(node: onnx.NodeProto) -> str | None:
         a.name == "training_mode" and a.i for a in node.attribute
     ):
         return "training mode"
-    if node.op_type not in _get_convert_map():
+    if node.op_type not in _get_convert_map() and node.op_type not in _CONVERTERS:
         return "unknown to TVM's ONNX front end"
     return None
 
@@ -55,6 +56,9 @@ class Importer(ONNXGraphImporter):  # type: ignore[misc, unused-ignore]
         except UnsupportedOperatorError:
             self.bb._end_block()  # TVM would print a warning about it
             raise
+
+    def _check_for_unsupported_ops(self, graph: onnx.GraphProto) -> None:
+        """`unsupported` was asked before."""
 
     def _construct_nodes(self, graph: onnx.GraphProto) -> None:
         for node in graph.node:
@@ -140,14 +144,16 @@ def _tile(bb: relax.BlockBuilder, inputs: list[relax.Expr], attrs: Attributes) -
 def _einsum(bb: relax.BlockBuilder, inputs: list[relax.Expr], attrs: Attributes) -> relax.Expr | None:
     """A sum of products of two tensors as a matrix product: axes of both and the result first, those that are summed inside."""
     operands = [x for x in inputs if x is not None]
-    left, arrow, out = attrs["equation"].decode().replace(" ", "").partition("->")
-    a, _, b = left.partition(",")
-    plain = all(term.isalpha() and len(set(term)) == len(term) for term in (a, b, out) if term)
-    if len(operands) != 2 or not arrow or not plain:
+    if len(operands) != 2:
         return None
-    size = {
-        k: int(d) for t, x in zip((a, b), operands, strict=True) for k, d in zip(t, x.ty.shape, strict=True)
-    }
+    a, b, out = _terms(attrs["equation"].decode().replace(" ", ""), [len(x.ty.shape) for x in operands])
+    plain = all(term.isalpha() and len(set(term)) == len(term) for term in (a, b, out) if term)
+    axes = [
+        (k, int(d)) for t, x in zip((a, b), operands, strict=True) for k, d in zip(t, x.ty.shape, strict=True)
+    ]
+    size = dict(axes)
+    if not plain or any(size[k] != d for k, d in axes):
+        return None
     both, inner = [k for k in a if k in b and k in out], [k for k in a if k in b and k not in out]
     mine, other = ([k for k in t if k in out and k not in both] for t in (a, b))
 
@@ -159,9 +165,23 @@ def _einsum(bb: relax.BlockBuilder, inputs: list[relax.Expr], attrs: Attributes)
         return bb.emit(relax.op.reshape(x, [math.prod(size[k] for k in g) for g in (both, rows, columns)]))
 
     y = bb.emit(relax.op.matmul(matrix(operands[0], a, mine, inner), matrix(operands[1], b, inner, other)))
-    axes = [*both, *mine, *other]
-    y = bb.emit(relax.op.reshape(y, [size[k] for k in axes]))
-    return relax.op.permute_dims(y, [axes.index(k) for k in out])
+    order = [*both, *mine, *other]
+    y = bb.emit(relax.op.reshape(y, [size[k] for k in order]))
+    return relax.op.permute_dims(y, [order.index(k) for k in out])
+
+
+def _terms(equation: str, ranks: list[int]) -> list[str]:
+    """The axes of the operands and of the result by letters: "…" spelt out, and a result that is not given as ONNX says."""
+    left, arrow, out = equation.partition("->")
+    terms = left.split(",")
+    more = [rank - len(t.replace("...", "")) for t, rank in zip(terms, ranks, strict=True)]
+    free = [k for k in string.ascii_letters if k not in equation][: max(more)]
+    letters = ["".join(free[len(free) - n :]) for n in more]
+    if not arrow:
+        once = sorted(k for k in left if k.isalpha() and left.count(k) == 1)
+        out = ("..." if "..." in left else "") + "".join(once)
+    spelt = [t.replace("...", new) for t, new in zip(terms, letters, strict=True)]
+    return [*spelt, out.replace("...", "".join(free))]
 
 
 def _gather(bb: relax.BlockBuilder, inputs: list[relax.Expr], attrs: Attributes) -> relax.Expr | None:
@@ -239,6 +259,22 @@ _ROUNDINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+def _pow(bb: relax.BlockBuilder, inputs: list[relax.Expr], attrs: Attributes) -> relax.Expr | None:
+    """A known exponent of another type is one of float32."""
+    exponent = _constant(inputs[1])
+    if exponent is None or exponent.dtype == np.float32 or str(inputs[0].ty.dtype) != "float32":
+        return None
+    return relax.op.power(inputs[0], relax.const(exponent.astype(np.float32)))
+
+
+def _celu(bb: relax.BlockBuilder, inputs: list[relax.Expr], attrs: Attributes) -> relax.Expr | None:
+    """max(x, 0) + α (exp(min(x, 0) / α) − 1)."""
+    x, alpha = inputs[0], relax.const(float(attrs.get("alpha", 1.0)), "float32")
+    below = bb.emit(relax.op.divide(bb.emit(relax.op.clip(x, float("-inf"), 0.0)), alpha))
+    power = bb.emit(relax.op.subtract(bb.emit(relax.op.exp(below)), relax.const(1.0, "float32")))
+    return relax.op.add(bb.emit(relax.op.nn.relu(x)), bb.emit(relax.op.multiply(power, alpha)))
+
+
 def _reduce_over_nothing(each: Callable[[relax.Expr], relax.Expr]) -> Converter:
     """What a reduction makes of every element where ``noop_with_empty_axes`` leaves no axis to reduce; otherwise TVM's converter."""
 
@@ -251,12 +287,14 @@ def _reduce_over_nothing(each: Callable[[relax.Expr], relax.Expr]) -> Converter:
 
 
 _CONVERTERS: dict[str, Converter] = {
+    "Celu": _celu,
     "Clip": _clip,
     "Dropout": _dropout,
     "Einsum": _einsum,
     "Gather": _gather,
     "Gemm": _gemm,
     "Pad": _pad,
+    "Pow": _pow,
     "ReduceL1": _reduce_over_nothing(relax.op.abs),
     "ReduceL2": _reduce_over_nothing(relax.op.abs),
     "ReduceLogSum": _reduce_over_nothing(relax.op.log),

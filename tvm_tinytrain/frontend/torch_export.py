@@ -173,7 +173,10 @@ def _check_state(program: torch.export.ExportedProgram) -> None:
             )
 
 
-_EVALUATED = ("dropout", "dropout_", "native_dropout", "batch_norm", "_native_batch_norm_legit_functional")
+_EVALUATED = (
+    "dropout", "dropout_", "native_dropout", "batch_norm", "_native_batch_norm_legit_functional",
+    "scaled_dot_product_attention", "lstm", "gru",
+)  # fmt: skip
 """Operators of training mode that are compiled as those of evaluation mode."""
 
 
