@@ -82,7 +82,8 @@ class FoldBatchNorm:
             else:
                 folded[norm.var] = None
                 old = values[layer.bias.name]
-                values[layer.bias.name] = ((old - mu) * scale + b).astype(np.float32).reshape(old.shape)
+                turned = (old.reshape(-1) - mu) * scale + b
+                values[layer.bias.name] = turned.astype(np.float32).reshape(old.shape)
 
         def body(r: Rebuilder) -> relax.Expr:
             calls = {n.var: n.value for n in norms}
@@ -122,46 +123,50 @@ def _layer_before(
 ) -> _Layer | None:
     """The layer whose output (with or without bias) is ``x`` and is read by nothing else, parameters included.
 
-    Its channels are ``axis`` of ``x``; a view between a linear layer and a norm of its last axis is looked through.
+    Its channels are ``axis`` of ``x``; views behind a linear layer, whose last axis is normalised, are looked through.
     """
     uses = use_counts(func)
     defs = {b.var: b.value for b in bindings(func)}
 
-    def own_param(expr: relax.Expr) -> relax.Var | None:
-        """The parameter behind ``expr``, or behind a view of it, if this is its only use."""
-        inner = defs.get(expr)
-        if (
-            inner is not None
-            and op_name(inner) in ("relax.reshape", "relax.permute_dims")
-            and uses[expr] == 1
-        ):
-            expr = inner.args[0]
+    def own_param(expr: relax.Expr, *views: str) -> relax.Var | None:
+        """The parameter behind ``expr``, or behind ``views`` of it, if this is its only use."""
+        while op_name(defs.get(expr)) in views and uses[expr] == 1:
+            expr = defs[expr].args[0]
         is_param = isinstance(expr, relax.Var) and expr not in defs and expr.name in values
         return expr if is_param and uses[expr] == 1 else None
 
+    last = axis == len(shape_of(x)) - 1
+
+    def behind_view(expr: relax.Expr) -> relax.Expr:
+        """What a view of rows shows, if nothing else reads the view; any other expression is itself."""
+        if not last or op_name(defs.get(expr)) != "relax.reshape" or uses[expr] != 1:
+            return expr
+        inner = defs[expr].args[0]
+        return inner if shape_of(inner)[-1:] == shape_of(expr)[-1:] else expr
+
+    x = behind_view(x)
+    axis = len(shape_of(x)) - 1 if last else axis
     call, bias = defs.get(x), None
     if call is None or uses[x] != 1:
         return None
-    last = axis == len(shape_of(x)) - 1
-    if last and op_name(call) == "relax.reshape" and shape_of(call.args[0])[-1:] == shape_of(x)[-1:]:
-        x, axis = call.args[0], len(shape_of(call.args[0])) - 1
-        call = defs.get(x)
-        if call is None or uses[x] != 1:
-            return None
     if op_name(call) == "relax.add":
-        before, addend = (
-            call.args if call.args[0] in defs and own_param(call.args[0]) is None else call.args[::-1]
-        )
-        bias = own_param(addend)
+        views = ("relax.reshape", "relax.permute_dims")  # of a vector, as which it is added
+        swapped = call.args[0] not in defs or own_param(call.args[0], *views) is not None
+        before, addend = call.args[::-1] if swapped else call.args
+        bias = own_param(addend, *views)
         if bias is None or not adds_per_channel(shape_of(addend), shape_of(x), axis):
             return None
+        if shape_of(before) != shape_of(x):
+            return None
+        before = behind_view(before)
+        axis = len(shape_of(before)) - 1 if last else axis
         call = defs.get(before)
-        if call is None or uses[before] != 1 or shape_of(before) != shape_of(x):
+        if call is None or uses[before] != 1:
             return None
     kind = op_name(call)
     if kind == "relax.matmul":
-        weight = own_param(call.args[1])
-        if weight is None or axis != len(shape_of(x)) - 1 or len(shape_of(weight)) != 2:
+        weight = own_param(call.args[1], "relax.permute_dims")
+        if weight is None or not last or len(shape_of(weight)) != 2:
             return None
         direct = weight == call.args[1]
         return _Layer(weight, bias, kind if direct else "linear", output=x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +34,8 @@ CONVOLUTIONS = (
     "relax.nn.conv1d_transpose",
 )
 
+_OF_WEIGHTS = (*CONVOLUTIONS, "relax.matmul", "relax.permute_dims")
+
 
 @dataclass
 class _Chain:
@@ -49,9 +52,10 @@ class _Chain:
 class LowerLayers:
     """``conv2d → add(bias) → clip`` becomes one ``call_tir`` of the kernel ``conv2d``; likewise ``matmul`` → ``linear``.
 
-    An intermediate that something else reads ends the chain. ``main`` becomes ``predict``; the table of the layers that can be
-    trained is written to ``tt.layers`` in order of execution. A weight that is no parameter of the network, and one that has no
-    gradient, stay frozen: they get the same kernels, but no layer id.
+    Views in between that keep the channels' axis come behind the kernel: ``matmul → reshape → add(bias)`` is ``linear → reshape``.
+    A bias parameter of any shape that adds one value per channel becomes a vector. An intermediate that something else reads ends the
+    chain. ``main`` becomes ``predict``; the table of the layers that can be trained is written to ``tt.layers`` in order of execution.
+    A weight that is no parameter of the network, and one that has no gradient, stay frozen: they get the same kernels, but no layer id.
     """
 
     def transform_module(self, mod: tvm.IRModule, ctx: tvm.transform.PassContext) -> tvm.IRModule:
@@ -63,19 +67,22 @@ class LowerLayers:
             c.weight: c for c in chains.values()
         }  # a weight that several chains share is turned once
         fresh = {v: _as_kernel_weight(c, v, values) for v, c in by_weight.items()}
-        params = [fresh.get(p, p) for p in func.params]
+        vectors = _as_vectors(chains, values)
+        params = [{**fresh, **vectors}.get(p, p) for p in func.params]
         layers: list[Layer] = []
         fixed, differentiable = get_fixed(mod), differentiable_variables(func)
 
         def body(r: Rebuilder) -> relax.Expr:
             r.env.update(fresh)
+            for old, vector in vectors.items():  # for its other readers
+                r.env[old] = r.emit(relax.op.reshape(vector, shape_of(old)))
             for binding in bindings(func):
                 if binding.var in absorbed:
                     continue
                 if binding.var in chains:
                     chain = chains[binding.var]
                     frozen = chain.weight.name in fixed or binding.var not in differentiable
-                    r.env[binding.var] = _emit(r, chain, None if frozen else layers, fixed, binding.var.name)
+                    r.env[binding.var] = _emit(r, chain, None if frozen else layers, fixed, binding.var)
                 else:
                     r.keep(binding)
             return r.look(func.body.body)
@@ -103,11 +110,14 @@ def _find_chains(func: relax.Function, params: set[str]) -> tuple[dict[relax.Var
         return isinstance(expr, relax.Var) and expr not in defs and expr.name in params
 
     def as_bias(expr: relax.Expr, out: tuple[int, ...], axis: int) -> relax.Var | None:
-        """The parameter vector behind ``expr`` if adding it adds one value per channel, ``axis`` of the ``out`` shape."""
-        source = defs[expr].value if expr in defs else None
-        vector = source.args[0] if source is not None and op_name(source) == "relax.reshape" else expr
-        per_channel = adds_per_channel(shape_of(expr), out, axis)
-        return vector if per_channel and is_param(vector) and shape_of(vector) == (out[axis],) else None
+        """The parameter behind ``expr`` if adding it adds one value per channel, ``axis`` of the ``out`` shape."""
+        param = expr
+        while param in defs and op_name(defs[param].value) == "relax.reshape":
+            param = defs[param].value.args[0]
+        if not is_param(param) or not adds_per_channel(shape_of(expr), out, axis):
+            return None
+        is_weight = any(op_name(u.value) in _OF_WEIGHTS for u in users[param])  # it keeps its shape
+        return param if len(shape_of(param)) == 1 or not is_weight else None
 
     for b in bindings(func):
         name = op_name(b.value)
@@ -127,34 +137,63 @@ def _find_chains(func: relax.Function, params: set[str]) -> tuple[dict[relax.Var
         if turned and any(op_name(u.value) != name or u.value.args[1] != weight for u in users[weight]):
             continue  # the kernel wants it in another form, but something else reads it as it is
         chain, end = _Chain(b, weight), b
-        out = shape_of(b.var)
-        axis = 1 if name in CONVOLUTIONS else len(out) - 1
-        while uses.get(end.var, 0) == 1 and users.get(end.var):
-            after = users[end.var][0]
+        shape = shape_of(b.var)
+        axis = 1 if name in CONVOLUTIONS else len(shape) - 1
+        views: list[relax.VarBinding] = []  # behind ``end``: part of the chain once something of it follows
+        while uses.get((last := [end, *views][-1]).var, 0) == 1 and users.get(last.var):
+            after = users[last.var][0]
             kind = op_name(after.value)
-            if kind == "relax.add" and chain.bias is None and chain.low is None and chain.high is None:
-                other = [a for a in after.value.args if a != end.var]
-                bias = as_bias(other[0], out, axis) if len(other) == 1 else None
-                if bias is None or shape_of(after.var) != shape_of(end.var):
+            if kind == "relax.reshape":
+                kept = _same_axis(shape, axis, shape_of(after.var))
+                if kept is None:
+                    break
+                shape, axis = shape_of(after.var), kept
+                views.append(after)
+                continue
+            if kind == "relax.add" and chain.bias is None:
+                other = [a for a in after.value.args if a != last.var]
+                bias = as_bias(other[0], shape, axis) if len(other) == 1 else None
+                if bias is None or shape_of(after.var) != shape:
                     break
                 chain.bias = bias
-            elif kind == "relax.nn.relu" and chain.low is None and chain.high is None:
+            elif kind == "relax.nn.relu":
                 chain.low = 0.0
-            elif kind == "relax.clip" and chain.low is None and chain.high is None:
+            elif kind == "relax.clip":
                 chain.low, chain.high = (float(a.value) for a in after.value.args[1:])
             else:
                 break
-            absorbed.add(end.var)
-            end = after
+            absorbed.update(v.var for v in (end, *views))
+            end, views = after, []
             if chain.low is not None or chain.high is not None:
                 break
         chains[end.var] = chain
     return chains, absorbed
 
 
+def _same_axis(shape: tuple[int, ...], axis: int, new: tuple[int, ...]) -> int | None:
+    """Where ``axis`` of a tensor is when it is viewed in the shape ``new``; None where the view divides or joins it."""
+    before = math.prod(shape[:axis])
+    found = [i for i, d in enumerate(new) if d == shape[axis] and math.prod(new[:i]) == before]
+    return found[-1] if found else None
+
+
 def adds_per_channel(shape: tuple[int, ...], out: tuple[int, ...], axis: int) -> bool:
     """Whether adding a tensor of ``shape`` to one of shape ``out`` adds one value per index of ``axis``."""
     return (1,) * (len(out) - len(shape)) + shape == tuple(d if i == axis else 1 for i, d in enumerate(out))
+
+
+def _as_vectors(chains: dict[relax.Var, _Chain], values: dict[str, np.ndarray]) -> dict[relax.Var, relax.Var]:
+    """Biases of other shapes, such as [out, 1, 1], become the vectors that the kernels want; by the parameter that they were."""
+    vectors: dict[relax.Var, relax.Var] = {}
+    for chain in chains.values():
+        old = chain.bias
+        if old is None or len(shape_of(old)) == 1:
+            continue
+        if old not in vectors:
+            values[old.name] = values[old.name].reshape(-1)
+            vectors[old] = relax.Var(old.name, relax.TensorType(values[old.name].shape, "float32"))
+        chain.bias = vectors[old]
+    return vectors
 
 
 def _as_kernel_weight(chain: _Chain, weight: relax.Var, values: dict[str, np.ndarray]) -> relax.Var:
@@ -175,9 +214,9 @@ def _as_kernel_weight(chain: _Chain, weight: relax.Var, values: dict[str, np.nda
 
 
 def _emit(
-    r: Rebuilder, chain: _Chain, layers: list[Layer] | None, fixed: frozenset[str], hint: str
+    r: Rebuilder, chain: _Chain, layers: list[Layer] | None, fixed: frozenset[str], end: relax.Var
 ) -> relax.Expr:
-    """The chain as one kernel; it is noted in ``layers`` unless that is None."""
+    """The chain, whose result is ``end``, as one kernel; it is noted in ``layers`` unless that is None."""
     call = chain.root.value
     x, weight = r.look(call.args[0]), r.look(chain.weight)
     args = [weight] + ([r.look(chain.bias)] if chain.bias is not None else [])
@@ -203,9 +242,9 @@ def _emit(
         kernel, kind = conv2d(spec, **options), "conv2d"
     if shape_of(x) != flat:
         x = r.emit(relax.op.reshape(x, flat))
-    y = r.kernel(kernel, [x, *args], y_shape, hint)
-    if y_shape != out_shape:
-        y = r.emit(relax.op.reshape(y, out_shape))
+    y = r.kernel(kernel, [x, *args], y_shape, end.name)
+    if y_shape != shape_of(end):
+        y = r.emit(relax.op.reshape(y, shape_of(end)))
     if layers is None:
         return y
     bias = chain.bias.name if chain.bias is not None and chain.bias.name not in fixed else None

@@ -23,6 +23,13 @@ FAST = ("-O1",)  # where a library is compiled for one test, and the compiler is
 CHOICES = ({1: [0, 3, 7], 2: [2, 5], 3: [1, 4]}, {0: [1], 3: [0]}, {0: [0, 6], 1: [2, 6], 3: [2]})
 
 
+class Permuted(torch.nn.Sequential):
+    """Layers over the channels of an image, which stand last there."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 @pytest.fixture(scope="module")
 def module() -> tt.TrainModule:
     return build(update=tt.TaskAdaptive(candidates=4), budget=tt.Budget(memory=60000))
@@ -57,6 +64,24 @@ def test_fisher_potentials_are_those_of_pytorch(module: tt.TrainModule) -> None:
         measured(library)
         for layer, potentials in expected.items():
             np.testing.assert_allclose(library.read(f"delta_{layer}"), potentials, rtol=1e-4)
+
+
+def test_potentials_of_a_linear_layer_over_an_image_count_its_bias() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        stem, rows, head = torch.nn.Conv2d(3, 4, 3), torch.nn.Linear(4, 2), torch.nn.Linear(2, 3)
+    net = torch.nn.Sequential(
+        stem, Permuted(rows), torch.nn.Flatten(2), torch.nn.AvgPool1d(36), torch.nn.Flatten(), head
+    )
+    x, seen = torch.linspace(-1, 1, 192).reshape(1, 3, 8, 8), []
+    module = tt.build(net, "host", example_inputs=(x,), update=tt.TaskAdaptive(candidates=2))
+    rows.register_forward_hook(lambda _, __, out: (out.retain_grad(), seen.append(out))[1])
+    torch.nn.functional.cross_entropy(net(x), torch.tensor([1])).backward()
+    expected = (seen[0] * seen[0].grad).sum((0, 1, 2)) ** 2
+    with loaded(module, cflags=FAST) as library:
+        library.call("fisher_begin")
+        library.step(x.numpy(), 1, "fisher")
+        np.testing.assert_allclose(library.read("delta_1"), expected.detach(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("channels", CHOICES)

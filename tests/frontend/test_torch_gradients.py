@@ -239,3 +239,61 @@ def test_a_parameter_without_gradient_cannot_be_asked_for() -> None:
     net.scale = nn.Parameter(torch.ones(6))
     with pytest.raises(PlanError, match="also_train: found scale; allowed the layers' own"):
         tt.build(net, "host", example_inputs=(torch.zeros(SHAPE),), also_train=("scale",))
+
+
+class ByHand(nn.Module):
+    """A product and a bias added to it, as a convolution or a linear layer of channels 4 → 2."""
+
+    def __init__(self, function: Callable[[Any, Tensor], Tensor], bias: tuple[int, ...], conv: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight = nn.Parameter(torch.randn((2, 4, 1, 1) if conv else (2, 4)))
+        self.bias, self.function = nn.Parameter(torch.randn(bias)), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu6(self.function(self, x))
+
+
+def convolution(net: Any, x: Tensor) -> Tensor:
+    return F.conv2d(x, net.weight)
+
+
+def rows(x: Tensor) -> Tensor:
+    return x.flatten(2).mT
+
+
+@pytest.mark.parametrize(
+    ("function", "bias"),
+    [
+        (lambda n, x: F.linear(x.permute(0, 2, 3, 1), n.weight, n.bias), (2,)),
+        (lambda n, x: F.linear(x.movedim(1, -1)[:, ::2], n.weight, n.bias), (2,)),
+        (lambda n, x: F.linear(x.permute(0, 2, 3, 1) * 2.0, n.weight, n.bias), (2,)),
+        (
+            lambda n, x: F.linear(
+                x.permute(0, 2, 3, 1).view(1, 2, 2, 5, 1, 4).transpose(2, 3), n.weight, n.bias
+            ),
+            (2,),
+        ),
+        (lambda n, x: rows(x) @ n.weight.T + n.bias, (2,)),
+        (lambda n, x: n.bias + rows(x) @ n.weight.T, (1, 1, 2)),
+        (lambda n, x: torch.addmm(n.bias, rows(x)[0], n.weight.T), (1, 2)),
+        (lambda n, x: convolution(n, x) + n.bias, (2, 1, 1)),
+        (lambda n, x: n.bias + convolution(n, x), (1, 2, 1, 1)),
+        (lambda n, x: convolution(n, x) + n.bias[:, None, None], (2,)),
+        (lambda n, x: convolution(n, x).flatten(2) + n.bias[:, None], (2,)),
+    ],
+)
+def test_product_bias_and_clamp_are_one_layer(
+    function: Callable[[Any, Tensor], Tensor], bias: tuple[int, ...]
+) -> None:
+    shape = (1, 4, 4, 5)
+    net = ByHand(function, bias, conv="convolution" in function.__code__.co_names)
+    mod = lowered(net, shape, "mse")
+    assert [(la.weight, la.bias) for la in get_layers(mod)] == [("weight", "bias")]
+    assert "relax.clip" not in [op_name(b.value) for b in bindings(mod["predict"])]
+    x = torch.linspace(-3, 3, 80).reshape(shape)
+    label = np.zeros(net(x).shape, np.float32)
+    _, got = run(derive(mod, ["weight", "bias"]), x.numpy(), label)
+    _, expected = reference(net.double(), x, torch.from_numpy(label), "mse")
+    for name, grad in expected.items():
+        np.testing.assert_allclose(got[name].reshape(grad.shape), grad, rtol=1e-4, atol=1e-6, err_msg=name)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tests.passes.helpers import Machine, assert_close
 from tests.passes.networks import Mixed, sample, seeded
 from tvm_tinytrain.frontend import import_model
+from tvm_tinytrain.passes.canonicalize import Canonicalize
 from tvm_tinytrain.passes.fold_batch_norm import FoldBatchNorm
 
 
@@ -46,6 +47,35 @@ class OneDimensional(nn.Module):
         return self.norm(self.conv(x))
 
 
+class Columns(nn.Module):
+    """Biases of other shapes than a vector."""
+
+    shape = (3, 4, 5)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4)
+        self.second, self.behind = nn.Conv2d(4, 2, 1, bias=False), nn.BatchNorm2d(2)
+        self.column, self.vector = nn.Parameter(torch.rand(4, 1, 1)), nn.Parameter(torch.rand(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x) + self.column)
+        return self.behind(self.second(x) + self.vector[:, None, None])
+
+
+class OverRows(nn.Module):
+    """Views between product, bias and norm."""
+
+    shape = (3, 4, 5)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(3, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.linear(x.permute(0, 2, 3, 1)).flatten(0, 2))
+
+
 @pytest.mark.parametrize("make", [Mixed, Both, OneDimensional], ids=lambda m: m.__name__)
 def test_predictions_stay(make: Callable[[], nn.Module]) -> None:
     net, x = seeded(make), sample(*make.shape)
@@ -67,3 +97,12 @@ def test_tiny_variance_is_folded_in_double_precision() -> None:
     after = FoldBatchNorm()(import_model(net.float(), example_inputs=(x,)))
     got = Machine(after).run("main", x.numpy())[0]
     assert np.abs(got - expected).max() <= 1e-6 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("make", [Columns, OverRows])
+def test_biases_behind_views_take_it_in(make: Callable[[], nn.Module]) -> None:
+    net, x = seeded(make), sample(*make.shape)
+    after = FoldBatchNorm()(Canonicalize()(import_model(net, example_inputs=(x,))))
+    assert not {gv.name_hint for gv in after.functions} - {"main"}
+    expected = net.double()(x.double()).detach().numpy()
+    assert_close({"y": Machine(after).run("main", x.numpy())[0]}, {"y": expected}, 2e-6)

@@ -152,6 +152,97 @@ def test_linear_as_torch_writes_it() -> None:
     assert_same(LowerLayers()(with_zeros(Before)), k.module(predict=predict))
 
 
+def test_views_between_product_bias_and_clamp_come_behind_the_kernel() -> None:
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(
+            x: R.Tensor((1, 6, 4), "float32"), w: R.Tensor((4, 3), "float32"), b: R.Tensor((3,), "float32")
+        ):
+            R.func_attr({"num_input": 1})
+            with R.dataflow():
+                y = R.matmul(x, w)
+                rows = R.reshape(y, (1, 2, 3, 3))
+                z = R.add(b, rows)
+                view = R.reshape(z, (6, 3))
+                c = R.clip(view, 0.0, 6.0)
+                o = R.reshape(c, (1, 18))
+                R.output(o)
+            return o
+
+    k = Kernels(linear=linear(LinearSpec(6, 4, 3), bias=True, low=0.0, high=6.0))
+
+    @R.function
+    def predict(
+        x: R.Tensor((1, 6, 4), "float32"), w: R.Tensor((3, 4), "float32"), b: R.Tensor((3,), "float32")
+    ):
+        R.func_attr({"num_input": 1})
+        with R.dataflow():
+            rows = R.reshape(x, (6, 4))
+            y = R.call_tir(k.linear, (rows, w, b), out_ty=R.Tensor((6, 3), "float32"))
+            o = R.reshape(y, (1, 18))
+            R.output(o)
+        return o
+
+    assert_same(LowerLayers()(with_zeros(Before)), k.module(predict=predict))
+
+
+def test_a_view_that_divides_the_channels_ends_the_chain() -> None:
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(
+            x: R.Tensor((1, 4), "float32"), w: R.Tensor((4, 6), "float32"), b: R.Tensor((2,), "float32")
+        ):
+            R.func_attr({"num_input": 1})
+            with R.dataflow():
+                y = R.matmul(x, w)
+                heads = R.reshape(y, (1, 3, 2))
+                o = R.add(heads, b)
+                R.output(o)
+            return o
+
+    assert [(la.weight, la.bias) for la in layers_of(Before)] == [("w", None)]
+
+
+def test_a_bias_stored_as_a_column_becomes_a_vector() -> None:
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(
+            x: R.Tensor((1, 2, 4, 4), "float32"),
+            w: R.Tensor((2, 2, 1, 1), "float32"),
+            b: R.Tensor((2, 1, 1), "float32"),
+        ):
+            R.func_attr({"num_input": 1})
+            with R.dataflow():
+                y = R.nn.conv2d(x, w)
+                z = R.add(y, b)
+                o = R.multiply(z, b)
+                R.output(o)
+            return o
+
+    k = Kernels(conv2d=conv2d(Conv2DSpec(2, 4, 4, 2, (1, 1)), bias=True))
+
+    @R.function
+    def predict(
+        x: R.Tensor((1, 2, 4, 4), "float32"),
+        w: R.Tensor((2, 2, 1, 1), "float32"),
+        b: R.Tensor((2,), "float32"),
+    ):
+        R.func_attr({"num_input": 1})
+        with R.dataflow():
+            column = R.reshape(b, (2, 1, 1))
+            z = R.call_tir(k.conv2d, (x, w, b), out_ty=R.Tensor((1, 2, 4, 4), "float32"))
+            o = R.multiply(z, column)
+            R.output(o)
+        return o
+
+    after = LowerLayers()(with_zeros(Before))
+    assert_same(after, k.module(predict=predict))
+    assert get_layers(after)[0].bias == "b" and get_values(after)["b"].shape == (2,)
+
+
 @I.ir_module
 class StoredTransposed:
     """A matrix stored as [in, out], used twice, on a tensor of rank three."""
