@@ -279,6 +279,7 @@ class MemoryOptions:
     ``recompute``: inner tensors of blocks are computed again on the way back: "auto" only as far as a memory budget asks for it, at
     the least extra multiply-accumulates that were found; "lowest" as far as it lowers the peak; "never".
     ``input_dtype``: "uint8" takes bytes, from which the first kernel makes x · ``input_scale`` + ``input_offset``; default: [-1, 1].
+    It holds for all inputs of a network that has several.
     """
 
     masks: bool = True

@@ -121,3 +121,39 @@ def test_names_of_parameters_do_not_matter() -> None:
             want = layer.weight.grad.numpy()
             error = np.abs(device.read(f"g_{name}_weight") - want).max()
             assert error <= 1e-5 * np.abs(want).max(), name
+
+
+class Siamese(nn.Module):
+    """One convolution over two images of different heights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(8, 2)
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.cat([self.conv(v).relu().mean((2, 3)) for v in (a, b)], 1))
+
+
+@pytest.mark.host_compiler
+def test_all_inputs_of_a_network_are_bytes() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = Siamese().eval()
+    rng = np.random.default_rng(0)
+    images = {n: rng.integers(0, 256, (1, 3, h, 6)).astype(np.uint8) for n, h in (("a", 5), ("b", 7))}
+    floats = {n: (v / 127.5 - 1).astype(np.float32) for n, v in images.items()}
+    examples = tuple(torch.from_numpy(v) for v in floats.values())
+    trained = []
+    for given, dtype in ((floats, "float32"), (images, "uint8")):
+        memory = tvm_tinytrain.MemoryOptions(input_dtype=dtype)
+        module = build(net, "host", example_inputs=examples, optimizer=SGD(0.1), memory=memory)
+        found = {t["name"]: t["dtype"] for t in module.metadata["tensors"] if t["role"] == "input"}
+        assert found == {"a": dtype, "b": dtype}
+        with InProcess(module) as device:
+            for name, image in given.items():
+                device.write(name, image)
+            device.write("label", np.array([1], np.int32))
+            device.call("step")
+            trained.append([device.read(n) for n in ("loss", "conv_weight", "head_weight")])
+    for got, want in zip(*trained, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
