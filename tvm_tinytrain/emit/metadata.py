@@ -155,18 +155,16 @@ def entries_in_order(metadata: dict[str, Any]) -> list[tuple[str, dict[str, Any]
 
 def cache_pool_bytes(metadata: dict[str, Any]) -> int:
     """Bytes of the cache that lie outside of the arena (`TaskAdaptive(cache_bytes=...)`), or 0."""
-    pools = metadata["training"].get("pools", {})  # older archives do not say
-    return int(pools.get("cache", {}).get("bytes", 0))
+    return int(metadata["training"]["pools"].get("cache", {}).get("bytes", 0))
 
 
 def report_text(metadata: dict[str, Any]) -> str:
     """Layers, what is trained, multiply-accumulates, and bytes by pool, from a library's metadata."""
     memory = metadata["memory"]
-    chosen, others = trained_channels(metadata), metadata["training"].get("others", ())
+    chosen, others = trained_channels(metadata), metadata["training"]["others"]
     number = len(trained_plan(metadata))
-    initial = memory.get("flash_initial_bytes")  # older archives do not say
     pool = cache_pool_bytes(metadata)
-    untrained = metadata["training"].get("untrained", [])
+    untrained = metadata["training"]["untrained"]
     rest = f" and {len(untrained) - 8} more" if len(untrained) > 8 else ""
     lines = [
         f"{metadata['name']} for {metadata['options']['target']}",
@@ -174,12 +172,10 @@ def report_text(metadata: dict[str, Any]) -> str:
         *([f"  trained beside the layers: {', '.join(others)}"] if others else []),
         *([f"  of no layer, not trained: {', '.join(untrained[:8])}{rest}"] if untrained else []),
         f"  SRAM arena {memory['arena_bytes']} B (lower bound {memory['lower_bound_bytes']} B), "
-        f"flash constants {memory['flash_constant_bytes']} B"
-        + (f", initial values {initial} B" if initial is not None else ""),
+        f"flash constants {memory['flash_constant_bytes']} B, initial values {memory['flash_initial_bytes']} B",
         *([f"  cache pool {pool} B, in TT_CACHE_SECTION"] if pool else []),
     ]
-    renamed = metadata.get("renamed")  # older archives do not say
-    if renamed:
+    if renamed := metadata["renamed"]:
         names = ", ".join(f"{old} is {new}" for old, new in sorted(renamed.items()))
         lines.append(f"  renamed, since the library has tensors or functions of these names: {names}")
     for entry, info in entries_in_order(metadata):

@@ -132,12 +132,11 @@ class Report:
         )
         # The totals of a task-adaptive library are those of a plan of all channels; what a plan takes is in the plan.
         most = " with all channels trained" if "adaptive" in meta else ""
-        initial = memory.get("flash_initial_bytes")  # older archives do not say
         pool = cache_pool_bytes(meta)
         cards = {
             "arena (SRAM)": f"{memory['arena_bytes'] / 1024:,.1f} KiB",
             "constants (flash)": f"{memory['flash_constant_bytes'] / 1024:,.1f} KiB",
-            **({} if initial is None else {"initial weights (flash)": f"{initial / 1024:,.1f} KiB"}),
+            "initial weights (flash)": f"{memory['flash_initial_bytes'] / 1024:,.1f} KiB",
             **({} if not pool else {"cache pool (TT_CACHE_SECTION)": f"{pool / 1024:,.1f} KiB"}),
             f"prediction{most}": f"{meta['macs'].get('predict', 0) / 1e6:,.2f} MMAC",
             f"backward{most}": f"{backward / 1e6:,.2f} MMAC",
@@ -200,7 +199,7 @@ class Report:
             text = (
                 "Work of each layer in the forward pass, and its weights; the device chooses what it trains."
             )
-        others = meta["training"].get("others", ())
+        others = meta["training"]["others"]
         if others:
             text += f" Trained beside the layers: {', '.join(others)}."
         yield _Section(
