@@ -85,7 +85,7 @@ class Reference:
         self.values: dict[str, Array] = get_values(canonical)
         self.net, self.paths = fold_batch_norms(net, x)
         self._owners = self._match(order)
-        self.folding_error = self._adopt_values()
+        self._adopt_values()
 
     @property
     def params(self) -> dict[str, Array]:
@@ -100,9 +100,8 @@ class Reference:
         by_name |= {f"v{name}": path for name, path in by_name.items()}
         return {layer.id: by_name[layer.weight] for layer in self.layers}
 
-    def _adopt_values(self) -> float:
-        """Gives the PyTorch network the compiler's parameters; returns how far these were from PyTorch's own folding."""
-        worst = 0.0
+    def _adopt_values(self) -> None:
+        """Gives the PyTorch network the compiler's parameters."""
         for layer in self.layers:
             module = self.net.get_submodule(self._owners[layer.id])
             for own, name in ((module.weight, layer.weight), (module.bias, layer.bias)):
@@ -111,9 +110,7 @@ class Reference:
                         raise ValueError(f"layer {layer.id} ({layer.weight}): a bias on one side only")
                     continue
                 ours = torch.from_numpy(self.values[name].astype(np.float64)).reshape(own.shape)  # type: ignore[arg-type]
-                worst = max(worst, relative(ours.numpy(), own.detach().numpy()))  # type: ignore[operator]
                 own.data.copy_(ours)  # type: ignore[operator]
-        return worst
 
     @cached_property
     def exact(self) -> dict[str, Array]:

@@ -77,6 +77,3 @@ TABLE_11: Mapping[str, tuple[float, ...]] = {
 
 BATCH = 100
 """Batch size of FullTrain and TinyTL in Table 2."""
-
-COMPUTE_BUDGET = 0.15
-"""TinyTrain's compute budget as a share of FullTrain's backward pass."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tvm_tinytrain.passes.plan_memory import ALIGN, ArenaPlan, plan_arena
+from tvm_tinytrain.passes.plan_memory import ArenaPlan, plan_arena
 from tvm_tinytrain.passes.program import Entry, KernelCall, Program
 
 ALWAYS = -1
@@ -172,8 +172,3 @@ def _one_of_two(entry: Entry, guards: list[Guard], listed: Collection[str]) -> t
 
 def _join(a: int, b: int) -> int:
     return ALWAYS if ALWAYS in (a, b) else a | b
-
-
-def rows_begin(activation_bytes: int) -> int:
-    """Where the trained rows begin behind the activations."""
-    return (activation_bytes + ALIGN - 1) // ALIGN * ALIGN

@@ -10,7 +10,7 @@ import tvm
 from tvm import relax
 
 from tvm_tinytrain.passes.kernels.frozen_norm import frozen_norm
-from tvm_tinytrain.passes.lower_layers import adds_per_channel
+from tvm_tinytrain.passes.layer_chains import adds_per_channel
 from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, op_name, rebuild, shape_of, use_counts
 from tvm_tinytrain.passes.state import free_name, get_values, with_values
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,37 +14,10 @@ from tvm_tinytrain.passes.kernels.conv2d import conv2d
 from tvm_tinytrain.passes.kernels.conv2d_transpose import conv2d_transpose
 from tvm_tinytrain.passes.kernels.conv_spec import Conv2DSpec
 from tvm_tinytrain.passes.kernels.linear import LinearSpec, linear
+from tvm_tinytrain.passes.layer_chains import CONVOLUTIONS, Chain, find_chains
 from tvm_tinytrain.passes.reverse_mode import differentiable_variables
-from tvm_tinytrain.passes.rewriting import (
-    Rebuilder,
-    bindings,
-    op_name,
-    operands,
-    rebuild,
-    shape_of,
-    use_counts,
-)
+from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, op_name, rebuild, shape_of
 from tvm_tinytrain.passes.state import Layer, get_fixed, get_values, with_layers, with_values
-
-CONVOLUTIONS = (
-    "relax.nn.conv2d",
-    "relax.nn.conv1d",
-    "relax.nn.conv2d_transpose",
-    "relax.nn.conv1d_transpose",
-)
-
-_OF_WEIGHTS = (*CONVOLUTIONS, "relax.matmul", "relax.permute_dims")
-
-
-@dataclass
-class _Chain:
-    """A layer's operator with the bias add and the clamp that follow it: what one kernel computes."""
-
-    root: relax.VarBinding
-    weight: relax.Var
-    bias: relax.Var | None = None
-    low: float | None = None
-    high: float | None = None
 
 
 @tvm.transform.module_pass(opt_level=0, name="LowerLayers")
@@ -62,7 +34,7 @@ class LowerLayers:
         """Rewrites ``main`` into ``predict``."""
         func = mod["main"]
         values = get_values(mod)
-        chains, absorbed = _find_chains(func, set(values))
+        chains, absorbed = find_chains(func, set(values))
         by_weight = {
             c.weight: c for c in chains.values()
         }  # a weight that several chains share is turned once
@@ -95,94 +67,7 @@ class LowerLayers:
         return with_layers(with_values(mod, values), tuple(layers))
 
 
-def _find_chains(func: relax.Function, params: set[str]) -> tuple[dict[relax.Var, _Chain], set[relax.Var]]:
-    uses = use_counts(func)
-    defs = {b.var: b for b in bindings(func)}
-    users: dict[relax.Var, list[relax.VarBinding]] = {}
-    for b in bindings(func):
-        for operand in operands(b.value):
-            if isinstance(operand, relax.Var):
-                users.setdefault(operand, []).append(b)
-    chains: dict[relax.Var, _Chain] = {}
-    absorbed: set[relax.Var] = set()
-
-    def is_param(expr: relax.Expr) -> bool:
-        return isinstance(expr, relax.Var) and expr not in defs and expr.name in params
-
-    def as_bias(expr: relax.Expr, out: tuple[int, ...], axis: int) -> relax.Var | None:
-        """The parameter behind ``expr`` if adding it adds one value per channel, ``axis`` of the ``out`` shape."""
-        param = expr
-        while param in defs and op_name(defs[param].value) == "relax.reshape":
-            param = defs[param].value.args[0]
-        if not is_param(param) or not adds_per_channel(shape_of(expr), out, axis):
-            return None
-        is_weight = any(op_name(u.value) in _OF_WEIGHTS for u in users[param])  # it keeps its shape
-        return param if len(shape_of(param)) == 1 or not is_weight else None
-
-    for b in bindings(func):
-        name = op_name(b.value)
-        weight = None
-        if name in CONVOLUTIONS:
-            weight = b.value.args[1]
-        elif name == "relax.matmul":
-            right = b.value.args[1]
-            source = defs[right].value if right in defs else None
-            if source is not None and op_name(source) == "relax.permute_dims" and len(shape_of(right)) == 2:
-                weight = source.args[0]
-            elif is_param(right) and len(shape_of(right)) == 2:
-                weight = right
-        if weight is None or not is_param(weight):
-            continue
-        turned = name != "relax.nn.conv2d" and weight == b.value.args[1]
-        if turned and any(op_name(u.value) != name or u.value.args[1] != weight for u in users[weight]):
-            continue  # the kernel wants it in another form, but something else reads it as it is
-        chain, end = _Chain(b, weight), b
-        shape = shape_of(b.var)
-        axis = 1 if name in CONVOLUTIONS else len(shape) - 1
-        views: list[relax.VarBinding] = []  # behind ``end``: part of the chain once something of it follows
-        while uses.get((last := [end, *views][-1]).var, 0) == 1 and users.get(last.var):
-            after = users[last.var][0]
-            kind = op_name(after.value)
-            if kind == "relax.reshape":
-                kept = _same_axis(shape, axis, shape_of(after.var))
-                if kept is None:
-                    break
-                shape, axis = shape_of(after.var), kept
-                views.append(after)
-                continue
-            if kind == "relax.add" and chain.bias is None:
-                other = [a for a in after.value.args if a != last.var]
-                bias = as_bias(other[0], shape, axis) if len(other) == 1 else None
-                if bias is None or shape_of(after.var) != shape:
-                    break
-                chain.bias = bias
-            elif kind == "relax.nn.relu":
-                chain.low = 0.0
-            elif kind == "relax.clip":
-                chain.low, chain.high = (float(a.value) for a in after.value.args[1:])
-            else:
-                break
-            absorbed.update(v.var for v in (end, *views))
-            end, views = after, []
-            if chain.low is not None or chain.high is not None:
-                break
-        chains[end.var] = chain
-    return chains, absorbed
-
-
-def _same_axis(shape: tuple[int, ...], axis: int, new: tuple[int, ...]) -> int | None:
-    """Where ``axis`` of a tensor is when it is viewed in the shape ``new``; None where the view divides or joins it."""
-    before = math.prod(shape[:axis])
-    found = [i for i, d in enumerate(new) if d == shape[axis] and math.prod(new[:i]) == before]
-    return found[-1] if found else None
-
-
-def adds_per_channel(shape: tuple[int, ...], out: tuple[int, ...], axis: int) -> bool:
-    """Whether adding a tensor of ``shape`` to one of shape ``out`` adds one value per index of ``axis``."""
-    return (1,) * (len(out) - len(shape)) + shape == tuple(d if i == axis else 1 for i, d in enumerate(out))
-
-
-def _as_vectors(chains: dict[relax.Var, _Chain], values: dict[str, np.ndarray]) -> dict[relax.Var, relax.Var]:
+def _as_vectors(chains: dict[relax.Var, Chain], values: dict[str, np.ndarray]) -> dict[relax.Var, relax.Var]:
     """Biases of other shapes, such as [out, 1, 1], become the vectors that the kernels want; by the parameter that they were."""
     vectors: dict[relax.Var, relax.Var] = {}
     for chain in chains.values():
@@ -196,7 +81,7 @@ def _as_vectors(chains: dict[relax.Var, _Chain], values: dict[str, np.ndarray]) 
     return vectors
 
 
-def _as_kernel_weight(chain: _Chain, weight: relax.Var, values: dict[str, np.ndarray]) -> relax.Var:
+def _as_kernel_weight(chain: Chain, weight: relax.Var, values: dict[str, np.ndarray]) -> relax.Var:
     """The parameter in the shape that the kernels want: [out, in of one group, (kh, kw)]; 1-D kernels have one row."""
     name, value = weight.name, values[weight.name]
     kind = op_name(chain.root.value)
@@ -214,7 +99,7 @@ def _as_kernel_weight(chain: _Chain, weight: relax.Var, values: dict[str, np.nda
 
 
 def _emit(
-    r: Rebuilder, chain: _Chain, layers: list[Layer] | None, fixed: frozenset[str], end: relax.Var
+    r: Rebuilder, chain: Chain, layers: list[Layer] | None, fixed: frozenset[str], end: relax.Var
 ) -> relax.Expr:
     """The chain, whose result is ``end``, as one kernel; it is noted in ``layers`` unless that is None."""
     call = chain.root.value

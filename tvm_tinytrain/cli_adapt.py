@@ -5,12 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm_tinytrain.early_checks import check_options, check_output, make_folder
 from tvm_tinytrain.errors import CheckpointError, ImportModelError, PlanError
+
+if TYPE_CHECKING:
+    from tvm_tinytrain.adaptation import AdaptResult, LearnResult
+    from tvm_tinytrain.micro import Session
+    from tvm_tinytrain.reporting import SessionRecord
 
 _ADAPT = """example:
   tinytrain adapt network.tar --board mps2-an500 --support mine/ --query others/ -o task.tt
@@ -177,15 +183,35 @@ def _check_trains(a: argparse.Namespace, metadata: Mapping[str, Any]) -> None:
         )
 
 
+_Progress = Callable[[int, float], None]
+
+
+@dataclass(frozen=True)
+class _Learnt:
+    """What came of the training, and the shares of the queries that were right before and after it."""
+
+    before: float | None
+    result: AdaptResult | LearnResult
+    after: float | None
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """What a library learns from: images, their labels (classes or targets), the queries with theirs, the classes' names."""
+
+    images: Any
+    labels: Any
+    query: tuple[Any, Any] | None
+    names: tuple[str, ...]
+
+
 def _adapt(a: argparse.Namespace) -> int:
-    import numpy as np
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from tvm_tinytrain.build import load
     from tvm_tinytrain.micro import Session
     from tvm_tinytrain.reporting import SessionRecord
-    from tvm_tinytrain.reporting.session_record import finite_or_none
 
     check_options("adapt", {"--iterations": (a.iterations, 0), "--seed": (a.seed, 0)})
     if not 0.0 <= a.lr < math.inf:
@@ -193,21 +219,8 @@ def _adapt(a: argparse.Namespace) -> int:
     check_output(a.output, a.record)
     module = load(a.archive)
     _check_trains(a, module.metadata)
-    shape, dtype = _input(module.metadata)
-    target = _label(module.metadata)
-    prototypical = target.get("name") == "seed"
-    if not prototypical and target.get("dtype") == "float32":
-        if a.query is not None:
-            hint = "leave it out: how near the outputs come is for you to say"
-            raise PlanError("adapt", "--query", "a loss of values", "a loss of classes", hint)
-        images, labels, names = read_targets(a.support, shape, dtype, tuple(target["shape"]))
-    else:
-        images, labels, names = read_samples(a.support, shape, dtype)
-        _check_labels(a.support, labels, module.metadata)
-    query = None if a.query is None else read_samples(a.query, shape, dtype)
-    if query is not None and query[2] != names:
-        found, hint = ", ".join(query[2]), "use the same classes in both"
-        raise ImportModelError("adapt", f"classes of {a.query}", found, ", ".join(names), hint)
+    samples = _read(a, module.metadata)
+    learn = _learn_prototypes if _label(module.metadata).get("name") == "seed" else _learn_labels
     bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with console.status(f"building and starting {a.board}"):
@@ -218,60 +231,102 @@ def _adapt(a: argparse.Namespace) -> int:
         def progress(done: int, loss: float) -> None:
             shown.update(task, completed=done, description=f"loss {loss:.3f}")
 
-        before = None
-        if prototypical:
-            if query is not None:
-                plain = session.adapt(images, labels, iterations=0)
-                before = _share(plain.classify(session, query[0]), query[1])
-            result = session.adapt(
-                images, labels, iterations=a.iterations, lr=a.lr, seed=a.seed, queries=None if len(shape) == 3 else _jitter,
-                progress=lambda p: progress(p.iteration, p.loss),
-            )  # fmt: skip
-            record = SessionRecord.of(result, module)
-            after = None if query is None else _share(result.classify(session, query[0]), query[1])
-        else:
-            if query is not None:
-                before = _share(_argmax(session, query[0]), query[1])
-            learnt = session.learn(images, labels, iterations=a.iterations, lr=a.lr, progress=progress)
-            record = SessionRecord.of(learnt, module)
-            after = None if query is None else _share(_argmax(session, query[0]), query[1])
+        learnt = learn(a, session, samples, progress)
+        record = SessionRecord.of(learnt.result, module)
         make_folder(a.output, a.record)
         if a.output is not None:
             session.save(a.output)
         memory = session.memory()
     if a.record is not None:
         record.save(a.record)
-    summary: dict[str, Any] = {
-        "board": a.board, "classes": list(names) or None, "samples": len(images), "iterations": len(record.losses),
-        "loss_first": finite_or_none(record.losses[0]) if record.losses else None,
-        "loss_last": finite_or_none(record.losses[-1]) if record.losses else None,
-        "query_accuracy_before": before, "query_accuracy_after": after,
-        "trained_channels": {str(u.layer): len(u.outputs) for u in record.plan.layers} if record.plan else None,
-        "plan_digest": record.plan.digest if record.plan else None,
-        "checkpoint": None if a.output is None else str(a.output), **memory,
-    }  # fmt: skip
-    if a.json:
-        print(json.dumps(summary, indent=1))
-        return 0
-    if record.losses:
-        print(
-            f"{a.board}: loss {record.losses[0]:.4f} → {record.losses[-1]:.4f} in {len(record.losses)} iterations"
-        )
-    if before is not None and after is not None:
-        print(
-            f"query accuracy {before:.1%} → {after:.1%} ({len(np.asarray(query[1])) if query else 0} samples)"
-        )
-    if record.plan is not None:
-        print(
-            "trained channels by layer: "
-            + ", ".join(f"{u.layer}: {len(u.outputs)}" for u in record.plan.layers)
-        )
-    print(
-        f"arena {memory['arena_high_water_bytes']} of {memory['arena_bytes']} B, stack {memory['stack_bytes']} B"
+    _tell(a, samples, learnt, record, memory)
+    return 0
+
+
+def _read(a: argparse.Namespace, metadata: Mapping[str, Any]) -> _Samples:
+    """The samples that the options name, as the library of ``metadata`` takes them."""
+    shape, dtype = _input(metadata)
+    target = _label(metadata)
+    if target.get("dtype") == "float32" and target.get("name") != "seed":
+        if a.query is not None:
+            hint = "leave it out: how near the outputs come is for you to say"
+            raise PlanError("adapt", "--query", "a loss of values", "a loss of classes", hint)
+        images, labels, names = read_targets(a.support, shape, dtype, tuple(target["shape"]))
+        return _Samples(images, labels, None, names)
+    images, labels, names = read_samples(a.support, shape, dtype)
+    _check_labels(a.support, labels, metadata)
+    if a.query is None:
+        return _Samples(images, labels, None, names)
+    *query, classes = read_samples(a.query, shape, dtype)
+    if classes != names:
+        found, hint = ", ".join(classes), "use the same classes in both"
+        raise ImportModelError("adapt", f"classes of {a.query}", found, ", ".join(names), hint)
+    return _Samples(images, labels, (query[0], query[1]), names)
+
+
+def _learn_prototypes(
+    a: argparse.Namespace, session: Session, samples: _Samples, progress: _Progress
+) -> _Learnt:
+    """Adapt by TinyTrain's procedure."""
+    images, labels, query = samples.images, samples.labels, samples.query
+    before = after = None
+    if query is not None:
+        plain = session.adapt(images, labels, iterations=0)
+        before = _share(plain.classify(session, query[0]), query[1])
+    result = session.adapt(
+        images, labels, iterations=a.iterations, lr=a.lr, seed=a.seed, queries=None if images.ndim == 4 else _jitter,
+        progress=lambda p: progress(p.iteration, p.loss),
+    )  # fmt: skip
+    if query is not None:
+        after = _share(result.classify(session, query[0]), query[1])
+    return _Learnt(before, result, after)
+
+
+def _learn_labels(a: argparse.Namespace, session: Session, samples: _Samples, progress: _Progress) -> _Learnt:
+    """Train on the labels as they are."""
+    query = samples.query
+    before = None if query is None else _share(_argmax(session, query[0]), query[1])
+    result = session.learn(
+        samples.images, samples.labels, iterations=a.iterations, lr=a.lr, progress=progress
     )
+    after = None if query is None else _share(_argmax(session, query[0]), query[1])
+    return _Learnt(before, result, after)
+
+
+def _tell(
+    a: argparse.Namespace,
+    samples: _Samples,
+    learnt: _Learnt,
+    record: SessionRecord,
+    memory: Mapping[str, int],
+) -> None:
+    """Print what came of it, as JSON or in words."""
+    from tvm_tinytrain.reporting.session_record import finite_or_none
+
+    losses, plan = record.losses, record.plan
+    channels = {u.layer: len(u.outputs) for u in plan.layers} if plan else {}
+    if a.json:
+        summary: dict[str, Any] = {
+            "board": a.board, "classes": list(samples.names) or None, "samples": len(samples.images), "iterations": len(losses),
+            "loss_first": finite_or_none(losses[0]) if losses else None,
+            "loss_last": finite_or_none(losses[-1]) if losses else None,
+            "query_accuracy_before": learnt.before, "query_accuracy_after": learnt.after,
+            "trained_channels": {str(layer): k for layer, k in channels.items()} if plan else None,
+            "plan_digest": plan.digest if plan else None,
+            "checkpoint": None if a.output is None else str(a.output), **memory,
+        }  # fmt: skip
+        print(json.dumps(summary, indent=1))
+        return
+    if losses:
+        print(f"{a.board}: loss {losses[0]:.4f} → {losses[-1]:.4f} in {len(losses)} iterations")
+    if samples.query is not None:
+        print(f"query accuracy {learnt.before:.1%} → {learnt.after:.1%} ({len(samples.query[1])} samples)")
+    if plan is not None:
+        print("trained channels by layer: " + ", ".join(f"{layer}: {k}" for layer, k in channels.items()))
+    high, whole = memory["arena_high_water_bytes"], memory["arena_bytes"]
+    print(f"arena {high} of {whole} B, stack {memory['stack_bytes']} B")
     if a.output is not None:
         print(f"wrote {a.output}")
-    return 0
 
 
 def _jitter(samples: Any, rng: Any) -> Any:

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from tvm_tinytrain.errors import CheckpointError
 
 VERSION = 1
-DIGEST_CHARACTERS = 16
 _MAGIC = b"TTCK"
 _HEADER = struct.Struct("<4sHH16s4I")
 _TRAILER = struct.Struct("<I")
