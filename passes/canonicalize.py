@@ -9,7 +9,7 @@ from tvm import relax
 from tvm_tinytrain.passes.canonical import Rewrite, rules_of
 from tvm_tinytrain.passes.canonical.evaluation import evaluate
 from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, op_name, operands, rebuild, use_counts
-from tvm_tinytrain.passes.state import FIXED, free_name, get_fixed, get_values, with_fixed, with_values
+from tvm_tinytrain.passes.state import free_name, get_fixed, get_values, with_fixed, with_values
 
 
 @tvm.transform.module_pass(opt_level=0, name="Canonicalize")
@@ -78,6 +78,6 @@ def _replace_tables(mod: tvm.IRModule, read_before: set[relax.Var]) -> tvm.IRMod
 
     params = [p for p in func.params if p not in unread] + list(tables.values())
     mod = rebuild(mod, "main", body, params=params, attrs=dict(func.attrs))
-    if FIXED in mod.attrs:
+    if tables:
         mod = with_fixed(mod, get_fixed(mod) | {t.name for t in tables.values()})
     return with_values(mod, {n: v for n, v in values.items() if n not in {p.name for p in unread}})

@@ -12,7 +12,7 @@ from tvm import relax
 from tvm_tinytrain.passes.kernels.frozen_norm import frozen_norm
 from tvm_tinytrain.passes.layer_chains import adds_per_channel
 from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, op_name, rebuild, shape_of, use_counts
-from tvm_tinytrain.passes.state import free_name, get_values, with_values
+from tvm_tinytrain.passes.state import free_name, get_fixed, get_values, with_fixed, with_values
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,8 @@ class FoldBatchNorm:
             return r.look(r.func.body.body)
 
         mod = rebuild(mod, "main", body, params=[*func.params, *new_params], attrs=dict(func.attrs))
+        statistics = {p.name for pair in frozen.values() for p in pair}
+        mod = with_fixed(mod, get_fixed(mod) | statistics)
         return with_values(relax.transform.DeadCodeElimination(["main"])(mod), values)
 
 

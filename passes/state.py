@@ -7,7 +7,7 @@ attribute          meaning
 ``tt.roles``       {parameter name: role}: input, label, const (flash), param (trainable), state, grad, list
 ``tt.layers``      the trainable layers in order of execution, as JSON (see `Layer`)
 ``tt.fixed``       names of values that are no parameters of the network (buffers, constants) and so are never trained, as JSON;
-                   absent where the front end cannot tell
+                   where the front end cannot tell, those alone that passes made
 ``tt.adapters``    names of the parameters of inserted branches (TinyTL), as JSON
 ``tt.renamed``     [[name in the network, name here], …] of inputs and parameters whose names the library needs, as JSON
 ``tt.outputs``     {function name: [role of each output]}: output, loss, or the name of the parameter that it updates
@@ -127,7 +127,7 @@ def with_layers(mod: tvm.IRModule, layers: tuple[Layer, ...]) -> tvm.IRModule:
 
 
 def get_fixed(mod: tvm.IRModule) -> frozenset[str]:
-    """Names of the values that are no parameters of the network; none where the front end cannot tell."""
+    """Names of the values that are known to be no parameters of the network."""
     return frozenset(get_json(mod, FIXED, []))
 
 

@@ -167,6 +167,14 @@ def test_parameters_of_no_layer_are_named() -> None:
     assert module.metadata["training"]["untrained"] == [] and "no layer" not in module.report()
 
 
+def test_statistics_of_a_batch_norm_are_no_parameters() -> None:
+    """What is named as not trained is what `also_train` takes."""
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    module = build(net, M7, example_inputs=(torch.zeros(1, 4),))
+    assert module.metadata["training"]["untrained"] == ["v2_bias", "v2_weight"]
+    build(net, M7, example_inputs=(torch.zeros(1, 4),), also_train=("v2_bias", "v2_weight"))
+
+
 def test_tensors_lie_in_the_arena_and_add_up() -> None:
     module = library(accumulate=True)
     memory = module.metadata["memory"]
