@@ -198,14 +198,18 @@ def _numbers(attrs: Any) -> Any:
 
 def _check_layout(call: relax.Call, x: tuple[int, ...]) -> None:
     attrs = call.attrs
-    layouts = (str(attrs.data_layout), str(attrs.kernel_layout))
-    if layouts not in (("NCHW", "OIHW"), ("NCW", "OIW"), ("NCHW", "IOHW"), ("NCW", "IOW")):
+    wanted = ("NCHW", "IOHW" if "transpose" in op_name(call) else "OIHW", "NCHW")
+    if len(x) == 3:
+        wanted = tuple(layout.replace("H", "") for layout in wanted)  # type: ignore[assignment]
+    data = str(attrs.data_layout)
+    layouts = (data, str(attrs.kernel_layout), str(attrs.out_layout) or data)
+    if layouts != wanted:
         raise UnsupportedOperatorError(
             "lower layers",
             op_name(call),
-            f"layouts {layouts}",
-            "NCHW data with OIHW weights",
-            "convert the network to NCHW",
+            f"layouts {layouts} of data, weights and result",
+            f"{wanted[0]} data with {wanted[1]} weights, {wanted[2]} results",
+            f"convert the network to {wanted[0]}",
         )
     if x[0] != 1:
         raise UnsupportedOperatorError(

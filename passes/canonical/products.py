@@ -110,7 +110,8 @@ def padding_into_convolution(ctx: Rewrite) -> relax.Expr | None:
         return None
     width = [int(w) for w in pad.attrs.pad_width]
     zero = str(pad.attrs.pad_mode) == "constant" and float(pad.attrs.pad_value) == 0.0
-    if not zero or any(width[:4]) or str(a.data_layout) != "NCHW":
+    layouts = (str(a.data_layout), str(a.kernel_layout), str(a.out_layout) or "NCHW")
+    if not zero or any(width[:4]) or layouts != ("NCHW", "OIHW", "NCHW"):
         return None
     top, left, bottom, right = (int(v) for v in a.padding)
     padding = (top + width[4], left + width[6], bottom + width[5], right + width[7])

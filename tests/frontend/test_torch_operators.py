@@ -76,6 +76,15 @@ def test_a_tensor_of_doubles_is_refused() -> None:
         import_model(net, example_inputs=(torch.zeros(IMAGE),))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_numbers_of_half_the_width_are_refused(dtype: torch.dtype) -> None:
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(
+        DTypeError, match=f"frontend: relax.astype at .*: found {name}; allowed float32; let the"
+    ):
+        import_model(Net(lambda x: x.to(dtype).relu().float()), example_inputs=(torch.zeros(IMAGE),))
+
+
 def without_gradient(x: Tensor) -> Tensor:
     with torch.no_grad():
         noise = torch.randn_like(x)

@@ -124,9 +124,10 @@ def _lift_constants(
             value = _in_single_precision(substitute(lifted_values[b.var], r.env))
             trivial = isinstance(value, (relax.Var, relax.Tuple))
             r.env[b.var] = new = value if trivial else r.emit(value, b.var.name)
-            if isinstance(new.ty, relax.TensorType) and str(new.ty.dtype) == "float64":
-                hint = "let the network make its constants in float32"
-                raise DTypeError("frontend", f"{op_name(value)} at {b.var.name}", "float64", "float32", hint)
+            dtype = str(new.ty.dtype) if isinstance(new.ty, relax.TensorType) else "float32"
+            if "float" in dtype and dtype != "float32":
+                hint = "let the network compute in float32, constants and casts included"
+                raise DTypeError("frontend", f"{op_name(value)} at {b.var.name}", dtype, "float32", hint)
         result = r.look(r.func.body.body)
         if isinstance(result, relax.Tuple):
             return result.fields[0]
