@@ -110,6 +110,10 @@ def reductions() -> Iterator[OperatorCase]:
         "smallest of channels": lambda x: x.amin(1, keepdim=True),
         "logsumexp": lambda x: x.logsumexp(1),
         "euclidean length": lambda x: x.square().sum(1).sqrt(),
+        "product of rows": lambda x: x.prod(2),
+        "product of channels, some of them zero": lambda x: x.relu().prod(1, keepdim=True),
+        "running sum of channels": lambda x: x.cumsum(1),
+        "running sum of columns": lambda x: x.cumsum(-1) * x,
     }
     for name, function in functions.items():
         yield case(name, fn(function), IMAGE)
@@ -124,6 +128,8 @@ def shapes_and_slices() -> Iterator[OperatorCase]:
         "unsqueeze": lambda x: x.unsqueeze(2),
         "permute": lambda x: x.permute(0, 2, 3, 1),
         "transpose": lambda x: x.transpose(1, 3),
+        "permute twice": lambda x: x.permute(0, 2, 3, 1).permute(0, 3, 2, 1),
+        "there and back": lambda x: x.transpose(1, 2).transpose(1, 2) * x,
         "channel shuffle": lambda x: x.reshape(1, 2, 2, 6, 5).transpose(1, 2).reshape(1, 4, 6, 5),
         "channel shuffle module": lambda x: F.channel_shuffle(x, 2),
         "slice of channels": lambda x: x[:, 1:3],
@@ -183,6 +189,8 @@ def shapes_and_slices() -> Iterator[OperatorCase]:
         "indices in triples": lambda x: x[:, [0, -1], [1, 0], [4, 4]],
         "indices of a grid": lambda x: x[:, :, torch.tensor([[3], [-1], [1]]), torch.tensor([0, -1])],
         "indices of a grid and pairs": lambda x: x[:, [[1], [2]], torch.tensor([[3], [0]]), [1, 2]],
+        "index of every element": lambda x: x.gather(1, torch.arange(90).reshape(1, 3, 6, 5) % 4),
+        "lower triangles": lambda x: x.tril(1),
         "pixel shuffle": lambda x: F.pixel_shuffle(x, 2),
         "pixel unshuffle": lambda x: F.pixel_unshuffle(x[:, :, :, :4], 2),
     }

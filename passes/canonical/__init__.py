@@ -2,6 +2,7 @@
 
 from tvm_tinytrain.passes.canonical import (  # noqa: F401
     activations,
+    cumulative,
     identities,
     indexing,
     normalisation,

@@ -29,20 +29,26 @@ def reshape_of_reshape(ctx: Rewrite) -> relax.Expr | None:
 
 
 @rule("relax.permute_dims")
-def identity_permutation(ctx: Rewrite) -> relax.Expr | None:
-    """A permutation that moves no axis longer than one is a view."""
-    shape = ctx.shape()
-    axes = (
-        list(range(len(shape)))[::-1]
-        if ctx.attrs.axes is None
-        else [int(a) % len(shape) for a in ctx.attrs.axes]
-    )
+def permutation(ctx: Rewrite) -> relax.Expr | None:
+    """One permutation instead of two; one that moves no axis longer than one is a view, one that moves none is nothing."""
+    source, axes = ctx.args[0], permuted_axes(ctx.call)
+    inner = ctx.definition(source)
+    if inner is not None and op_name(inner) == "relax.permute_dims":
+        before = permuted_axes(inner)
+        source, axes = inner.args[0], [before[a] for a in axes]
+    shape = shape_of(source)
+    if axes == sorted(axes):
+        return source
     moved = [a for a in axes if shape[a] != 1]
-    if ctx.is_param(ctx.args[0]) or moved != sorted(
-        moved
-    ):  # of a weight it is how a linear layer is recognised
-        return None
-    return ctx.view(ctx.args[0], ctx.out_shape)
+    if moved == sorted(moved) and not ctx.is_param(source):  # of a weight it is how a layer is recognised
+        return ctx.view(source, ctx.out_shape)
+    return None if source is ctx.args[0] else ctx.emit(relax.op.permute_dims(source, axes))
+
+
+def permuted_axes(call: relax.Call) -> list[int]:
+    """The operand's axes in the order of the result of a ``permute_dims``."""
+    rank = len(shape_of(call.args[0]))
+    return list(range(rank))[::-1] if call.attrs.axes is None else [int(a) % rank for a in call.attrs.axes]
 
 
 @rule("relax.astype")

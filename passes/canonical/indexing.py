@@ -62,6 +62,19 @@ def take(ctx: Rewrite) -> relax.Expr | None:
     return ctx.view(take_along(ctx, x, axis, positions), ctx.out_shape)
 
 
+@rule("relax.gather_elements")
+def gather_elements(ctx: Rewrite) -> relax.Expr | None:
+    """At known places of its own for every element: a table into the flat tensor."""
+    x, index = ctx.call.args[0], ctx.known(ctx.call.args[1])
+    if index is None or not ctx.is_float:
+        return None
+    shape, axis = shape_of(x), int(ctx.attrs.axis) % len(shape_of(x))
+    places: list[np.ndarray] = list(np.indices(index.shape))
+    places[axis] = np.where(index < 0, index + shape[axis], index)
+    flat = np.ravel_multi_index(places, shape).reshape(-1)
+    return ctx.view(take_along(ctx, ctx.view(x, (math.prod(shape),)), 0, flat), ctx.out_shape)
+
+
 def take_along(ctx: Rewrite, x: relax.Expr, axis: int, index: np.ndarray) -> relax.Expr:
     """x[…, index, …] along ``axis``."""
     shape = shape_of(x)

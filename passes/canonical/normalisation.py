@@ -8,7 +8,9 @@ import numpy as np
 from tvm import relax
 
 from tvm_tinytrain.errors import UnsupportedOperatorError
+from tvm_tinytrain.passes.canonical.activations import emit_activation
 from tvm_tinytrain.passes.canonical.registry import Rewrite, rule
+from tvm_tinytrain.passes.kernels.activations import Activation
 from tvm_tinytrain.passes.kernels.normalisation import NormSpec, group_norm
 from tvm_tinytrain.passes.kernels.softmax import SoftmaxSpec, softmax
 from tvm_tinytrain.passes.rewriting import op_name, shape_of
@@ -38,6 +40,18 @@ def layer_norm(ctx: Rewrite) -> relax.Expr | None:
     moved = ctx.emit(relax.op.permute_dims(ctx.args[0], order))
     y = _normalise(ctx, spec, moved)
     return ctx.emit(relax.op.permute_dims(y, [order.index(i) for i in range(len(shape))]))
+
+
+@rule("relax.nn.rms_norm")
+def rms_norm(ctx: Rewrite) -> relax.Expr | None:
+    """x / √(mean(x²) + ε), times the weight: in parts, as PyTorch's exporter writes it."""
+    x, weight = ctx.args
+    shape, axes = ctx.shape(), sorted(int(a) % len(ctx.shape()) for a in ctx.attrs.axes)
+    mean = ctx.emit(relax.op.mean(ctx.emit(relax.op.multiply(x, x)), axes, keepdims=True))
+    shifted = ctx.emit(relax.op.add(mean, relax.const(float(ctx.attrs.epsilon), "float32")))
+    normed = ctx.emit(relax.op.multiply(x, emit_activation(ctx, shifted, Activation("rsqrt"))))
+    column = [d if i in axes else 1 for i, d in enumerate(shape)]
+    return ctx.emit(relax.op.multiply(normed, ctx.view(weight, column)))
 
 
 @rule("relax.nn.group_norm")

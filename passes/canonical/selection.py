@@ -27,6 +27,16 @@ def where(ctx: Rewrite) -> relax.Expr | None:
     return _choose(ctx, ctx.args[0], ctx.args[1], ctx.args[2])
 
 
+@rule("relax.tril", "relax.triu")
+def triangle(ctx: Rewrite) -> relax.Expr | None:
+    """Zeros above or below a diagonal, by a table."""
+    if not ctx.is_float:
+        return None
+    keep = np.tril if op_name(ctx.call) == "relax.tril" else np.triu
+    table = keep(np.ones(ctx.out_shape[-2:], bool), int(ctx.call.args[1].value))
+    return _choose_by_table(ctx, table, ctx.args[0], relax.const(0.0, "float32"))
+
+
 def _choose(ctx: Rewrite, condition: relax.Expr, a: relax.Expr, b: relax.Expr) -> relax.Expr | None:
     table = ctx.known(condition)
     if table is not None:

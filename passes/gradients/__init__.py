@@ -3,6 +3,7 @@
 from tvm_tinytrain.passes.gradients import (  # noqa: F401
     activations,
     arithmetic,
+    cumulative,
     layers,
     normalisation,
     pooling,

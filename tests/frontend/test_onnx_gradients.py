@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.operator_cases import PROBE_INPUT, OperatorCase, case, fn, shapes_and_slices
+from benchmarks.operator_cases import PROBE_INPUT, OperatorCase, case, fn, reductions, shapes_and_slices
 from benchmarks.operator_layers import masks
 from benchmarks.operator_probe import IMAGE, TOKENS, VECTOR
 from tests.passes.operator_oracle import compare, lowered
@@ -56,7 +56,9 @@ def cases() -> tuple[OperatorCase, ...]:
         ),
         case("einsum that sums", fn(lambda x, y: torch.einsum("bic,djc->dj", x, y)), (1, 3, 4), (2, 5, 4)),
     ]
-    exported = [c for c in (*masks(), *shapes_and_slices()) if c.name not in (*NOT_EXPORTED, *OTHERS)]
+    exported = [
+        c for c in (*masks(), *reductions(), *shapes_and_slices()) if c.name not in (*NOT_EXPORTED, *OTHERS)
+    ]
     return (*own, *exported)
 
 

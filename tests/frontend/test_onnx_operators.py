@@ -77,6 +77,17 @@ CASES = {
     "MatMul of a transposed weight": Case(
         [node("Transpose", "w", perm=[1, 0]), node("MatMul", "x", "t0")], {"w": (7, 5)}, (1, 5)
     ),
+    "CumSum": Case([node("CumSum", "x", "axis")], {"axis": np.int64(2)}),
+    "CumSum from the end": Case(
+        [node("CumSum", "x", "axis", reverse=1, exclusive=1)], {"axis": np.int64(-1)}
+    ),
+    "GatherElements": Case(
+        [node("GatherElements", "x", "k", axis=2)], {"k": np.arange(-64, 64).reshape(1, 4, 4, 8) % 9 - 3}
+    ),
+    "Trilu": Case([node("Trilu", "x", "k", upper=0)], {"k": np.int64(-1)}, opset=14),
+    "RMSNormalization": Case([node("RMSNormalization", "x", "g", axis=-2)], {"g": (9, 8)}, opset=23),
+    "ReduceProd": Case([node("ReduceProd", "x", axes=[1, 3], keepdims=0)]),
+    "Cast to integers": Case([node("Mul", "x", "s"), node("Cast", "t0", to=6), node("Cast", "t1", to=1)], {"s": np.float32(9)}),
     "Relu": Case([node("Relu", "x")]),
     "LeakyRelu": Case([node("LeakyRelu", "x", alpha=0.1)]),
     "HardSwish": Case([node("HardSwish", "x")], opset=14),
@@ -268,7 +279,7 @@ def test_no_kernels_and_no_shape_arithmetic(batch: Batch) -> None:
     for name in CASES:
         mod = batch.module(name)
         assert [gv.name_hint for gv in mod.functions] == ["main"], name
-        tables = {"int64"} if "Resize" in name else set()
+        tables = {"int64"} if "Resize" in name or "Elements" in name else set()
         assert {str(p.ty.dtype) for p in mod["main"].params} <= {"float32"} | tables, name
 
 

@@ -101,6 +101,29 @@ def layer_norm_by_torch(axis: int, scale: bool = True, center: bool = True) -> T
     return body
 
 
+def convolved(**layouts: str) -> Ours:
+    """A convolution of as many outputs as inputs, which would fit weights of either layout."""
+    return lambda x: relax.op.nn.conv2d(x, two(36, (3, 3, 2, 2))[0], **layouts)
+
+
+def rms_normalised(*axes: int) -> Ours:
+    """Root mean square norm of ``axes`` with a weight that rises from 0.5 to 2."""
+    weight = np.linspace(0.5, 2, int(np.prod([SHAPE[a] for a in axes])), dtype=np.float32)
+    shaped = relax.const(weight.reshape([SHAPE[a] for a in axes]))
+    return lambda x: relax.op.nn.rms_norm(x, shaped, list(axes), 1e-3)
+
+
+def rms_norm_by_torch(*axes: int) -> Theirs:
+    """What `rms_normalised` says."""
+
+    def body(x: Tensor) -> Tensor:
+        shape = [SHAPE[a] if a in axes else 1 for a in range(4)]
+        weight = torch.linspace(0.5, 2, int(np.prod(shape)), dtype=torch.float64).reshape(shape)
+        return x / (x.square().mean(axes, keepdim=True) + 1e-3).sqrt() * weight
+
+    return body
+
+
 STATISTICS = (
     [0.5, 2.0, 1.5, 3.0, 1.0],
     [0.1, -0.2, 0.3, 0.0, 1.0],
@@ -155,6 +178,19 @@ CASES: dict[str, tuple[Ours, Theirs]] = {
     "layer norm without a shift": (layer_normalised(3, center=False), layer_norm_by_torch(3, center=False)),
     "layer norm of channels": (layer_normalised(1), layer_norm_by_torch(1)),
     "layer norm of rows, without either": (layer_normalised(2, False, False), layer_norm_by_torch(2, False, False)),
+    "root mean square norm of columns": (rms_normalised(3), rms_norm_by_torch(3)),
+    "root mean square norm of pixels": (rms_normalised(2, 3), rms_norm_by_torch(2, 3)),
+    "root mean square norm of channels": (rms_normalised(1), rms_norm_by_torch(1)),
+    "running sum": (lambda x: relax.op.cumsum(x, 2), lambda x: x.cumsum(2)),
+    "running sum of everything": (lambda x: relax.op.cumsum(x), lambda x: x.flatten().cumsum(0)),
+    "running sum of those before": (
+        lambda x: relax.op.cumsum(x, 1, exclusive=True),
+        lambda x: F.pad(x, (0, 0, 0, 0, 1, 0)).cumsum(1)[:, :-1],
+    ),
+    "product of rows and columns": (lambda x: relax.op.prod(x, [2, 3]), lambda x: x.prod(2).prod(2)),
+    "product of everything": (lambda x: relax.op.prod(x), lambda x: x.prod()),
+    "lower triangle": (lambda x: relax.op.tril(x, -1), lambda x: x.tril(-1)),
+    "upper triangle": (lambda x: relax.op.triu(x, 1), lambda x: x.triu(1)),
     "pad channels": (pad("circular", 0, 0, 1, 0, 0, 0, 0, 0), lambda x: torch.cat([x[:, -1:], x], 1)),
 }  # fmt: skip
 
@@ -247,6 +283,17 @@ def test_what_canonicalize_left_is_refused(body: Ours, message: str) -> None:
             lambda x: relax.op.nn.instance_norm(x, *two(5), channel_axis=2, axes=[3]),
             r"relax.nn.instance_norm: found channel axis 2, axes \[3\]; allowed channel axis 1, axes \[2, 3\]",
         ),
+        (convolved(out_layout="NHWC"), r"relax.nn.conv2d: found layouts \('NCHW', 'OIHW', 'NHWC'\) of data, weights and result"),
+        (convolved(kernel_layout="IOHW"), r"relax.nn.conv2d: found layouts .*IOHW.*; allowed NCHW data with OIHW weights"),
+        (lambda x: convolved(kernel_layout="IOHW")(pad("constant", 0, 0, 0, 0, 1, 1, 1, 1)(x)), "found layouts .*IOHW"),
+        (
+            lambda x: relax.op.nn.conv2d_transpose(x, two(36, (3, 3, 2, 2))[0], kernel_layout="OIHW"),
+            r"relax.nn.conv2d_transpose: found layouts .*OIHW.*; allowed NCHW data with IOHW weights",
+        ),
+        (
+            lambda x: relax.op.nn.conv1d(relax.op.reshape(x, (1, 3, 20)), two(3 * 3 * 2, (3, 3, 2))[0], out_layout="NWC"),
+            "relax.nn.conv1d: found layouts .*NWC.*; allowed NCW data with OIW weights, NCW results",
+        ),
     ],
 )  # fmt: skip
 def test_what_would_be_computed_otherwise_is_refused(body: Ours, message: str) -> None:
@@ -254,5 +301,5 @@ def test_what_would_be_computed_otherwise_is_refused(body: Ours, message: str) -
         gradients([body], {"w": np.ones(SHAPE, np.float32)}, np.ones(SHAPE, np.float32), np.ones(1))
 
 
-def two(size: int) -> list[relax.Expr]:
-    return [relax.const(np.ones(size, np.float32))] * 2
+def two(size: int, shape: tuple[int, ...] = (-1,)) -> list[relax.Expr]:
+    return [relax.const(np.ones(size, np.float32).reshape(shape))] * 2

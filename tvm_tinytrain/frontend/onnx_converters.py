@@ -184,14 +184,18 @@ def _terms(equation: str, ranks: list[int]) -> list[str]:
     return [*spelt, out.replace("...", "".join(free))]
 
 
-def _gather(bb: relax.BlockBuilder, inputs: list[relax.Expr], attrs: Attributes) -> relax.Expr | None:
-    """``relax.take`` by a constant index whose negative entries count from the end here, not on the device."""
-    x, index, axis = inputs[0], _constant(inputs[1]), int(attrs.get("axis", 0))
-    if index is None or not isinstance(x.ty, relax.TensorType):
-        return None
-    size = int(x.ty.shape[axis])
-    index = index.astype(np.int64)
-    return relax.op.take(x, relax.const(np.where(index < 0, index + size, index), "int64"), axis)
+def _gather(along: Callable[..., relax.Expr]) -> Converter:
+    """``along(x, index, axis)`` by a constant index whose negative entries count from the end here, not on the device."""
+
+    def convert(bb: relax.BlockBuilder, inputs: list[relax.Expr], attrs: Attributes) -> relax.Expr | None:
+        x, index, axis = inputs[0], _constant(inputs[1]), int(attrs.get("axis", 0))
+        if index is None or not isinstance(x.ty, relax.TensorType):
+            return None
+        index = index.astype(np.int64)
+        from_start = np.where(index < 0, index + int(x.ty.shape[axis]), index)
+        return along(x, relax.const(from_start, "int64"), axis)
+
+    return convert
 
 
 def _gemm(bb: relax.BlockBuilder, inputs: list[relax.Expr], attrs: Attributes) -> relax.Expr | None:
@@ -275,6 +279,26 @@ def _celu(bb: relax.BlockBuilder, inputs: list[relax.Expr], attrs: Attributes) -
     return relax.op.add(bb.emit(relax.op.nn.relu(x)), bb.emit(relax.op.multiply(power, alpha)))
 
 
+def _cumsum(bb: relax.BlockBuilder, inputs: list[relax.Expr], attrs: Attributes) -> relax.Expr | None:
+    """From the end: of what is turned round."""
+    x, axis = inputs[0], _constant(inputs[1])
+    if axis is None:
+        return None
+    along, exclusive = int(axis.reshape(())), bool(attrs.get("exclusive", 0))
+    if not attrs.get("reverse", 0):
+        return relax.op.cumsum(x, along, exclusive=exclusive)
+    turned = bb.emit(relax.op.cumsum(bb.emit(relax.op.flip(x, along)), along, exclusive=exclusive))
+    return relax.op.flip(turned, along)
+
+
+def _cast(bb: relax.BlockBuilder, inputs: list[relax.Expr], attrs: Attributes) -> relax.Expr | None:
+    """From float32 to integers: the fraction is cut off; what no integer holds is not looked for."""
+    x, to = inputs[0], onnx.helper.tensor_dtype_to_np_dtype(attrs["to"])
+    if not isinstance(x, relax.Var) or str(x.ty.dtype) != "float32" or to.kind not in "iu":
+        return None
+    return relax.op.astype(x, to.name)
+
+
 def _reduce_over_nothing(each: Callable[[relax.Expr], relax.Expr]) -> Converter:
     """What a reduction makes of every element where ``noop_with_empty_axes`` leaves no axis to reduce; otherwise TVM's converter."""
 
@@ -287,11 +311,14 @@ def _reduce_over_nothing(each: Callable[[relax.Expr], relax.Expr]) -> Converter:
 
 
 _CONVERTERS: dict[str, Converter] = {
+    "Cast": _cast,
     "Celu": _celu,
     "Clip": _clip,
+    "CumSum": _cumsum,
     "Dropout": _dropout,
     "Einsum": _einsum,
-    "Gather": _gather,
+    "Gather": _gather(relax.op.take),
+    "GatherElements": _gather(relax.op.gather_elements),
     "Gemm": _gemm,
     "Pad": _pad,
     "Pow": _pow,

@@ -3,7 +3,7 @@
 Dropped without a word there: ``alpha`` of ``add`` and ``sub``, ``scale`` and ``input_scale`` of ``elu`` (so SELU loses its scale),
 the division by ``alpha`` in ``celu``; nearest upsampling takes half-pixel centres for PyTorch's ⌊i · scale⌋, which differs for other
 than whole factors; bilinear upsampling takes the ratio of the sizes for 1/scale_factor; antialiasing; ``divisor_override``
-of average pools; the indices of a max pool are zeros. Missing: ``amax``, ``amin`` and adaptive max pools.
+of average pools; the indices of a max pool are zeros. Missing: ``amax``, ``amin``, ``prod`` along an axis and adaptive max pools.
 `tests.passes.operator_oracle` compares all of these with PyTorch.
 """
 
@@ -335,5 +335,6 @@ CONVERTERS: dict[str, Converter] = {
     "_assert_async.msg": lambda node, importer: importer.env[node.args[0]],  # what the exporter checks itself
     "clamp.default": _clamp,
     "min.dim": _min_along,
+    "prod.dim_int": lambda node, importer: importer._prod(node),
 }
 """ATen operator → converter, for ``custom_convert_map`` of TVM's ``from_exported_program``."""
