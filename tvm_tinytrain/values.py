@@ -7,6 +7,7 @@ import math
 import operator
 import re
 import struct
+from collections.abc import Sequence
 from fractions import Fraction
 from numbers import Real
 from typing import TypeGuard
@@ -16,6 +17,7 @@ from tvm_tinytrain.errors import BudgetError, PlanError
 _UNITS = {"": 1, "B": 1, "KB": 1024, "KIB": 1024, "MB": 1024**2, "MIB": 1024**2}
 
 LARGEST_FLOAT32 = 3.4028234663852886e38
+_MAX_AXES = 6  # TT_MAX_NDIM of tinytrain.h
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -61,3 +63,9 @@ def parse_bytes(text: int | str, thing: str = "memory budget") -> int:
         hint = f"write e.g. {option}='256KB'"
         raise BudgetError("config", thing, repr(text), 'bytes as a number, or "256KB", "1MB"', hint)
     return int(Fraction(match[1]) * _UNITS[match[2].upper()])
+
+
+def within_axes(shape: Sequence[int]) -> tuple[int, ...]:
+    """A shape as a library's table of tensors says it, in six axes at most: of more, the first ones are one."""
+    first = max(len(shape) - _MAX_AXES + 1, 0)
+    return (math.prod(shape[:first]), *shape[first:]) if len(shape) > _MAX_AXES else tuple(shape)

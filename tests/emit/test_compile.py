@@ -7,13 +7,16 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from tests.emit.libraries import M7, STRICT, Small, compile_objects, library, m7_flags, small
 from tvm_tinytrain.build import TrainModule, build
 from tvm_tinytrain.config import Adam, Budget, FullTrain, LastLayer
 from tvm_tinytrain.emit.c_kernel import MAX_STACK_ARRAY
+from tvm_tinytrain.micro import Session
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.selection import TaskAdaptive
 from tvm_tinytrain.targets.runtime_files import runtime_folder
@@ -129,6 +132,34 @@ def test_infinite_constants_compile(tmp_path: Path) -> None:
     module = build(net, example_inputs=(torch.zeros(1, *Small.shape),), name="small")
     assert b"(-INFINITY)" in module.files["tt_small_params.c"]
     compile_objects(module, tmp_path, "gcc", ["-O2"])
+
+
+class Odd(nn.Module):
+    """A frozen parameter of one number, and a tensor of more axes than a table of tensors has room for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.3))
+        self.many = nn.Parameter(torch.arange(8.0).reshape(1, 1, 2, 1, 2, 1, 2))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits [1, 3] of an image [1, 1, 2, 1, 2, 1, 2]."""
+        return self.head((x * self.scale * self.many).reshape(1, 8))
+
+
+@pytest.mark.host_compiler
+@pytest.mark.parametrize("also", [(), ("scale", "many")], ids=["frozen", "trained"])
+def test_tensors_of_no_axis_and_of_seven(also: tuple[str, ...], tmp_path: Path) -> None:
+    x, net = torch.ones(1, 1, 2, 1, 2, 1, 2), Odd().eval()
+    module = build(net, "host", example_inputs=(x,), also_train=also)
+    compile_objects(module, tmp_path, "gcc", ["-O2"])
+    with Session(module, board="host") as session:
+        shapes = {name: tensor.shape for name, tensor in session.tensors.items()}
+        assert (shapes["scale"], shapes["many"], shapes["x"]) == ((), *[(1, 2, 1, 2, 1, 2)] * 2)
+        np.testing.assert_allclose(session.predict(x.numpy()), net(x).detach().numpy(), rtol=1e-5)
+        session.write("x", x.numpy())
+        assert session.step(x.numpy(), 1) > 0.0
 
 
 @M7_COMPILER

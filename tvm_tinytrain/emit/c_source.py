@@ -25,6 +25,7 @@ from tvm_tinytrain.passes.plan_memory import ALIGN, ArenaPlan
 from tvm_tinytrain.passes.program import Entry, Program, Storage
 from tvm_tinytrain.passes.state import check_new
 from tvm_tinytrain.targets.runtime_files import runtime_folder, taken_names
+from tvm_tinytrain.values import within_axes
 
 _ROLES = {
     "input": "TT_ROLE_INPUT", "label": "TT_ROLE_LABEL", "output": "TT_ROLE_OUTPUT", "loss": "TT_ROLE_LOSS", "param": "TT_ROLE_PARAM",
@@ -382,10 +383,11 @@ def _tables(library: Library) -> str:
     p = library.prefix
     rows = []
     for t in library.tensors():
-        shape = ", ".join(str(d) for d in t.storage.shape[:6])
+        axes = within_axes(t.storage.shape)
+        shape = ", ".join(str(d) for d in axes) or "0"  # C99 has no empty initialisers
         data = f"{p}_{t.name}" if t.offset is None else "NULL"
         rows.append(
-            f'    {{"{t.name}", {_DTYPES[t.storage.dtype]}, {_ROLES[t.role]}, {len(t.storage.shape)}, 0, {{{shape}}}, '
+            f'    {{"{t.name}", {_DTYPES[t.storage.dtype]}, {_ROLES[t.role]}, {len(axes)}, 0, {{{shape}}}, '
             f"{t.storage.bytes}, {t.offset or 0}, {data}}},"
         )
     init = f"static int init_all(void *arena) {{ return {p}_init(arena, {p.upper()}_ARENA_BYTES); }}\n"

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tvm_tinytrain.errors import DTypeError, PlanError, ShapeError, TransportError
 from tvm_tinytrain.micro.protocol import BoardInfo, Command, Link
+from tvm_tinytrain.values import within_axes
 
 DTYPES = ("float32", "int32", "uint8", "int8", "float16")
 ROLES = ("input", "label", "output", "loss", "param", "const", "state", "grad", "fisher", "plan")
@@ -92,7 +93,9 @@ def array_for(tensor: TensorInfo, value: ArrayLike, stage: str) -> NDArray[np.ge
     if array.dtype != tensor.dtype:
         hint = f'convert it: array.astype("{tensor.dtype}")'
         raise DTypeError(stage, f"tensor {tensor.name}", array.dtype, tensor.dtype, hint)
-    if array.size == tensor.size and array.shape in ((), tensor.shape[1:]):
+    if array.size == tensor.size and (
+        array.shape in ((), tensor.shape[1:]) or within_axes(array.shape) == tensor.shape
+    ):
         array = array.reshape(tensor.shape)
     if array.shape != tensor.shape:
         raise ShapeError(stage, f"tensor {tensor.name}", array.shape, tensor.shape, "reshape the array")
@@ -217,7 +220,7 @@ class RemoteLibrary:
         if array.dtype != tensor.dtype:
             hint = f'convert it: array.astype("{tensor.dtype}")'
             raise DTypeError("session", f"tensor {name}", array.dtype, tensor.dtype, hint)
-        if array.shape != tensor.shape:
+        if within_axes(array.shape) != tensor.shape:
             raise ShapeError("session", f"tensor {name}", array.shape, tensor.shape, "reshape the array")
         self._write_bytes(self._index[name], 0, np.ascontiguousarray(array).tobytes())
 

@@ -61,7 +61,7 @@ typedef struct {
   const char *name;
   uint8_t dtype; /* tt_dtype */
   uint8_t role;  /* tt_role */
-  uint8_t ndim;  /* 0 .. TT_MAX_NDIM */
+  uint8_t ndim;  /* 0 .. TT_MAX_NDIM: of more axes the first ones are one */
   uint8_t flags; /* 0 */
   uint32_t shape[TT_MAX_NDIM];
   uint32_t bytes;
