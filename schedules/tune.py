@@ -29,6 +29,7 @@ from tvm.s_tir.meta_schedule.runner import PyRunner, PyRunnerFuture, RunnerResul
 
 from tvm_tinytrain._version import __version__
 from tvm_tinytrain.errors import KernelError
+from tvm_tinytrain.interrupts import Interrupts, interrupts
 from tvm_tinytrain.passes.lower_kernels import lower_kernel
 from tvm_tinytrain.schedules.blocks import describe, kind_of
 from tvm_tinytrain.schedules.journal import Journal, Outcome
@@ -73,7 +74,7 @@ def tune_kernel(
 ) -> Record | None:
     """The best knobs found; None for a kernel without knobs.
 
-    ``folder`` keeps the journal: what is in it is not measured again.
+    ``folder`` keeps the journal: what is in it is not measured again. Ctrl-C ends the search and is no candidate's failure.
 
     Raises
     ------
@@ -98,7 +99,25 @@ def tune_kernel(
         "unit": search.unit,
         "version": __version__,
     }
-    runner = _Runner(kernel, measure, Journal(folder / f"{workload_key(func)}.jsonl", head), search)
+    journal = Journal(folder / f"{workload_key(func)}.jsonl", head)
+    with interrupts() as stopped:
+        runner = _Runner(kernel, measure, journal, search, stopped)
+        try:
+            _decide(kernel, runner, search)
+        except Exception:
+            stopped.check()
+            raise
+        stopped.check()
+    journal.finish(search.trials)
+    chosen, best = journal.get(kernel.own_choice), journal.best()
+    assert chosen is not None and chosen.cost is not None and best is not None
+    knobs, cost = best
+    kind = str(kind_of(func))
+    return Record(workload_key(func), kind, name, knobs, cost, chosen.cost, search.unit, core_of(target))
+
+
+def _decide(kernel: _Kernel, runner: Any, search: Search) -> None:
+    """Measures the whole space where it is small, else what MetaSchedule asks for; nothing where that is done."""
     if runner.journal.finished >= search.trials:
         search.measured(search.trials)
     elif kernel.space.size(search.trials + 1) <= search.trials:
@@ -110,12 +129,6 @@ def tune_kernel(
         _run(kernel, runner, search.trials, search.seed)
     else:
         runner.measure_all([kernel.own_choice])
-    runner.journal.finish(search.trials)
-    chosen, best = runner.journal.get(kernel.own_choice), runner.journal.best()
-    assert chosen is not None and chosen.cost is not None and best is not None
-    knobs, cost = best
-    kind = str(kind_of(func))
-    return Record(workload_key(func), kind, name, knobs, cost, chosen.cost, search.unit, core_of(target))
 
 
 class _Kernel:
@@ -242,9 +255,12 @@ class _Measured(PyRunnerFuture):
 class _Runner(PyRunner):
     """Measures a batch at once, except what the journal knows."""
 
-    def __init__(self, kernel: _Kernel, measure: Measure, journal: Journal, search: Search) -> None:
+    def __init__(
+        self, kernel: _Kernel, measure: Measure, journal: Journal, search: Search, stopped: Interrupts
+    ) -> None:
         super().__init__()
         self.kernel, self.measure, self.journal, self.search = kernel, measure, journal, search
+        self.stopped = stopped
         self.decided = 0
         self.error: Exception | None = None
 
@@ -261,6 +277,7 @@ class _Runner(PyRunner):
 
     def measure_all(self, batch: Sequence[Mapping[str, int]]) -> None:
         """Adds to the journal what it does not know of a batch."""
+        self.stopped.check()
         names: dict[str, Mapping[str, int]] = {}
         kernels: dict[str, tirx.PrimFunc] = {}
         for index, knobs in enumerate(batch):
@@ -284,7 +301,8 @@ class _Runner(PyRunner):
         self.search.measured(self.decided)
 
     def _keep(self, outcomes: Mapping[str, Outcome], names: Mapping[str, Mapping[str, int]]) -> None:
-        """Nothing, where the rule's own choice is among the failures: then what failed may not be the candidates."""
+        """Nothing, where the rule's own choice is among the failures: then what failed may not be the candidates. Nor after Ctrl-C."""
+        self.stopped.check()
         for name, outcome in outcomes.items():
             if outcome.cost is None and names[name] == self.kernel.own_choice:
                 allowed = "a right result of the rule's own choice"

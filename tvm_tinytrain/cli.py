@@ -20,6 +20,7 @@ from tvm_tinytrain.cli_tune import add_tune
 from tvm_tinytrain.cli_update import UPDATES, parse_update
 from tvm_tinytrain.early_checks import check_folder, check_output, make_folder
 from tvm_tinytrain.errors import PlanError, TinyTrainError
+from tvm_tinytrain.interrupts import interrupts
 
 _EXAMPLE = """example:
   tinytrain compile network.pt2 --target "c -mcpu=cortex-m7" --update last-layer -o network.tar
@@ -42,6 +43,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.command_line = shlex.join(["tinytrain", *given])
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold bytes that are no UTF-8
+    with interrupts() as stopped:
+        try:
+            return _run(arguments)
+        except Exception:  # TVM makes a RuntimeError of Ctrl-C in a function that it calls
+            if not stopped.came:
+                raise
+            return _interrupted()
+
+
+def _run(arguments: argparse.Namespace) -> int:
     try:
         code = int(arguments.run(arguments))
         sys.stdout.flush()
@@ -56,8 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tinytrain: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("tinytrain: interrupted", file=sys.stderr)
-        return 130
+        return _interrupted()
+
+
+def _interrupted() -> int:
+    print("tinytrain: interrupted", file=sys.stderr)
+    return 130
 
 
 def _parser() -> argparse.ArgumentParser:

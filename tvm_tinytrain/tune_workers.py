@@ -19,7 +19,8 @@ import tvm
 from tvm import tirx
 
 from tvm_tinytrain.board_measure import BoardMeasure
-from tvm_tinytrain.errors import TinyTrainError, TransportError
+from tvm_tinytrain.errors import ArchiveError, TinyTrainError, TransportError
+from tvm_tinytrain.interrupts import ctrl_c_waits
 from tvm_tinytrain.schedules.records import Record
 from tvm_tinytrain.schedules.scratch import scratch_folder
 from tvm_tinytrain.schedules.tune import Measure, Search, UntunableError, tune_kernel
@@ -95,7 +96,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")  # TVM has threads, which a fork would lose
         self.pipe, other = context.Pipe()
         self.process = context.Process(target=_serve, args=(other, job), daemon=True)
-        self.process.start()
+        with ctrl_c_waits():  # it ends with this process, which tells of it
+            self.process.start()
         other.close()
         self.index = -1
 
@@ -138,6 +140,8 @@ def _serve(pipe: Connection, job: Job) -> None:
                 pipe.send(_plain(found) if isinstance(found, UntunableError) else found)
             except TinyTrainError as error:
                 pipe.send(_plain(error))
+            except OSError as error:  # a disk that is full, say
+                pipe.send(_not_written(job.folder, error))
 
 
 def _end_with_parent() -> None:
@@ -145,6 +149,11 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
+
+
+def _not_written(folder: Path, error: OSError) -> ArchiveError:
+    hint = "make room, or choose another folder; what was measured is kept"
+    return ArchiveError("tune", str(folder), str(error), "a folder that can be written", hint)
 
 
 def _plain(error: TinyTrainError) -> TinyTrainError:

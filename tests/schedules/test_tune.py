@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tvm_ffi
@@ -13,6 +15,7 @@ from tvm import tirx
 
 from tests.schedules.kernel_cases import M7, kernels, lower
 from tvm_tinytrain.errors import ArchiveError, TransportError
+from tvm_tinytrain.schedules import tune
 from tvm_tinytrain.schedules.journal import Journal, Outcome
 from tvm_tinytrain.schedules.knobs import AskedKnobs, Knobs
 from tvm_tinytrain.schedules.records import TUNABLE, Record, tunable_rule
@@ -183,3 +186,34 @@ def test_a_kernel_without_knobs_is_left_alone(tmp_path: Path) -> None:
     assert tunable_rule(kernels()["clip"], M7.to_tvm()) is None
     search = Search(4, 0, "stores")
     assert tune_kernel(kernels()["clip"], M7.to_tvm(), Invented(), tmp_path, search) is None
+
+
+@pytest.mark.parametrize("at", [1, 9])
+def test_ctrl_c_is_no_candidates_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """It comes while a candidate is lowered, below C++, which makes a RuntimeError of it that looks like the candidate's."""
+    alone, calls = tuned(tmp_path / "alone", Invented()), 0
+    lower_kernel = tune.lower_kernel
+
+    def interrupted(*given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                raise RuntimeError from None
+        return lower_kernel(*given)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        monkeypatch.setattr(tune, "lower_kernel", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tuned(tmp_path / "cut", Invented())
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "as it was before the search"
+    finally:
+        signal.signal(signal.SIGINT, before)
+    rest = Invented()
+    rest.measured = len(next((tmp_path / "cut").glob("*.jsonl")).read_text().splitlines()) - 1
+    assert tuned(tmp_path / "cut", rest) == alone
+    journals = [next((tmp_path / name).glob("*.jsonl")).read_text() for name in ("cut", "alone")]
+    assert journals[0] == journals[1]

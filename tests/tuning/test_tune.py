@@ -159,6 +159,23 @@ def test_kernels_whose_own_choice_fails(tmp_path: Path, caplog: pytest.LogCaptur
     assert load_records(tmp_path / "r.json") == some
 
 
+def test_ctrl_c_is_for_the_process_that_began_the_others() -> None:
+    """In a process of its own: multiprocessing lets signals through with the first process that it starts."""
+    program = (
+        "import multiprocessing, pathlib, time\n"
+        "from tvm_tinytrain.interrupts import ctrl_c_waits\n"
+        "if __name__ == '__main__':\n"
+        "    child = multiprocessing.get_context('spawn').Process(target=time.sleep, args=(60,), daemon=True)\n"
+        "    with ctrl_c_waits():\n"
+        "        child.start()\n"
+        "    for pid in ('self', child.pid):\n"
+        "        print(pathlib.Path(f'/proc/{pid}/status').read_text())\n"
+    )
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    blocked = [int(line.split()[1], 16) for line in told.splitlines() if line.startswith("SigBlk")]
+    assert [bool(mask >> signal.SIGINT - 1 & 1) for mask in blocked] == [False, True]
+
+
 def test_one_folder_holds_one_search(tmp_path: Path) -> None:
     given: dict[str, Any] = {"trials": 2, "work_dir": tmp_path, "measure": lambda func: Free()}
     module = tt.build(network(), "c -mcpu=cortex-m7", example_inputs=(IMAGE,), update=tt.LastLayer())

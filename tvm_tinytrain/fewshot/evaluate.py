@@ -8,12 +8,11 @@ rank 0 merges them (`ranks`).
 from __future__ import annotations
 
 import os
-import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
 from multiprocessing import get_context
@@ -37,6 +36,7 @@ from tvm_tinytrain.fewshot.tasks import (
     name_of,
     run_task,
 )
+from tvm_tinytrain.interrupts import ctrl_c_waits
 
 Loader = Callable[[LibraryFiles], RestartableLibrary]
 """Loads a library into a worker process; must be picklable. `tvm_tinytrain.micro.in_process.InProcess` is one."""
@@ -291,16 +291,6 @@ def _begin(contest: Contest, load: Loader, evaluation: Connection) -> None:
     _worker = _Worker(contest, load, ExitStack())
 
 
-@contextmanager
-def _ctrl_c_waits() -> Iterator[None]:
-    """Here until the end, and for good in processes that begin meanwhile: a terminal sends it to all, one decides."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _end_with(evaluation: Connection) -> None:
     """End this process once the other end of the pipe is closed: there, or because that process is no more."""
     evaluation.poll(None)
@@ -343,7 +333,7 @@ class _Workers:
             theirs, self._alive = context.Pipe(duplex=False)
             begin = (self.contest, self.load, theirs)
             self._pool = ProcessPoolExecutor(self.processes, context, _begin, begin)
-        with _ctrl_c_waits():
+        with ctrl_c_waits():
             waiting: set[Future[_Answer]] = {self._pool.submit(_work, do, item) for item in items}
         while waiting:
             ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
