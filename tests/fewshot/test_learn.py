@@ -13,6 +13,7 @@ from tests.building.adaptive_net import CLASSES, SHAPE, build, network
 from tests.compiled import loaded
 from tvm_tinytrain.errors import PlanError, ShapeError
 from tvm_tinytrain.micro.in_process import InProcess
+from tvm_tinytrain.micro.trained_rows import row_places
 
 pytestmark = pytest.mark.host_compiler
 SAMPLES, ITERATIONS, RATE = 2 * CLASSES, 4, 0.02
@@ -55,6 +56,30 @@ def test_a_task_adaptive_library_selects_and_trains(accumulate: bool) -> None:
     assert [i for i, _ in seen] == [1, 2, 3, 4] and tuple(loss for _, loss in seen) == result.losses
     assert result.losses[-1] < result.losses[0]
     assert (again.losses, again.plan, again.fisher) == (result.losses, result.plan, None)
+
+
+@pytest.mark.parametrize("update", [tt.FullTrain(), tt.TaskAdaptive(candidates=4)], ids=["fixed", "adaptive"])
+def test_ctrl_c_leaves_no_gradient_behind(update: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of an unfinished pass: the next training's first step would take them for its own."""
+    images, labels = task()
+    with loaded(build(update=update, accumulate=True)) as library:
+        call, entries = library.call, ["accumulate"] * (SAMPLES + 3)
+
+        def until_interrupted(entry: str) -> None:
+            call(entry)
+            if entry == "accumulate" and entries.pop() and not entries:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(library, "call", until_interrupted)
+            library.learn(images, labels, iterations=2, lr=RATE)
+        if isinstance(update, tt.FullTrain):
+            left = [library.read(name) for name, t in library.tensors.items() if t.role == "grad"]
+        else:
+            rows = row_places(library, library.metadata)
+            places = [place for name, place in rows.items() if name.startswith("g_") and place[1]]
+            left = [np.frombuffer(library.read_arena(at, n * size), np.float32) for at, n, size in places]
+        assert left and not any(values.any() for values in left)
 
 
 def test_what_does_not_train_labels_is_refused() -> None:

@@ -53,6 +53,8 @@ def learn(
 ) -> LearnResult:
     """Train a library on labelled samples: classes by turns, float targets in the order given.
 
+    Ctrl-C ends it: the steps that were taken stay, the gradients of the unfinished pass are dropped.
+
     Parameters
     ----------
     library
@@ -104,10 +106,14 @@ def learn(
     fisher, used = learner.choose(draw, targets, plan) if learner.is_adaptive else (None, None)
     learner.set_learning_rate(lr)
     losses: list[float] = []
-    for iteration in range(iterations):
-        losses.append(learner.iterate(draw(), targets))
-        if progress is not None:
-            progress(iteration + 1, losses[-1])
+    try:
+        for iteration in range(iterations):
+            losses.append(learner.iterate(draw(), targets))
+            if progress is not None:
+                progress(iteration + 1, losses[-1])
+    except KeyboardInterrupt:
+        learner.forget()
+        raise
     return LearnResult(tuple(losses), fisher, used, time.perf_counter() - start)
 
 
@@ -216,3 +222,8 @@ class _Learner(LibraryCalls):
         if self._applies:
             self.library.call("apply")
         return float(np.mean(losses))
+
+    def forget(self) -> None:
+        """Drop what an unfinished pass has accumulated: the next one would apply it."""
+        if self._applies:
+            self.drop_gradients()

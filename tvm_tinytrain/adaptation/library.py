@@ -182,6 +182,21 @@ class LibraryCalls:
         hyper[1:3] = 0.0
         self.library.write(HYPER, hyper)
 
+    def drop_gradients(self) -> None:
+        """Forget what was accumulated and not applied; weights stay as they are.
+
+        Where gradients are tensors they are zeroed. A task-adaptive library keeps them in its rows: there an
+        `apply` of rate 0 clears them, which still decays the optimizer's moments once.
+        """
+        gradients = [name for name, t in self.library.tensors.items() if t.role == "grad"]
+        for name in gradients:
+            self.library.write(name, np.zeros_like(self.library.read(name)))
+        if not gradients:
+            hyper = self.library.read(HYPER)
+            self.set_learning_rate(0.0)
+            self.library.call("apply")
+            self.set_learning_rate(float(hyper[0]))
+
     def begin(self, plan: UpdatePlan | None) -> UpdatePlan | None:
         """Go back to the network's own weights and a fresh optimizer; install ``plan`` if there is one, and return it."""
         self.library.call("release")
@@ -272,21 +287,6 @@ class Caller(LibraryCalls):
             self.library.write(self._input, sample.reshape(self._shape))
             self.library.write(SEED, seed.astype(np.float32).reshape(self._seed_shape))
             self.library.call(entry)
-
-    def drop_gradients(self) -> None:
-        """Forget what was accumulated and not applied; weights stay as they are.
-
-        Where gradients are tensors they are zeroed. A task-adaptive library keeps them in its rows: there an
-        `apply` of rate 0 clears them, which still decays the optimizer's moments once.
-        """
-        gradients = [name for name, t in self.library.tensors.items() if t.role == "grad"]
-        for name in gradients:
-            self.library.write(name, np.zeros_like(self.library.read(name)))
-        if not gradients:
-            hyper = self.library.read(HYPER)
-            self.set_learning_rate(0.0)
-            self.library.call("apply")
-            self.set_learning_rate(float(hyper[0]))
 
     def fisher(self, samples: Samples, seeds: npt.NDArray[Any]) -> FisherMap:
         """Measure the Fisher potentials of all candidate channels; the library must have nothing installed."""
