@@ -45,12 +45,17 @@ class Job:
     port: str | None = None
 
     def run(self, func: tirx.PrimFunc, measure: Measure, decided: Callable[[int], None]) -> Found:
-        """Tunes one kernel."""
+        """Tunes one kernel; ArchiveError where what is built on the way cannot be written."""
         search = Search(self.trials, self.seed, self.unit, decided)
         try:
             return tune_kernel(func, self.target.to_tvm(), measure, self.folder, search)
         except UntunableError as error:
             return error
+        except OSError as error:
+            hint = "make room, or choose another folder; what was measured is kept"
+            raise ArchiveError(
+                "tune", str(self.folder), error, "a folder that can be written", hint
+            ) from error
 
     def measure(self, func: tirx.PrimFunc, images: Path) -> Measure:
         """Measures a kernel's candidates on the board; ``images``: where they are built."""
@@ -140,8 +145,6 @@ def _serve(pipe: Connection, job: Job) -> None:
                 pipe.send(_plain(found) if isinstance(found, UntunableError) else found)
             except TinyTrainError as error:
                 pipe.send(_plain(error))
-            except OSError as error:  # a disk that is full, say
-                pipe.send(_not_written(job.folder, error))
 
 
 def _end_with_parent() -> None:
@@ -149,11 +152,6 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-def _not_written(folder: Path, error: OSError) -> ArchiveError:
-    hint = "make room, or choose another folder; what was measured is kept"
-    return ArchiveError("tune", str(folder), str(error), "a folder that can be written", hint)
 
 
 def _plain(error: TinyTrainError) -> TinyTrainError:

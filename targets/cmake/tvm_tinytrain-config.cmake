@@ -139,7 +139,7 @@ const tt_library *const tt_active_library = &tt_${library}_library;\n")
   if(DEFINED TINYTRAIN_BOARD_LINKER_SCRIPT)
     file(WRITE "${folder}/board.ld" "${TINYTRAIN_BOARD_LINKER_SCRIPT}")
     target_link_options(${name} PRIVATE -nostartfiles -nostdlib "-T${folder}/board.ld" -Wl,--gc-sections
-      -Wl,--no-warn-rwx-segments "-Wl,-Map=${folder}/${name}.map")
+      -Wl,--no-warn-rwx-segments -Xlinker "-Map=${folder}/${name}.map")
     target_link_libraries(${name} PRIVATE -Wl,--start-group -lm -lc -lgcc -Wl,--end-group)
   else()
     target_link_options(${name} PRIVATE -pthread -static)

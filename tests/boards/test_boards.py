@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.boards.conftest import hand_written
-from tvm_tinytrain.errors import BoardError, ToolMissingError, TransportError
+from tvm_tinytrain.errors import ArchiveError, BoardError, ToolMissingError, TransportError
 from tvm_tinytrain.micro import Session, generate_project
 from tvm_tinytrain.micro.runners import StartOptions, start
 from tvm_tinytrain.targets.boards import BOARDS, Board, get_board
@@ -69,6 +70,28 @@ def test_a_real_board_links_within_its_memory(built: Any, board: str) -> None:
 def test_what_does_not_fit_a_real_board_says_by_how_much(tmp_path: Path) -> None:
     with pytest.raises(BoardError, match=r"memory SRAM: found \d+ bytes too many"):
         generate_project(hand_written(330_000), "stm32f746g-disco", tmp_path).build()
+
+
+@pytest.mark.needs("arm-none-eabi-gcc")
+def test_no_budget_helps_where_the_arena_lies_elsewhere(tmp_path: Path) -> None:
+    board = replace(get_board("mps2-an500"), stack_bytes=8 << 20)
+    with pytest.raises(BoardError, match=r"bytes too many.*not the arena: lower stack_bytes"):
+        generate_project(hand_written(), board, tmp_path).build()
+
+
+@pytest.mark.host_compiler
+@pytest.mark.emulator
+def test_a_path_may_hold_commas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The linker's options and the emulator's are divided by them."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a, b"))
+    with Session(hand_written(), "mps2-an500", tmp_path / "c,d e") as session:
+        assert session.time("predict") > 64
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    with (
+        pytest.raises(ArchiveError, match="XDG_CACHE_HOME"),
+        Session(hand_written(), "mps2-an500", tmp_path / "e"),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("name", ["stm32f746g-disco", "raspberry-pi-4"])

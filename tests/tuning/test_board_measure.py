@@ -15,7 +15,7 @@ from tvm.tirx.script import builder as T
 
 from tests.schedules.kernel_cases import lower
 from tvm_tinytrain.board_measure import BoardMeasure
-from tvm_tinytrain.errors import BoardError, TransportError
+from tvm_tinytrain.errors import ArchiveError, BoardError, TransportError
 from tvm_tinytrain.passes.kernels.builder import Arg, f32, loops, make_kernel
 from tvm_tinytrain.targets.boards import get_board
 
@@ -135,3 +135,19 @@ def test_a_board_that_cannot_be_reached_is_no_candidates_fault() -> None:
 
 def test_nothing_to_measure() -> None:
     assert BoardMeasure(doubled(honest), get_board("mps2-an500"))({}) == {}
+
+
+def test_a_full_disk_is_no_candidates_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, name = shutil.which("arm-none-eabi-gcc"), "arm-none-eabi-gcc"
+    (tmp_path / name).write_text(
+        f'#!/bin/sh\n[ -e {tmp_path}/full ] && echo "write: No space left on device" >&2 && exit 1\nexec {real} "$@"\n'
+    )
+    (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    measure = BoardMeasure(doubled(honest), get_board("mps2-an500"), folder=tmp_path / "images")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "full").touch()
+    with pytest.raises(ArchiveError, match="No space left on device"):
+        measure({"one": unsafe(honest), "two": unsafe(honest)})
+    (tmp_path / "full").unlink()
+    assert measure({"one": unsafe(honest)})["one"].cost is not None

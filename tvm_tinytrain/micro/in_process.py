@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,6 +37,7 @@ from tvm_tinytrain.micro.remote import (
     only_tensor,
     status_text,
 )
+from tvm_tinytrain.micro.toolchain import run_compiler
 from tvm_tinytrain.targets.boards import get_board
 from tvm_tinytrain.targets.target import parse_target
 
@@ -65,6 +65,8 @@ class InProcess:
         Its kernels are compiled already, for another machine.
     ToolMissingError, KernelError
         There is no C compiler, or it does not take the library.
+    ArchiveError, TransportError
+        The disk is full, or something ended the compiler.
     """
 
     def __init__(
@@ -216,9 +218,9 @@ def _compile(module: Any, folder: Path, cflags: Sequence[str] | None, keep: str 
     for name, content in module.files.items():
         (folder / name).write_bytes(content)
     sources = sorted(str(folder / n) for n in module.files if n.endswith((".c", ".o")))
-    command = [target.compiler, "-std=c99", "-shared", "-fPIC", *flags, "-o", str(out), *sources, "-lm"]
+    command = [target.compiler, "-std=c99", "-shared", "-fPIC", *flags, *sources, "-lm", "-o", str(out)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = run_compiler("host", command)
     except FileNotFoundError as error:
         raise ToolMissingError(
             "host", target.compiler, "not installed", "a C compiler", "apt-get install gcc"

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from tvm_tinytrain.errors import BoardError
+from tvm_tinytrain.errors import ArchiveError, BoardError
 from tvm_tinytrain.micro.elf import Program
 from tvm_tinytrain.targets.runtime_files import runtime_folder
 from tvm_tinytrain.targets.tools import find_tool
@@ -25,6 +25,8 @@ def plugin_path() -> Path:
         No C compiler for this machine.
     BoardError
         The plugin does not compile.
+    ArchiveError
+        The cache folder cannot be written.
     """
     source = runtime_folder() / "qemu" / "insn_count.c"
     digest = hashlib.sha256(source.read_bytes() + " ".join(_FLAGS).encode()).hexdigest()[:16]
@@ -33,8 +35,18 @@ def plugin_path() -> Path:
     if plugin.exists():
         return plugin
     compiler = find_tool("gcc", "instruction counter")
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as folder:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        return _compiled(compiler, source, plugin)
+    except OSError as error:
+        hint = "name another one: XDG_CACHE_HOME"
+        raise ArchiveError(
+            "instruction counter", f"cache folder {cache}", error, "a folder of your own", hint
+        ) from error
+
+
+def _compiled(compiler: str, source: Path, plugin: Path) -> Path:
+    with tempfile.TemporaryDirectory(dir=plugin.parent) as folder:
         partial = Path(folder) / plugin.name
         command = [compiler, *_FLAGS, "-o", str(partial), str(source)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -78,7 +90,8 @@ class InstructionCounter:
         """Return the emulator's options."""
         symbols = f",symbols={self._symbols}" if self._symbols >= 0 else ""
         arguments = f"begin={self._begin:#x},end={self._end:#x},fd={self._output},log={self._log}{symbols}"
-        return ["-plugin", f"{plugin_path()},{arguments}"]
+        path = str(plugin_path()).replace(",", ",,")  # QEMU's way to write one
+        return ["-plugin", f"{path},{arguments}"]
 
     def read(self) -> tuple[int, dict[str, int]]:
         """Return the instructions of the last region, and those of each function (none without the split)."""

@@ -211,6 +211,14 @@ def _active(name: str) -> str:
     )
 
 
+def _beside_the_arena(board: Board, memory: str) -> str:
+    """What to do where a memory is too small without the arena, so that no budget helps."""
+    if board.chip.first("sram").name == memory:
+        held = "stack, frames, the cache's pool and the program's own data lie there, not the arena"
+        return f"{held}: lower stack_bytes, frame_payload_bytes or cache_bytes, or choose a board with more"
+    return "code and constants lie there: take a smaller network, or a board with more"
+
+
 class GeneratedProject:
     """A project folder; make it with `generate_project`."""
 
@@ -318,13 +326,16 @@ class GeneratedProject:
                 "-Wl,--gc-sections",
                 "-Wl,--no-warn-rwx-segments",
             ]
-            flags += [f"-Wl,-Map={self.program_path.with_suffix('.map')}"]
+            flags += ["-Xlinker", f"-Map={self.program_path.with_suffix('.map')}"]  # a path may hold commas
             flags += ["-Wl,--start-group", "-lm", "-lc", "-lgcc", "-Wl,--end-group"]
             try:
                 link(self.board.target, objects, flags, self.program_path)
                 return memory
             except MemoryOverflowError as error:
-                if error.memory != memory.name or memory is candidates[-1]:
+                if error.memory != memory.name:
+                    hint = _beside_the_arena(self.board, error.memory)
+                    raise MemoryOverflowError(error.memory, error.bytes_over, hint) from error
+                if memory is candidates[-1]:
                     raise
         raise AssertionError("unreachable: the last candidate returns or raises")
 
