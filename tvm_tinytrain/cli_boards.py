@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvm_tinytrain.cli_adapt import board_options
-from tvm_tinytrain.errors import ArchiveError, BoardError, TransportError
+from tvm_tinytrain.errors import BoardError, TransportError
 from tvm_tinytrain.targets.boards import DEFAULT_BOARD, get_board
 
 if TYPE_CHECKING:
@@ -273,11 +273,7 @@ def _project(a: argparse.Namespace) -> int:
 
         found["files"] = [str(p) for p in export_project(module, a.kind, a.output, a.board)]
     else:
-        try:
-            project = generate_project(module, board, a.output)
-        except OSError as error:
-            hint = "choose another folder"
-            raise ArchiveError("project", str(a.output), error, "a writable folder", hint) from error
+        project = generate_project(module, board, a.output)
         found |= {"board": board, "files": sorted(str(p) for p in project.folder.rglob("*") if p.is_file())}
         if a.build:
             with Console(stderr=True).status(f"compiling for {board}"):

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tvm_tinytrain.emit.model_library import pack
-from tvm_tinytrain.errors import ArchiveError, BoardError
+from tvm_tinytrain.errors import BoardError
 from tvm_tinytrain.micro import export_templates as text
+from tvm_tinytrain.micro.folder import with_names, write_folder
 from tvm_tinytrain.micro.project import Library, arena_bytes_of
 from tvm_tinytrain.targets.boards import DEFAULT_BOARD, Board, get_board
 from tvm_tinytrain.targets.chips import KIB, Memory
@@ -27,6 +28,7 @@ from tvm_tinytrain.targets.runtime_files import (
 
 _SERVER = ("src/server.c", "src/frame.c", "src/main.c")
 _LOOP = ("loop/tt_loop.c", "loop/tt_loop.h")
+_NOTE = ".tinytrain.json"
 _PROGRAM_BYTES = 4 * KIB
 """More than start-up code, byte stream and C library keep in SRAM (2.8 KB on an emulated board, 1.6 KB on a flashed one)."""
 Files = dict[str, bytes]
@@ -35,7 +37,9 @@ Files = dict[str, bytes]
 def export_project(
     library: Library, kind: str, folder: str | Path, board: str | Board | None = None
 ) -> list[Path]:
-    """Write an export into `folder` and return the paths of its files.
+    """Write an export into `folder` and return the paths of its files, of which `.tinytrain.json` there keeps the names.
+
+    Files of an earlier export in the same folder are replaced; others stay, and none of them is overwritten.
 
     Parameters
     ----------
@@ -52,7 +56,7 @@ def export_project(
         No such kind; a board without a microcontroller, or for a kind that is for any; kernels that are compiled already for
         another machine.
     ArchiveError
-        The folder cannot be written.
+        The folder holds files of the same names that no earlier export wrote, or cannot be written.
     """
     if kind not in _KINDS:
         raise BoardError("project", "kind", repr(kind), ", ".join(_KINDS), "choose one of them")
@@ -66,14 +70,9 @@ def export_project(
         raise BoardError("project", f"{library.name}, kind {kind}", found, "kernels in C", hint)
     files = _KINDS[kind](library, get_board(DEFAULT_BOARD if board is None else board))
     root = Path(folder)
-    try:
-        for name, content in files.items():
-            path = root / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-    except OSError as error:
-        hint = "choose another folder"
-        raise ArchiveError("project", str(root), error, "a writable folder", hint) from error
+    write_folder(
+        root, {**files, _NOTE: with_names({"library": library.name, "kind": kind}, files, _NOTE)}, _NOTE
+    )
     return [root / name for name in files]
 
 

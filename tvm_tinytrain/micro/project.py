@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 from tvm_tinytrain.errors import ArchiveError, BoardError, PlanError, ShapeError
 from tvm_tinytrain.micro.elf import Program, read_program
 from tvm_tinytrain.micro.export_templates import BOARD_README, fill
+from tvm_tinytrain.micro.folder import with_names, write_folder
 from tvm_tinytrain.micro.runners import Connection, StartOptions, flash, start
 from tvm_tinytrain.micro.standalone import DATA_FILE, Standalone, standalone_source
 from tvm_tinytrain.micro.toolchain import Compilation, MemoryOverflowError, compile_all, link
@@ -30,6 +30,7 @@ from tvm_tinytrain.targets.runtime_files import (
 
 _STRICT = ("-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror")
 _STANDALONE = "tt_standalone.c"
+_NOTE = "project.json"
 _SECTIONS = ("-ffunction-sections", "-fdata-sections")
 
 
@@ -71,15 +72,16 @@ def generate_project(
 ) -> GeneratedProject:
     """Write the library, the C runtime and the board's configuration into `folder`.
 
-    Files of an earlier project in the same folder are replaced; others stay. With `standalone` the firmware
-    adapts a task-adaptive library by itself when it starts, and serves afterwards.
+    Files of an earlier project in the same folder are replaced; others stay, and none of them is overwritten. With `standalone`
+    the firmware adapts a task-adaptive library by itself when it starts, and serves afterwards.
 
     Raises
     ------
     BoardError
         Unknown board.
     ArchiveError
-        The library lacks its header, or its arena's size, or cannot adapt by itself.
+        The library lacks its header, or its arena's size, or cannot adapt by itself; the folder holds files of the same names that
+        no earlier project wrote, or cannot be written.
     PlanError, ShapeError
         `standalone` is not for this library.
     """
@@ -92,25 +94,19 @@ def generate_project(
     check_object(library, chosen)
     if standalone is not None:
         _check_standalone(library, standalone)
-    for part in ("library", "runtime"):
-        shutil.rmtree(root / part, ignore_errors=True)
-    for name, content in library.files.items():
-        _write(root / "library" / name, content)
+    files = {f"library/{name}": content for name, content in library.files.items()}
     for name in (*runtime_sources(chosen), *runtime_headers()):
-        _write(root / "runtime" / name, (runtime_folder() / name).read_bytes())
-    _write(root / "tt_active.c", _active(library.name).encode())
-    _write(
-        root / "tt_config.h", runtime_config(chosen, arena_bytes, standalone=standalone is not None).encode()
-    )
-    for path in (root / DATA_FILE, root / _STANDALONE):
-        path.unlink(missing_ok=True)
+        files[f"runtime/{name}"] = (runtime_folder() / name).read_bytes()
+    files["tt_active.c"] = _active(library.name).encode()
+    files["tt_config.h"] = runtime_config(chosen, arena_bytes, standalone=standalone is not None).encode()
     if standalone is not None:
-        _write(root / DATA_FILE, standalone_source(library.name, standalone).encode())
-        _write(root / _STANDALONE, (runtime_folder() / STANDALONE_SOURCE).read_bytes())
+        files[DATA_FILE] = standalone_source(library.name, standalone).encode()
+        files[_STANDALONE] = (runtime_folder() / STANDALONE_SOURCE).read_bytes()
     words = {"BOARD": chosen.name, "NOTE": chosen.note, "TOOLS": ", ".join(chosen.all_tools)}
-    _write(root / "README.md", fill(BOARD_README, library.name, **words).encode())
+    files["README.md"] = fill(BOARD_README, library.name, **words).encode()
     described = {"board": chosen.name, "library": library.name, "arena_bytes": arena_bytes}
-    _write(root / "project.json", (json.dumps({**described, "options": asdict(chosen)}, indent=2)).encode())
+    files[_NOTE] = with_names({**described, "options": asdict(chosen)}, files, _NOTE)
+    write_folder(root, files, _NOTE)
     return GeneratedProject(root, chosen, library.name)
 
 
@@ -198,11 +194,6 @@ def check_object(library: Library, board: Board) -> None:
         raise BoardError("project", f"{library.name} on {board.name}", found, allowed, hint)
 
 
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-
-
 def _active(name: str) -> str:
     return (
         f'#include "tt_{name}.h"\n\n'
@@ -242,7 +233,7 @@ class GeneratedProject:
         """
         root = Path(folder)
         try:
-            described = json.loads((root / "project.json").read_text(encoding="utf-8"))
+            described = json.loads((root / _NOTE).read_text(encoding="utf-8"))
             options, library = described["options"], str(described["library"])
             board = Board(**{**options, "tools": tuple(options["tools"])})
         except (OSError, ValueError, KeyError, TypeError) as error:
