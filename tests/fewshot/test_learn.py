@@ -162,3 +162,22 @@ def test_a_plan_of_parts_of_channels_is_refused(part: dict[str, Any], found: str
         with pytest.raises(PlanError, match=found):
             library.learn(images, labels, plan=plan)
         assert not library.read("request").any()
+
+
+def test_a_training_that_diverged_says_so() -> None:
+    """A clamp on the device makes zeros of the NaN behind spoilt weights: the loss of the last iteration is a number again."""
+    images, labels = task()
+    layers = {0: [0, 1], 1: list(range(8))}  # the head, which would show it, stays
+    for update, plan in (
+        (tt.UpdatePlan.from_channels(layers), None),
+        (tt.TaskAdaptive(candidates=4), tt.UpdatePlan.from_channels(layers)),
+    ):
+        module = build(update=update, accumulate=True)
+        with loaded(module, cflags=("-O1",)) as library:
+            losses = library.learn(images, labels, iterations=2, lr=RATE, plan=plan).losses
+            assert np.isfinite(losses).all()
+            seen: list[float] = []
+            losses = library.learn(
+                images, labels, iterations=3, lr=3e38, plan=plan, progress=lambda _, loss: seen.append(loss)
+            ).losses
+            assert np.isfinite(seen[-1]) and np.isnan(losses[-1])

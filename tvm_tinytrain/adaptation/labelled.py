@@ -30,7 +30,8 @@ Labels = npt.NDArray[Any]
 class LearnResult:
     """What a training did.
 
-    losses: mean over the samples, by iteration. fisher, plan: of a task-adaptive library, else None.
+    losses: mean over the samples, by iteration; the last is nan where the steps made weights that are no finite numbers.
+    fisher, plan: of a task-adaptive library, else None.
     """
 
     losses: tuple[float, ...]
@@ -114,6 +115,8 @@ def learn(
     except KeyboardInterrupt:
         learner.forget()
         raise
+    if not learner.is_finite():
+        losses[-1] = math.nan
     return LearnResult(tuple(losses), fisher, used, time.perf_counter() - start)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tvm_tinytrain.adaptation.augment import QuerySource, Samples
+from tvm_tinytrain.adaptation.rows import row_places, trained_row_names
 from tvm_tinytrain.errors import BudgetError, DTypeError, PlanError, ShapeError
 from tvm_tinytrain.plan import LayerUpdate, UpdatePlan
 from tvm_tinytrain.selection import FisherMap
@@ -17,6 +18,7 @@ from tvm_tinytrain.values import as_whole, is_number
 SEED = "seed"
 HYPER = "hyper"
 REQUEST = "request"
+PLAN = "plan"
 _DELTA = "delta_"
 
 
@@ -49,6 +51,9 @@ class AdaptableLibrary(Protocol):
 
     def call(self, entry: str) -> None:
         """Run an entry; TransportError where it refuses."""
+
+    def read_arena(self, offset: int, count: int) -> bytes:
+        """Return bytes of the arena."""
 
 
 class LibraryCalls:
@@ -175,6 +180,21 @@ class LibraryCalls:
         hyper = self.library.read(HYPER)
         hyper[0] = rate
         self.library.write(HYPER, hyper)
+
+    def is_finite(self) -> bool:
+        """Whether all that is trained are finite numbers.
+
+        The device's clamps take the number of a number and a NaN: with spoilt weights losses may be finite all the same.
+        """
+        trained = [self.library.read(n) for n, t in self.library.tensors.items() if t.role == "param"]
+        if self.is_adaptive:
+            adaptive = self.library.metadata["adaptive"]
+            places = row_places(self.library.read(PLAN), adaptive)
+            for offset, channels, row_bytes in (places[n] for n in trained_row_names(adaptive)):
+                if channels:
+                    rows = self.library.read_arena(offset, channels * row_bytes)
+                    trained.append(np.frombuffer(rows, "<f4"))
+        return all(bool(np.isfinite(values).all()) for values in trained)
 
     def restart_optimizer(self) -> None:
         """Set Adam's bias corrections 1 − β^t to 0, as before its first step; the rows' moments are cleared by `install`."""

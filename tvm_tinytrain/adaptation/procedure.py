@@ -9,6 +9,7 @@ embedding, then one step of the optimizer.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -40,9 +41,9 @@ class Progress:
 class AdaptResult:
     """What an adaptation did.
 
-    losses, accuracies: of the pseudo-queries by iteration, before each step. classifier: prototypes of the
-    adapted network. fisher, plan: of a task-adaptive library, else None. interrupted: stopped before the last
-    iteration; the steps that were taken stay.
+    losses, accuracies: of the pseudo-queries by iteration, before each step; the last loss is nan where the steps made
+    weights that are no finite numbers. classifier: prototypes of the adapted network. fisher, plan: of a
+    task-adaptive library, else None. interrupted: stopped before the last iteration; the steps that were taken stay.
     """
 
     losses: tuple[float, ...]
@@ -154,6 +155,8 @@ def adapt(
     except KeyboardInterrupt:
         caller.drop_gradients()
         interrupted = True
+    if found and not caller.is_finite():
+        found[-1] = (math.nan, found[-1][1])
     classifier = task.classifier(caller)
     took = time.perf_counter() - start
     losses, accuracies = tuple(v for v, _ in found), tuple(a for _, a in found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf, isfinite
+from math import inf, isfinite, nan
 from statistics import fmean
 from typing import Any, Protocol
 
@@ -221,7 +221,7 @@ class _Task:
         return result
 
     def held_out_trial(self) -> Trial:
-        """Cross-entropy of the samples kept back, by rate."""
+        """Cross-entropy of the samples kept back, by rate; nan where the training's is."""
         rng = np.random.default_rng([self.seed, 1])
         kept_back = np.zeros(len(self.labels), bool)
         for label in np.unique(self.labels):
@@ -243,5 +243,6 @@ class _Task:
             scores = result.classifier.logits(Caller(self.library).embed(asked))
             scores -= scores.max(axis=1, keepdims=True)
             right = scores[np.arange(len(truth)), truth]
-            found[name_of(rate)] = float(np.mean(np.log(np.exp(scores).sum(axis=1)) - right))
+            loss = float(np.mean(np.log(np.exp(scores).sum(axis=1)) - right))
+            found[name_of(rate)] = loss if all(map(isfinite, result.losses)) else nan
         return Trial(found, fits_nothing)

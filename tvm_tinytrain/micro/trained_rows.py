@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tvm_tinytrain.adaptation.rows import row_places as places_of
 from tvm_tinytrain.errors import CheckpointError
 from tvm_tinytrain.micro.checkpoint import Checkpoint, CheckpointLayout
 
@@ -41,15 +42,7 @@ def row_places(library: ArenaAccess, metadata: Mapping[str, Any]) -> dict[str, t
     if not isinstance(metadata.get("adaptive"), Mapping):
         hint = "build the library with update=TaskAdaptive(...)"
         raise CheckpointError("trained rows", "library", "a fixed plan", "a task-adaptive library", hint)
-    words, layout = np.asarray(library.read(_PLAN)), metadata["adaptive"]["plan_words"]
-    return {
-        row["name"]: (
-            int(words[layout["offsets"] + i]),
-            int(words[layout["rows"] + row["candidate"]]),
-            int(row["row_bytes"]),
-        )
-        for i, row in enumerate(metadata["adaptive"]["rows"])
-    }
+    return places_of(library.read(_PLAN), metadata["adaptive"])
 
 
 def read_rows(library: ArenaAccess, metadata: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
