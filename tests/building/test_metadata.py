@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
+import operator
 import re
 import tarfile
 from pathlib import Path
@@ -90,6 +91,27 @@ def test_figures_of_a_task_adaptive_library_count_its_rows(budget: Budget | None
         assert rows < bound <= memory["arena_bytes"]
     else:
         assert bound <= adaptive["activation_bytes"][-1] < memory["arena_bytes"]
+
+
+def test_a_report_says_what_trained_channels_take() -> None:
+    """No entry's peak shows them, and the arena is larger than any of these."""
+    options = {"optimizer": Adam(0.5), "example_inputs": (torch.zeros(1, *Small.shape),)}
+    module = build(small(), M7, update=TaskAdaptive(candidates=2), **options)
+    adaptive, training = module.metadata["adaptive"], module.metadata["training"]
+    rows = sum(c["channels"] * c["channel_bytes"] for c in adaptive["candidates"])
+    gradients, text = training["gradient_bytes"], module.report()
+    moments = f"optimizer state {2 * gradients}, lists of channels 20"  # of 2 and 3 channels
+    assert f"{rows} B for all of them (weights {gradients}, gradients {gradients}, {moments})" in text
+    assert "the device chooses among: 2 of 4 layers" in text and " trained: " not in text
+    assert re.findall(r"(?m)^  +\d  .*?\d  (\S*/\d)$", text) == ["0/2", "0/2", "?/2", "?/3"]
+    entries = [name for name, macs in module.metadata["macs"].items() if macs]
+    assert re.findall(r"(?m)^  (\w+): peak \d+ B, at most \d+ multiply", text) == entries
+    assert "nothing can be trained" not in text
+    before, costs = adaptive["activation_bytes"], [c["channel_bytes"] for c in adaptive["candidates"]]
+    least = min(map(operator.add, before, costs))
+    for size, fits in ((least // 8 * 8, False), (least + 7, True)):
+        tight = build(small(), M7, update=TaskAdaptive(candidates=2), budget=Budget(memory=size), **options)
+        assert (f"in this arena: one channel takes {least} B" in tight.report()) is not fits
 
 
 @pytest.mark.parametrize(

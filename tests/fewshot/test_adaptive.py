@@ -11,6 +11,7 @@ import torch
 import tvm_tinytrain as tt
 from tests.fewshot.small import SIZE, digit_task, small_backbone
 from tvm_tinytrain.errors import BudgetError, PlanError
+from tvm_tinytrain.fewshot.methods import prediction_bytes
 from tvm_tinytrain.fewshot.reference import adapt_reference
 from tvm_tinytrain.micro.in_process import InProcess
 
@@ -132,3 +133,19 @@ def test_ctrl_c_between_samples(library: InProcess) -> None:
     untouched = library.adapt(support, labels, iterations=0).classifier.prototypes
     np.testing.assert_array_equal(result.classifier.prototypes, untouched)
     assert result.interrupted and result.losses == ()
+
+
+def test_prediction_takes_the_same_bytes_whatever_is_trained() -> None:
+    """Vectors of three floats take sixteen bytes of an arena."""
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3), torch.nn.Flatten(), torch.nn.Linear(48, 3)).eval()
+    inputs, loss = (torch.zeros(1, 3, 6, 6),), tt.Prototypical()
+    found = {
+        prediction_bytes(
+            tt.build(
+                net, "host", example_inputs=inputs, loss=loss, update=update, optimizer=rule, accumulate=True
+            ).metadata
+        )
+        for update in (tt.FullTrain(), tt.LastLayer())
+        for rule in (tt.Adam(), tt.SGD())
+    }
+    assert len(found) == 1

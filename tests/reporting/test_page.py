@@ -94,6 +94,15 @@ def test_what_the_device_will_choose_is_not_called_frozen(adaptive: tt.TrainModu
     assert "trained layers</span><b>1 of 2" in after and "<td>1/3</td>" in after
 
 
+def test_bytes_that_have_no_place_are_among_the_bytes(adaptive: tt.TrainModule) -> None:
+    """The device's channels: their weights, optimizer state and gradients are no tensors of a role."""
+    page, training = Report(adaptive).html(), adaptive.metadata["training"]
+    rows = dict(re.findall(r"<tr><td[^>]*>([^<]*) of trained channels</td><td[^>]*>([\d,]+)", page))
+    assert int(rows["gradients"].replace(",", "")) == training["gradient_bytes"] > 0
+    assert set(rows) == {"weights", "gradients", "lists of channels"}  # SGD keeps no state
+    assert "of trained channels" not in Report(build()).html()
+
+
 def test_no_two_methods_look_alike() -> None:
     for methods in (METHODS, METHODS[1:], ("none",)):
         looks = method_looks(methods)

@@ -12,7 +12,15 @@ from tvm_tinytrain._version import __version__
 from tvm_tinytrain.config import TrainConfig
 from tvm_tinytrain.emit.c_source import Library, in_flash
 from tvm_tinytrain.emit.model_library import FORMAT
-from tvm_tinytrain.emit.trained import trainable, trained_channels, trained_plan, trained_weights
+from tvm_tinytrain.emit.trained import (
+    candidates,
+    least_arena,
+    row_bytes,
+    trainable,
+    trained_channels,
+    trained_plan,
+    trained_weights,
+)
 from tvm_tinytrain.memory import load_plan, store_plan, text_plan
 from tvm_tinytrain.passes.state import Layer
 from tvm_tinytrain.plan import UpdatePlan
@@ -162,18 +170,20 @@ def report_text(metadata: dict[str, Any]) -> str:
     """Layers, what is trained, multiply-accumulates, and bytes by pool, from a library's metadata."""
     memory = metadata["memory"]
     chosen, others = trained_channels(metadata), metadata["training"]["others"]
-    number = len(trained_plan(metadata))
+    number, chooses = len(trained_plan(metadata)), bool(candidates(metadata))
     pool = cache_pool_bytes(metadata)
     untrained = metadata["training"]["untrained"]
     rest = f" and {len(untrained) - 8} more" if len(untrained) > 8 else ""
     lines = [
         f"{metadata['name']} for {metadata['options']['target']}",
-        f"  trained: {number} of {len(metadata['layers'])} layers, {metadata['trained_weights']} weights",
+        f"  {'the device chooses among' if chooses else 'trained'}: {number} of {len(metadata['layers'])} layers, "
+        f"{metadata['trained_weights']} weights",
         *([f"  trained beside the layers: {', '.join(others)}"] if others else []),
         *([f"  of no layer, not trained: {', '.join(untrained[:8])}{rest}"] if untrained else []),
         f"  SRAM arena {memory['arena_bytes']} B (lower bound {memory['lower_bound_bytes']} B), "
         f"flash constants {memory['flash_constant_bytes']} B, initial values {memory['flash_initial_bytes']} B",
         *([f"  cache pool {pool} B, in TT_CACHE_SECTION"] if pool else []),
+        *(_rows_text(metadata) if chooses else []),
     ]
     if renamed := metadata["renamed"]:
         names = ", ".join(f"{old} is {new}" for old, new in sorted(renamed.items()))
@@ -181,7 +191,8 @@ def report_text(metadata: dict[str, Any]) -> str:
     for entry, info in entries_in_order(metadata):
         macs = metadata["macs"][entry]
         lines.append(
-            f"  {entry}: peak {info['peak_bytes']} B, {macs} multiply-accumulates, {info['calls']} kernel calls"
+            f"  {entry}: peak {info['peak_bytes']} B, {'at most ' * (chooses and macs > 0)}{macs} multiply-accumulates, "
+            f"{info['calls']} kernel calls"
         )
         again = memory["recomputed"].get(entry)
         if again is not None:
@@ -198,3 +209,15 @@ def report_text(metadata: dict[str, Any]) -> str:
     lines.append(f"  {fullest}, step by step:")
     picture = text_plan(*load_plan(memory["entries"][fullest]))
     return "\n".join([*lines, *(f"  {line}" for line in picture.splitlines())])
+
+
+def _rows_text(metadata: dict[str, Any]) -> list[str]:
+    """What the rows of a task-adaptive library take, which stands in no entry's peak."""
+    rows, size, least = row_bytes(metadata), metadata["memory"]["arena_bytes"], least_arena(metadata)
+    parts = ", ".join(f"{what} {count}" for what, count in rows.items())
+    lines = [
+        f"  rows of trained channels, behind each peak below: {sum(rows.values())} B for all of them ({parts})"
+    ]
+    if least > size:
+        lines.append(f"  nothing can be trained in this arena: one channel takes {least} B")
+    return lines

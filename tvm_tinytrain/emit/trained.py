@@ -91,7 +91,8 @@ def trained_plan(metadata: Mapping[str, Any]) -> UpdatePlan:
 
 
 def trained_channels(metadata: Mapping[str, Any]) -> dict[int, str]:
-    """For each layer how many of its channels change: "2/4", or "4/4, bias 2/4" where its tensors differ in that."""
+    """For each layer how many of its channels change: "2/4", or "4/4, bias 2/4" where its tensors differ in that; "?/4" where the
+    device chooses."""
     found = {layer["id"]: f"0/{layer['weight_shape'][0]}" for layer in metadata["layers"]}
     for entry in reversed(metadata["training"]["trainable"]):
         share = f"{len(_indices(entry['ranges']))}/{entry['channels']}"
@@ -100,7 +101,37 @@ def trained_channels(metadata: Mapping[str, Any]) -> dict[int, str]:
             continue
         bias = f", {found[entry['layer']]}" if found[entry["layer"]].startswith("bias") else ""
         found[entry["layer"]] = share + bias
-    return found
+    return found | {c["layer"]: f"?/{c['channels']}" for c in candidates(metadata)}
+
+
+def candidates(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a task-adaptive library says of each layer that the device chooses among; none of another library."""
+    return list(metadata.get("adaptive", {}).get("candidates", ()))
+
+
+def row_bytes(metadata: Mapping[str, Any]) -> dict[str, int]:
+    """Bytes of a task-adaptive library's rows by what they hold, with all channels of all candidates trained; empty for another.
+
+    They have no place of their own: they lie behind the activations, and no entry's plan shows them.
+    """
+    channels = [c["channels"] for c in candidates(metadata)]
+    kinds: dict[str, int] = {}
+    for row in metadata["adaptive"]["rows"] if channels else ():
+        kinds[row["kind"]] = kinds.get(row["kind"], 0) + row["row_bytes"] * channels[row["candidate"]]
+    placed, training = metadata["memory"]["bytes_by_role"], metadata["training"]
+    found = {
+        "weights": kinds.get("copy", 0),
+        "gradients": training["gradient_bytes"] - placed.get("grad", 0) if channels else 0,
+        "optimizer state": training["optimizer_bytes"] - placed.get("state", 0) if channels else 0,
+        "lists of channels": kinds.get("channels", 0),
+    }
+    return {what: size for what, size in found.items() if size}
+
+
+def least_arena(metadata: Mapping[str, Any]) -> int:
+    """Bytes of the smallest arena in which a task-adaptive library trains one channel."""
+    tables = zip(metadata["adaptive"]["activation_bytes"], candidates(metadata), strict=False)
+    return min(int(before) + int(c["channel_bytes"]) for before, c in tables)
 
 
 def ranges(indices: Iterable[int]) -> _Ranges:

@@ -13,6 +13,7 @@ from tvm_tinytrain.adaptation import AdaptableLibrary
 from tvm_tinytrain.build import build
 from tvm_tinytrain.config import Adam, AdapterDrop, Budget, FullTrain, LastLayer, Prototypical, SparseUpdate
 from tvm_tinytrain.errors import PlanError
+from tvm_tinytrain.memory import load_plan
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.selection import TaskAdaptive
 
@@ -86,10 +87,11 @@ class Method:
 
 
 def prediction_bytes(metadata: Mapping[str, Any]) -> int:
-    """Bytes that prediction alone needs, without what training keeps beside it."""
-    memory = metadata["memory"]
-    kept = sum(memory["bytes_by_role"].get(role, 0) for role in ("grad", "state", "param"))
-    return int(memory["entries"]["predict"]["peak_bytes"]) - kept
+    """Bytes that prediction alone needs, without what training keeps beside it, each as the plan rounds it."""
+    planned = metadata["memory"]["entries"]["predict"]
+    problem, plan = load_plan(planned)
+    kept = sum(b.size for b in problem.buffers if b.kind in ("gradient", "optimizer state", "weight"))
+    return plan.peak - kept
 
 
 def adaptive_cost(adaptive: Mapping[str, Any], plan: UpdatePlan) -> dict[str, int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tvm_tinytrain.emit.metadata import cache_pool_bytes, entries_in_order
-from tvm_tinytrain.emit.trained import trained_channels, trained_plan
+from tvm_tinytrain.emit.trained import candidates, row_bytes, trained_channels, trained_plan
 from tvm_tinytrain.errors import ArchiveError
 from tvm_tinytrain.memory import load_plan
 from tvm_tinytrain.plan import UpdatePlan
@@ -161,11 +161,9 @@ class Report:
     def _channels(self) -> dict[int, str]:
         """What of each layer's channels is trained, or may be."""
         meta, plan = self.module.metadata, self._plan()
-        counts = {layer["id"]: layer["weight_shape"][0] for layer in meta["layers"]}
-        if plan is None:
-            return {i: f"?/{n}" if i in _candidates(meta) else "–" for i, n in counts.items()}
-        if self.session is None or self.session.plan is None:
+        if plan is None or self.session is None or self.session.plan is None:
             return trained_channels(meta)
+        counts = {layer["id"]: layer["weight_shape"][0] for layer in meta["layers"]}
         return {i: f"{len(plan[i].outputs) if i in plan else 0}/{n}" for i, n in counts.items()}
 
     @cached_property
@@ -223,6 +221,10 @@ class Report:
         rows = [
             [role, f"{size:,}"] for role, size in sorted(roles.items(), key=lambda item: (-item[1], item[0]))
         ]
+        text = "In arena and flash; activations and workspaces, which share bytes, stand in the plans above."
+        if "adaptive" in meta:
+            rows += [[f"{what} of trained channels", f"{size:,}"] for what, size in row_bytes(meta).items()]
+            text += " What trained channels take is said for all of them; it lies behind the activations."
         options = html.escape(
             json.dumps({"options": meta["options"], "versions": meta["versions"]}, indent=1, sort_keys=True)
         )
@@ -230,7 +232,7 @@ class Report:
             _table(["tensors", "bytes"], rows)
             + f"<details><summary>options and versions</summary><pre>{options}</pre></details>"
         )
-        yield _Section("bytes", "Bytes by role", "Arena and flash together.", None, table)
+        yield _Section("bytes", "Bytes by role", text, None, table)
 
 
 def _accuracy_sections(rows: Sequence[Mapping[str, Any]]) -> Iterator[_Section]:
@@ -272,7 +274,7 @@ def _accuracy_sections(rows: Sequence[Mapping[str, Any]]) -> Iterator[_Section]:
 
 def _candidates(meta: Mapping[str, Any]) -> set[int]:
     """Layers that a task-adaptive library chooses among; none of another library."""
-    return {candidate["layer"] for candidate in meta.get("adaptive", {}).get("candidates", ())}
+    return {candidate["layer"] for candidate in candidates(meta)}
 
 
 def _percent(value: float | None, sign: str = "") -> str:
