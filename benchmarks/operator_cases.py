@@ -87,6 +87,9 @@ def activations() -> Iterator[OperatorCase]:
     yield case("cube", fn(lambda x: x**3), IMAGE)
     yield case("power -2", fn(lambda x: x**-2), IMAGE, domain=(0.5, 2.0))
     yield case("power 1.7", fn(lambda x: x**1.7), IMAGE, domain=(0.2, 3.0))
+    yield case("power of a trained exponent", fn(lambda x, p: x**p, p=(1, 4, 1, 1)), IMAGE, domain=(0.2, 3.0))
+    yield case("power of each other", fn(lambda x, y: (x.abs() + 0.1) ** y), IMAGE, IMAGE)
+    yield case("power of zeros", fn(lambda x, y: x.relu() ** (y.abs() + 0.5)), IMAGE, (1, 4, 1, 1))
     yield case("power 0.5", fn(lambda x: x**0.5), IMAGE, domain=(0.2, 3.0))
     yield case("log1p", fn(torch.log1p), IMAGE, domain=(-0.5, 2.0))
     yield case("floor beside identity", fn(lambda x: x.floor() * 0.5 + x), IMAGE)
@@ -108,7 +111,10 @@ def reductions() -> Iterator[OperatorCase]:
         "standard deviation": lambda x: x.std((2, 3)),
         "largest of pixels": lambda x: x.amax((2, 3)),
         "smallest of channels": lambda x: x.amin(1, keepdim=True),
+        "variance and mean": lambda x: torch.mul(*torch.var_mean(x, (1, 3), correction=0)),
+        "variance and mean, unbiased": lambda x: torch.add(*torch.var_mean(x, 1, keepdim=True)),
         "logsumexp": lambda x: x.logsumexp(1),
+        "length of everything": lambda x: x / x.norm(),
         "euclidean length": lambda x: x.square().sum(1).sqrt(),
         "product of rows": lambda x: x.prod(2),
         "product of channels, some of them zero": lambda x: x.relu().prod(1, keepdim=True),

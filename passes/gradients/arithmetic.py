@@ -14,6 +14,9 @@ from tvm_tinytrain.passes.kernels.extremum import extremum_grad
 from tvm_tinytrain.passes.kernels.select import SelectSpec, select
 from tvm_tinytrain.passes.rewriting import shape_of
 
+_SMALLEST = 1.1754943508222875e-38
+"""Of float32's normal numbers above 0."""
+
 
 def unbroadcast(ctx: GradientContext, grad: relax.Expr, like: relax.Expr) -> relax.Expr:
     """Sums ``grad`` over the axes along which ``like`` was broadcast."""
@@ -76,6 +79,23 @@ def divide_gradient(ctx: GradientContext) -> list[Adjoint]:
         if i == 0:
             return quotient
         return ctx.emit(relax.op.negative(ctx.emit(relax.op.multiply(quotient, ctx.out))))
+
+    return for_each_operand(ctx, adjoint)
+
+
+@gradient("relax.power")
+def power_gradient(ctx: GradientContext) -> list[Adjoint]:
+    """dy · b · aᵇ⁻¹, and dy · y · log a, which is 0 where a is: of a trained exponent, as in generalised mean pooling."""
+    a, b = ctx.args
+
+    def adjoint(i: int) -> relax.Expr:
+        if i == 0:
+            less = ctx.emit(relax.op.subtract(b, relax.const(1.0, "float32")))
+            slope = ctx.emit(relax.op.multiply(b, ctx.emit(relax.op.power(a, less))))
+        else:
+            above = ctx.emit(relax.op.maximum(a, relax.const(_SMALLEST, "float32")))
+            slope = ctx.emit(relax.op.multiply(ctx.out, ctx.emit(relax.op.log(above))))
+        return ctx.emit(relax.op.multiply(ctx.dy, slope))
 
     return for_each_operand(ctx, adjoint)
 

@@ -3,7 +3,7 @@
 Dropped without a word there: ``alpha`` of ``add`` and ``sub``, ``scale`` and ``input_scale`` of ``elu`` (so SELU loses its scale),
 the division by ``alpha`` in ``celu``; nearest upsampling takes half-pixel centres for PyTorch's ⌊i · scale⌋, which differs for other
 than whole factors; bilinear upsampling takes the ratio of the sizes for 1/scale_factor; antialiasing; ``divisor_override``
-of average pools; the indices of a max pool are zeros. Missing: ``amax``, ``amin``, ``prod`` along an axis and adaptive max pools.
+of average pools; the indices of a max pool are zeros. Missing: ``amax``, ``amin``, ``prod`` along an axis, ``var_mean`` and adaptive max pools.
 `tests.passes.operator_oracle` compares all of these with PyTorch.
 """
 
@@ -293,6 +293,19 @@ def _min_along(node: fx.Node, importer: Any) -> relax.Expr:
     return _emit(importer, relax.Tuple(found))
 
 
+def _var_mean(node: fx.Node, importer: Any) -> relax.Expr:
+    """Σ (x − mean)² / (n − correction), and the mean."""
+    x = importer.env[node.args[0]]
+    extents = [int(d) for d in x.ty.shape]
+    axes = _argument(node, 1, "dim", None) or list(range(len(extents)))
+    correction, kept = node.kwargs.get("correction", 1), bool(node.kwargs.get("keepdim", False))
+    count = math.prod(extents[int(a)] for a in axes)
+    variance = _emit(importer, relax.op.variance(x, axes, kept))
+    factor = relax.const(count / (count - (1 if correction is None else correction)), "float32")
+    mean = _emit(importer, relax.op.mean(x, axes, kept))
+    return _emit(importer, relax.Tuple([_emit(importer, relax.op.multiply(variance, factor)), mean]))
+
+
 def _grid_sample(node: fx.Node, importer: Any) -> relax.Var:
     """PyTorch's grid ends with (x, y); Relax wants these in front of rows and columns."""
     method = ("bilinear", "nearest", "bicubic")[int(_argument(node, 2, "interpolation_mode", 0))]
@@ -335,6 +348,7 @@ CONVERTERS: dict[str, Converter] = {
     "_assert_async.msg": lambda node, importer: importer.env[node.args[0]],  # what the exporter checks itself
     "clamp.default": _clamp,
     "min.dim": _min_along,
+    "var_mean.correction": _var_mean,
     "prod.dim_int": lambda node, importer: importer._prod(node),
 }
 """ATen operator → converter, for ``custom_convert_map`` of TVM's ``from_exported_program``."""
