@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from tvm import tirx
 
 from tvm_tinytrain.emit.kernel_set import KernelSet, emit_kernel_set
 from tvm_tinytrain.errors import BoardError, KernelError, TinyTrainError, TransportError
+from tvm_tinytrain.micro.build_folder import build_folder
 from tvm_tinytrain.micro.in_process import InProcess
 from tvm_tinytrain.micro.project import GeneratedProject, Library, generate_project
 from tvm_tinytrain.micro.session import Session
@@ -88,7 +88,7 @@ class Problem:
         suspect: dict[str, Outcome] = {}
         failures = 0
         with ExitStack() as stack:
-            place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tinytrain-")))
+            place = folder or stack.enter_context(build_folder())
             stack.callback(_forget_candidates, place)
             project = _image(library, board, place)
             while len(found) < len(names):

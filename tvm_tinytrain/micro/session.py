@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import shutil
-import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -19,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tvm_tinytrain.adaptation import AdaptResult, LearnResult, adapt, learn
 from tvm_tinytrain.errors import BoardError, PlanError, TransportError
+from tvm_tinytrain.micro.build_folder import build_folder
 from tvm_tinytrain.micro.checkpoint import CheckpointLayout, read_checkpoint, write_checkpoint
 from tvm_tinytrain.micro.project import GeneratedProject, Library, check_library, generate_project
 from tvm_tinytrain.micro.protocol import BoardInfo, Link, LinkStatistics, read_info
@@ -143,10 +142,7 @@ class Session:
     def _built(self, stack: contextlib.ExitStack) -> GeneratedProject:
         if isinstance(self._module, GeneratedProject):
             return self._module
-        folder = self._build_dir
-        if folder is None:
-            folder = Path(tempfile.mkdtemp(prefix="tinytrain-"))
-            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        folder = self._build_dir or stack.enter_context(build_folder())
         project = generate_project(self._module, self.board, folder).build()
         if project.arena_is_external:
             _LOG.warning(
