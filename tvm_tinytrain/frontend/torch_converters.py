@@ -3,7 +3,8 @@
 Dropped without a word there: ``alpha`` of ``add`` and ``sub``, ``scale`` and ``input_scale`` of ``elu`` (so SELU loses its scale),
 the division by ``alpha`` in ``celu``; nearest upsampling takes half-pixel centres for PyTorch's ⌊i · scale⌋, which differs for other
 than whole factors; bilinear upsampling takes the ratio of the sizes for 1/scale_factor; antialiasing; ``divisor_override``
-of average pools; the indices of a max pool are zeros. Missing: ``amax``, ``amin``, ``prod`` along an axis, ``var_mean`` and adaptive max pools.
+of average pools; the indices of a max pool are zeros. Missing: ``amax``, ``amin``, ``prod`` along an axis, ``var_mean`` and
+adaptive max pools.
 `tests.passes.operator_oracle` compares all of these with PyTorch.
 """
 
@@ -298,10 +299,11 @@ def _var_mean(node: fx.Node, importer: Any) -> relax.Expr:
     x = importer.env[node.args[0]]
     extents = [int(d) for d in x.ty.shape]
     axes = _argument(node, 1, "dim", None) or list(range(len(extents)))
-    correction, kept = node.kwargs.get("correction", 1), bool(node.kwargs.get("keepdim", False))
+    given: Any = node.kwargs.get("correction", 1)
+    correction, kept = 1 if given is None else given, bool(node.kwargs.get("keepdim", False))
     count = math.prod(extents[int(a)] for a in axes)
     variance = _emit(importer, relax.op.variance(x, axes, kept))
-    factor = relax.const(count / (count - (1 if correction is None else correction)), "float32")
+    factor = relax.const(count / (count - correction), "float32")
     mean = _emit(importer, relax.op.mean(x, axes, kept))
     return _emit(importer, relax.Tuple([_emit(importer, relax.op.multiply(variance, factor)), mean]))
 
