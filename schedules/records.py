@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -25,6 +24,7 @@ from tvm_tinytrain.schedules.streamed import streamed
 from tvm_tinytrain.schedules.window_weights import window_weights
 from tvm_tinytrain.schedules.windows import windows
 from tvm_tinytrain.targets.target import host_core_name
+from tvm_tinytrain.whole_file import whole_file
 
 KnobRule = Callable[..., Schedule | None]
 TUNABLE: tuple[tuple[str, KnobRule], ...] = (
@@ -119,14 +119,10 @@ def save_records(
         "board": board,
         "records": rows,
     }
-    partial = path.with_name(path.name + ".partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        partial.replace(path)
+        with whole_file(path) as part:
+            part.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise ArchiveError("records", str(path), error, "a writable path", "choose another file") from error
 
 

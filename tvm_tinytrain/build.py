@@ -23,6 +23,7 @@ from tvm_tinytrain.config import (
     Loss,
     MemoryOptions,
     Optimizer,
+    SparseUpdate,
     TrainConfig,
     Update,
 )
@@ -50,9 +51,10 @@ from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.reporting import Report
 from tvm_tinytrain.schedules import OWN_CHOICE, RULES, Rule, Tuned
 from tvm_tinytrain.schedules.records import Record, load_records, records_for
-from tvm_tinytrain.selection import TaskAdaptive
+from tvm_tinytrain.selection import TaskAdaptive, find_scheme
 from tvm_tinytrain.targets.target import Target, parse_target
 from tvm_tinytrain.update_schemes import resolve_plan
+from tvm_tinytrain.whole_file import whole_file
 
 
 @dataclass(frozen=True)
@@ -96,12 +98,10 @@ class TrainModule:
     def export(self, path: str | Path) -> Path:
         """Writes the model library archive (a tar) whole or not at all; returns its path. Inverse: `load`."""
         target = Path(path)
-        partial = target.with_name(target.name + ".partial")
         try:
-            partial.write_bytes(pack(self.files))
-            partial.replace(target)
+            with whole_file(target) as part:
+                part.write_bytes(pack(self.files))
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise ArchiveError(
                 "export", str(target), error, "a writable path", "choose another folder"
             ) from error
@@ -226,11 +226,13 @@ def build(
             "it has its own work; TaskAdaptive(...) chooses within a budget",
         )
         raise BudgetError("config", "compute budget", config.budget.compute, allowed, hint)
+    if isinstance(config.update, SparseUpdate):
+        find_scheme(config.update.scheme)
+    asked: list[tirx.PrimFunc] = []
+    rules = (_collect(asked), *_rules(records, resolved_target))
     imported = import_model(mod, example_inputs=example_inputs, params=params)
     network = _network_text(imported)
     watched = instruments or Instruments()
-    asked: list[tirx.PrimFunc] = []
-    rules = (_collect(asked), *_rules(records, resolved_target))
     compiled = _compile(imported, config, resolved_target, watched, rules)
     try:
         library, macs = _library(compiled, config, resolved_target, network, watched.count_macs)

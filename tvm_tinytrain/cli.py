@@ -18,7 +18,7 @@ from tvm_tinytrain.cli_boards import add_commands as add_board_commands
 from tvm_tinytrain.cli_fewshot import add_commands as add_fewshot_commands
 from tvm_tinytrain.cli_tune import add_tune
 from tvm_tinytrain.cli_update import UPDATES, parse_update
-from tvm_tinytrain.early_checks import check_folder, check_output, make_folder
+from tvm_tinytrain.early_checks import check_folder, check_output
 from tvm_tinytrain.errors import PlanError, TinyTrainError
 from tvm_tinytrain.interrupts import interrupts
 
@@ -110,6 +110,11 @@ def _add_compile(commands: Any) -> None:
     p.add_argument(
         "--update", default="full", help=f"{UPDATES}, or a JSON file with an update plan (default: full)"
     )
+    p.add_argument(
+        "--records",
+        type=Path,
+        help="tuned schedules: a file of tinytrain tune, or a folder of them (default: those of this package)",
+    )
     p.add_argument("--memory", help='SRAM budget of the arena, e.g. "256KB"')
     p.add_argument("--recompute", default="auto", help="blocks computed twice: auto (default), lowest, never")
     p.add_argument("--compute", type=float, help="share of FullTrain's backward MACs, of --update adaptive")
@@ -184,11 +189,13 @@ def _compile(a: argparse.Namespace) -> int:
             accumulate=a.accumulate,
             name=a.name,
             memory=config.MemoryOptions(recompute=a.recompute),
+            records=a.records,
             instruments=watch,
         )
-    make_folder(a.output)
+    module.export(
+        a.output
+    )  # before anything is printed: `tinytrain compile ... | head` ends with a full pipe
     if a.json:
-        module.export(a.output)
         timed = {"pass_seconds": module.pass_seconds} if a.time_passes else {}
         print(json.dumps({"archive": str(a.output), **module.metadata, **timed}, indent=1, sort_keys=True))
         return 0
@@ -196,5 +203,5 @@ def _compile(a: argparse.Namespace) -> int:
         for name, seconds in module.pass_seconds.items():
             print(f"{seconds:8.3f} s  {name}")
     print(module.report())
-    print(f"wrote {module.export(a.output)}")
+    print(f"wrote {a.output}")
     return 0

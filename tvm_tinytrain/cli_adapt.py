@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvm_tinytrain.early_checks import check_options, check_output, make_folder
+from tvm_tinytrain.early_checks import check_options, check_output
 from tvm_tinytrain.errors import CheckpointError, ImportModelError, PlanError
 
 if TYPE_CHECKING:
@@ -233,7 +233,6 @@ def _adapt(a: argparse.Namespace) -> int:
 
         learnt = learn(a, session, samples, progress)
         record = SessionRecord.of(learnt.result, module)
-        make_folder(a.output, a.record)
         if a.output is not None:
             session.save(a.output)
         memory = session.memory()

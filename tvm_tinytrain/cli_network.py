@@ -60,7 +60,7 @@ def load_network(name: str, weights: Path | None) -> Any:
     }
     if name not in makers:
         allowed = f".json, .pt2, {', '.join(makers)}"
-        raise ImportModelError("network", name, "unknown", allowed, "see tinytrain evaluate --help")
+        raise ImportModelError("network", name, "unknown", allowed, "see the command's --help")
     torch.manual_seed(0)
     state = None if weights is None else _read_state(weights)
     model: torch.nn.Module = makers[name](fused=state is not None and not any(".norm." in k for k in state))

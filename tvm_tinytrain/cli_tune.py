@@ -11,14 +11,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tvm_tinytrain.cli_network import load_network
+from tvm_tinytrain.cli_network import DEFAULT_SIZE, load_network
 from tvm_tinytrain.cli_update import UPDATES, parse_update
 from tvm_tinytrain.early_checks import check_folder, check_options, check_output
 from tvm_tinytrain.errors import PlanError
 
+_WHOLE = (".pt2", ".onnx", ".relay", ".txt")
+"""Files of a whole network, which `build` reads."""
+_CLASSES = 10
 _EXAMPLE = """example:
   tinytrain tune --network mcunet --board mps2-an500 --trials 64 --update full adaptive tail:19:0.5 -o records/mcunet.json
-  tinytrain tune --network net.pt2 --board mps2-an500 -o net.json      then in Python: build(..., records="net.json")
+  tinytrain tune --network net.pt2 --board mps2-an500 -o net.json
+  tinytrain compile net.pt2 --records net.json -o net.tar       or in Python: build(..., records="net.json")
 The same command goes on where an interrupted one ended, from the outcomes in --work.
 Many boards: add --tracker HOST:PORT, see `tinytrain tune-worker --help`.
 """
@@ -38,10 +42,16 @@ def add_tune(commands: Any) -> None:
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("--network", required=True, help="mcunet, mobilenet-v2, proxyless-nas, or a file")
+    p.add_argument(
+        "--network",
+        required=True,
+        help="mcunet, mobilenet-v2, proxyless-nas, an int8 backbone's .json, or what compile takes: .pt2, .onnx, .relay",
+    )
     p.add_argument("--weights", type=Path, help="state dict (.pt) for a network given by name")
-    p.add_argument("--size", type=int, default=128, help="width and height of the input (default: 128)")
-    p.add_argument("--classes", type=int, default=10, help="classes of a network given by name (default: 10)")
+    p.add_argument(
+        "--size", type=int, help=f"width and height of the input (default: a file's own, else {DEFAULT_SIZE})"
+    )
+    p.add_argument("--classes", type=int, help=f"classes of a network given by name (default: {_CLASSES})")
     p.add_argument("--board", default="mps2-an500", help="where candidates run (default: mps2-an500)")
     p.add_argument("--trials", type=int, default=64, help="most candidates of one kernel (default: 64)")
     p.add_argument("--seed", type=int, default=0, help="decides the search (default: 0)")
@@ -86,21 +96,19 @@ def _tune(a: argparse.Namespace) -> int:
 
     from tvm_tinytrain.farm import FarmMeasure, Tracker
     from tvm_tinytrain.targets.boards import get_board
-    from tvm_tinytrain.tuning import Progress, check_place, tune
+    from tvm_tinytrain.tuning import Progress, check_place, check_processes, tune
 
     check_output(a.output)
     check_folder(a.work)
-    least = {
-        "--size": (a.size, 1),
-        "--classes": (a.classes, 1),
-        "--trials": (a.trials, 1),
-        "--seed": (a.seed, 0),
-    }
-    check_options("tune", least if a.jobs is None else {**least, "--jobs": (a.jobs, 1)})
+    given = {"--size": (a.size, 1), "--classes": (a.classes, 1), "--trials": (a.trials, 1), "--seed": (a.seed, 0),
+             "--jobs": (a.jobs, 1)}  # fmt: skip
+    check_options("tune", {name: pair for name, pair in given.items() if pair[0] is not None})
+    _check_network(a)
     measure, board, start = None, get_board(a.board), time.monotonic()
     check_place(board, board.target, a.port, a.tracker is not None)
-    at_once = 1 if a.tracker is not None or board.hardware else os.cpu_count() or 1
+    at_once = (os.cpu_count() or 1) if board.is_emulated and a.tracker is None else 1
     processes = at_once if a.jobs is None else a.jobs
+    check_processes(board, processes, a.tracker is not None)
     if a.tracker is not None:
         tracker = Tracker.parse(a.tracker)
         tracker.wait(board.name)
@@ -178,7 +186,8 @@ def _library(a: argparse.Namespace, update: str) -> Any:
     from tvm_tinytrain.targets.boards import get_board
 
     network = _network(a)
-    image = torch.zeros(1, 3, a.size, a.size)
+    size = DEFAULT_SIZE if a.size is None else a.size
+    image = torch.zeros(1, 3, size, size)  # a file of a whole network has its own
     given: dict[str, Any] = {"target": get_board(a.board).target, "example_inputs": (image,), "records": ()}
     if update.startswith("tail:"):
         layers = build(network, update=LastLayer(), **given).layers
@@ -190,7 +199,7 @@ def _library(a: argparse.Namespace, update: str) -> Any:
 
 
 def _network(a: argparse.Namespace) -> Any:
-    """A backbone by name with a classifier; a file, or a backbone with given weights, as the other commands read it."""
+    """A backbone by name with a classifier; a file; or a backbone with given weights, as `evaluate` reads it."""
     from tvm_tinytrain import models
 
     makers = {
@@ -198,9 +207,28 @@ def _network(a: argparse.Namespace) -> Any:
         "mobilenet-v2": models.mobilenet_v2,
         "proxyless-nas": models.proxyless_nas,
     }
+    if Path(a.network).suffix in _WHOLE:
+        return a.network
     if a.network not in makers or a.weights is not None:
         return load_network(a.network, a.weights)
-    return makers[a.network](num_classes=a.classes, fused=True).eval()
+    classes = _CLASSES if a.classes is None else a.classes
+    return makers[a.network](num_classes=classes, fused=True).eval()
+
+
+def _check_network(a: argparse.Namespace) -> None:
+    """PlanError for options that would do nothing: a file of a whole network says them itself."""
+    suffix = Path(a.network).suffix
+    whole, backbone = suffix in _WHOLE, suffix == ".json" or a.weights is not None
+    for name, value, idle in (
+        ("--size", a.size, whole),
+        ("--weights", a.weights, whole),
+        ("--classes", a.classes, whole or backbone),
+    ):
+        if value is not None and idle:
+            found, hint = f"{value} for {a.network}", "leave it out: the file says it"
+            if not whole:
+                found, hint = f"{value} for a backbone of given weights", "leave it out: it has no classifier"
+            raise PlanError("tune", name, found, "none here", hint)
 
 
 def _tail(text: str, layers: Any) -> Any:

@@ -19,13 +19,6 @@ def check_output(*paths: Path | None) -> None:
         check_folder(path.absolute().parent)
 
 
-def make_folder(*paths: Path | None) -> None:
-    """Make the folders of files that are to be written."""
-    for path in paths:
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-
-
 def check_folder(path: Path | None) -> None:
     """Raise ArchiveError where a folder cannot be made or written to: a file stands in its place or above it, or it is not ours."""
     if path is None:

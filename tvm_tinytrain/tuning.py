@@ -85,7 +85,8 @@ def tune(
         For each kernel something that measures its candidates; default: `BoardMeasure` on ``board``.
     processes
         How many kernels are tuned at once on an emulated board; the records are the same. Each runs in a new process: a script that
-        asks for more than one needs ``if __name__ == "__main__":``. Not together with ``measure``, and not on a real board.
+        asks for more than one needs ``if __name__ == "__main__":``. Not together with ``measure``, nor where time is measured: on a
+        real board, or this machine.
     port
         Where a real board is, see `Session`; not together with ``measure``.
     build_options
@@ -121,9 +122,7 @@ def tune(
         as_whole("tune", name, value, least, f"give another {name}")
         for name, value, least in (("trials", trials, 1), ("seed", seed, 0), ("processes", processes, 1))
     )
-    if processes > 1 and (measure is not None or chosen.hardware):
-        hint = "several boards: see tune-worker"
-        raise PlanError("tune", "processes", processes, "1, or more on an emulated board of its own", hint)
+    check_processes(chosen, processes, measure is not None)
     aim = parse_target(chosen.target if target is None else target)
     check_place(chosen, aim, port, measure is not None)
     check_output(None if output is None else Path(output))
@@ -185,6 +184,13 @@ def _modules(mod: Any, target: Target, options: dict[str, Any]) -> list[TrainMod
         hint = "give them to build, or give tune the network"
         raise PlanError("tune", ", ".join(options), "beside a built library", "options of a network", hint)
     return list(built)
+
+
+def check_processes(board: Board, processes: int, elsewhere: bool) -> None:
+    """Several kernels at once disturb each other where time is measured, and one that measures has one board."""
+    if processes > 1 and (elsewhere or not board.is_emulated):
+        hint = "several boards: see tune-worker"
+        raise PlanError("tune", "processes", processes, "1, or more on an emulated board of its own", hint)
 
 
 def check_place(board: Board, target: Target, port: str | None, elsewhere: bool) -> None:

@@ -234,7 +234,7 @@ def test_tuning_prints_its_records(
         for cost in (60.0, 100.0)
     ]
     monkeypatch.setattr(tuning, "tune", lambda modules, **given: records)
-    words = ["tune", "--network", folder / "net.pt2", "--size", SHAPE[-1], "-o", tmp_path / "r.json"]
+    words = ["tune", "--network", folder / "net.pt2", "-o", tmp_path / "r.json"]
     found = run(capsys, *words, "--update", "last-layer")
     assert (found["kernels"], found["kernels_better"], found["unit"]) == (2, 1, "instructions")
     assert (found["default_cost"], found["cost"]) == (200.0, 160.0)
@@ -249,9 +249,9 @@ def test_tuning_takes_every_update_that_compile_takes(
 
     seen: list[Any] = []
     monkeypatch.setattr(tuning, "tune", lambda modules, **given: seen.extend(modules) or [])
-    words = ["tune", "--network", folder / "net.pt2", "--size", SHAPE[-1], "-o", tmp_path / "r.json"]
+    words = ["tune", "--network", folder / "net.pt2", "-o", tmp_path / "r.json"]
     run(capsys, *words, "--update", "bias-only", "adaptive", "tail:1:0.5")
-    words[2:3] = ["mcunet"]
+    words[2:3] = ["mcunet", "--size", SHAPE[-1]]
     run(capsys, *words, "--update", "adaptive:expansions")
     bias, adaptive, tail, expansions = seen
     assert all(layer["bias"] and not layer["weight"] for layer in bias.metadata["plan"]["layers"])

@@ -357,7 +357,7 @@ def test_write_and_export_leave_nothing_half_written(tmp_path: Path) -> None:
         with pytest.raises(ArchiveError, match=r"write: .*file.*: found .*; allowed a writable folder"):
             call()
     with pytest.raises(ArchiveError, match=r"export: .*: found .*; allowed a writable path"):
-        module.export(tmp_path / "absent" / "a.tar")
+        module.export(tmp_path / "file" / "a.tar")
     blocked = tmp_path / "blocked"
     (blocked / "tt_small.h").mkdir(parents=True)  # one of the files cannot be written
     with pytest.raises(ArchiveError, match="blocked"):

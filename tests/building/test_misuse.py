@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from torch import nn
 
 import tvm_tinytrain as tt
-from tvm_tinytrain.errors import TinyTrainError
+from tvm_tinytrain.errors import ArchiveError, PlanError, TinyTrainError
+from tvm_tinytrain.fewshot.methods import build_methods
 from tvm_tinytrain.micro import Session, generate_project
 from tvm_tinytrain.micro.in_process import InProcess
 
@@ -299,3 +301,13 @@ def test_calls_of_a_library() -> None:
         for call, text in wrong:
             with pytest.raises(TinyTrainError, match=text):
                 call()
+
+
+def test_what_needs_no_network_is_refused_before_one_is_read(tmp_path: Path) -> None:
+    absent = str(tmp_path / "absent.pt2")
+    with pytest.raises(PlanError, match=r"scheme: found 'mcunet-99k'; allowed .*mcunet-99kb"):
+        tt.build(absent, update=tt.SparseUpdate("mcunet-99k"))
+    with pytest.raises(PlanError, match="scheme: found 'mcunet-99k'"):
+        build_methods(absent, (), ("none", "sparseupdate"), scheme="mcunet-99k")
+    with pytest.raises(ArchiveError, match=r"records: .*absent\.json"):
+        tt.build(absent, records=tmp_path / "absent.json")

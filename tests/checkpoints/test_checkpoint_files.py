@@ -63,6 +63,7 @@ def test_rows_that_do_not_fit() -> None:
 def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="readable file"):
         read_checkpoint(tmp_path / "missing.tt")
+    (tmp_path / "no").write_text("a file")
     with pytest.raises(CheckpointError, match="writable path"):
         write_checkpoint(tmp_path / "no" / "folder.tt", made())
     for name, data in {"empty": b"", "text": b"hello" * 20, "cut": made().to_bytes()[:-1]}.items():

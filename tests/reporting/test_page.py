@@ -233,6 +233,35 @@ def test_the_command(adaptive: tt.TrainModule, tmp_path: Path, capsys: pytest.Ca
     assert "name an archive" in capsys.readouterr().err
 
 
+def test_a_full_disk_leaves_what_was_there(
+    module: tt.TrainModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a page in the place of a whole one would be no page at all."""
+    page, record = tmp_path / "page.html", tmp_path / "session.json"
+    for path in (page, record):
+        path.write_text("as it was")
+    wrote, count = Path.write_bytes, 0
+
+    def full(path: Path, content: bytes) -> int:
+        nonlocal count
+        count += 1
+        wrote(path, content[:100])
+        if count > 1:
+            raise OSError(28, "No space left on device")
+        return 100
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "write_text", lambda path, text, encoding: full(path, text.encode()))
+    with pytest.raises(ArchiveError, match="No space left"):
+        Report(module).write(page, pictures=True)
+    with pytest.raises(ArchiveError, match="No space left"):
+        session().save(record)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {
+        "page.html": b"as it was",
+        "session.json": b"as it was",
+    }
+
+
 @pytest.mark.needs("chromium")
 def test_a_browser_shows_it_without_complaint(adaptive: tt.TrainModule, tmp_path: Path) -> None:
     page = Report(adaptive, session(), ROWS).write(tmp_path / "page.html")[0]

@@ -101,6 +101,10 @@ def test_killed_half_way_it_goes_on_and_ends_the_same(
     tuned = tt.build(network(), "c -mcpu=cortex-m7", records=tmp_path / "cut.json", **given)
     better = [r for r in load_records(tmp_path / "cut.json") if r.cost < r.default_cost]
     assert (own.files != tuned.files) == bool(better)
+    words = ["--update", "last-layer", "--lr", "0.1", "--records", str(tmp_path / "cut.json")]
+    assert main(["compile", str(tmp_path / "net.pt2"), *words, "-o", str(tmp_path / "net.tar")]) == 0
+    compiled = tt.load(tmp_path / "net.tar").files
+    assert compiled["tt_model_kernels.c"] == tuned.files["tt_model_kernels.c"]
 
 
 class Free:
@@ -200,6 +204,11 @@ def test_one_folder_holds_one_search(tmp_path: Path) -> None:
         ({"processes": "2"}, PlanError, "processes: found '2'"),
         ({"processes": 0}, PlanError, "processes: found 0"),
         (
+            {"processes": 2, "board": "host"},
+            PlanError,
+            "processes: found 2; allowed 1, or more on an emulated",
+        ),
+        (
             {"update": tt.FullTrain(), "nonsense": 3},
             PlanError,
             "update, nonsense: found beside a built library",
@@ -237,6 +246,11 @@ def test_places_that_cannot_be_written_are_refused_before_any_work(tmp_path: Pat
         ("--tracker 127.0.0.1:1 --board raspberry-pi-4 --port x", "beside another measurement"),
         ("--jobs 0", "--jobs: found 0; allowed 1 or more"),
         ("--seed -1", "--seed: found -1; allowed 0 or more"),
+        ("--board host --jobs 2", "processes: found 2; allowed 1, or more on an emulated board"),
+        ("--network net.pt2 --size 64", "--size: found 64 for net.pt2; allowed none here"),
+        ("--network net.onnx --classes 3", "--classes: found 3 for net.onnx; allowed none here"),
+        ("--network net.pt2 --weights net.pt", "--weights: found net.pt for net.pt2; allowed none here"),
+        ("--weights net.pt --classes 3", "--classes: found 3 for a backbone of given weights"),
     ],
 )
 def test_the_command_refuses_it_in_one_line(

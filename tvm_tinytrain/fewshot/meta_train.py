@@ -39,7 +39,7 @@ from tvm_tinytrain.fewshot.network import (
 )
 from tvm_tinytrain.fewshot.protonet import nearest_prototype_accuracy, prototypical_logits
 from tvm_tinytrain.fewshot.tasks import check_augment
-from tvm_tinytrain.fewshot.whole_file import whole_file
+from tvm_tinytrain.whole_file import whole_file
 
 _CHECKPOINT = "checkpoint.pt"
 _BEST = "best.pt"

@@ -15,7 +15,7 @@ from tvm_tinytrain.config import Adam, AdapterDrop, Budget, FullTrain, LastLayer
 from tvm_tinytrain.errors import PlanError
 from tvm_tinytrain.memory import load_plan
 from tvm_tinytrain.plan import UpdatePlan
-from tvm_tinytrain.selection import TaskAdaptive
+from tvm_tinytrain.selection import TaskAdaptive, find_scheme
 
 CRITERIA = ("tinytrain", "fisher", "fisher/memory", "fisher/compute", "random", "exact")
 """Criteria of one task-adaptive library, chosen when a task begins."""
@@ -140,6 +140,8 @@ def build_methods(
     if "sparseupdate" in wanted and scheme is None:
         hint = "name a scheme of selection.SCHEMES, or leave sparseupdate out"
         raise PlanError("methods", "sparseupdate", "no scheme", "a static scheme for the network", hint)
+    if scheme is not None:
+        find_scheme(scheme)  # before the other methods are built
     adaptive = task_adaptive or ADAPTIVE
     updates: dict[str, Any] = {
         "lastlayer": LastLayer(),

@@ -15,7 +15,7 @@ from typing import Any
 
 from tvm_tinytrain.errors import ArchiveError
 from tvm_tinytrain.fewshot.tasks import Outcome, name_of
-from tvm_tinytrain.fewshot.whole_file import whole_file
+from tvm_tinytrain.whole_file import whole_file
 
 _FORMAT = 2
 Task = tuple[str, str, str, int]

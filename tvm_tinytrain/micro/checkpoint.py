@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tvm_tinytrain.errors import CheckpointError
+from tvm_tinytrain.whole_file import whole_file
 
 VERSION = 1
 _MAGIC = b"TTCK"
@@ -194,12 +195,10 @@ class Checkpoint:
 def write_checkpoint(path: str | Path, checkpoint: Checkpoint) -> Path:
     """Write a file whole or not at all; returns its path. Raises CheckpointError where that is impossible."""
     target = Path(path)
-    partial = target.with_name(target.name + ".partial")
     try:
-        partial.write_bytes(checkpoint.to_bytes())
-        partial.replace(target)
+        with whole_file(target) as part:
+            part.write_bytes(checkpoint.to_bytes())
     except OSError as error:
-        partial.unlink(missing_ok=True)
         hint = "choose another folder"
         raise CheckpointError("checkpoint", str(target), error, "a writable path", hint) from error
     return target

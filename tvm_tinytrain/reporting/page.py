@@ -7,6 +7,7 @@ import html
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.reporting import charts
 from tvm_tinytrain.reporting.accuracy_file import check_rows
 from tvm_tinytrain.reporting.session_record import SessionRecord
+from tvm_tinytrain.whole_file import whole_file
 
 _STYLE = """
 .tt { color-scheme: light; font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 2rem auto;
@@ -104,22 +106,21 @@ class Report:
         return f"<style>{_STYLE}</style><div class=tt>{self._cards()}{body}</div>"
 
     def write(self, path: str | Path, *, pictures: bool = False) -> list[Path]:
-        """Write the page, and with `pictures` each picture as a PNG beside it; returns the files written."""
+        """Write the page, and with `pictures` each picture as a PNG beside it, all or none; returns the files written."""
         page = Path(path)
+        files = {page: self.html().encode()}
+        for section in self._sections if pictures else ():
+            if section.picture is not None:
+                files[page.with_name(f"{page.stem}-{section.name}.png")] = section.picture
         try:
-            page.parent.mkdir(parents=True, exist_ok=True)
-            page.write_text(self.html(), encoding="utf-8")
-            written = [page]
-            for section in self._sections if pictures else ():
-                if section.picture is not None:
-                    file = page.with_name(f"{page.stem}-{section.name}.png")
-                    file.write_bytes(section.picture)
-                    written.append(file)
+            with ExitStack() as whole:
+                for file, content in files.items():
+                    whole.enter_context(whole_file(file)).write_bytes(content)
         except OSError as error:
             raise ArchiveError(
                 "report", str(page), error, "a writable path", "choose another folder"
             ) from error
-        return written
+        return list(files)
 
     def _cards(self) -> str:
         if self.module is None:

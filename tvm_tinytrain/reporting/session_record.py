@@ -13,6 +13,7 @@ from tvm_tinytrain.adaptation import AdaptResult, LearnResult
 from tvm_tinytrain.errors import ArchiveError
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.selection import FisherMap
+from tvm_tinytrain.whole_file import whole_file
 
 _FORMAT = 1
 
@@ -59,14 +60,15 @@ class SessionRecord:
             raise ArchiveError("report", "session", ", ".join(dict.fromkeys(wrong)), allowed, hint)
 
     def save(self, path: str | Path) -> None:
-        """Write a JSON file, a loss that is not finite as null; ArchiveError where that is impossible."""
+        """Write a JSON file whole or not at all, a loss that is not finite as null; ArchiveError where that is impossible."""
         fisher = None if self.fisher is None else json.loads(self.fisher.to_json())
         plan = None if self.plan is None else json.loads(self.plan.to_json())
         losses = [finite_or_none(v) for v in self.losses]
         fields = {"losses": losses, "accuracies": self.accuracies, "fisher": fisher, "plan": plan}
         text = json.dumps({"format": _FORMAT, **fields, "library": self.library}) + "\n"
         try:
-            Path(path).write_text(text, encoding="utf-8")
+            with whole_file(Path(path)) as part:
+                part.write_text(text, encoding="utf-8")
         except OSError as error:
             hint = "choose another folder"
             raise ArchiveError("adapt", str(path), error, "a writable path", hint) from error

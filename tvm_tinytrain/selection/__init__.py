@@ -21,7 +21,14 @@ from tvm_tinytrain.selection.criterion import Greedy
 from tvm_tinytrain.selection.exact import Exact
 from tvm_tinytrain.selection.fisher import FisherMap, squared_norms
 from tvm_tinytrain.selection.network import LayerSpec, inverted_bottlenecks
-from tvm_tinytrain.selection.policies import bias_only, full_train, last_layer, sparse_update, train_layers
+from tvm_tinytrain.selection.policies import (
+    bias_only,
+    find_scheme,
+    full_train,
+    last_layer,
+    sparse_update,
+    train_layers,
+)
 from tvm_tinytrain.selection.problem import Budgets, Problem
 from tvm_tinytrain.selection.resample import resample
 from tvm_tinytrain.selection.schemes import SCHEMES
@@ -57,6 +64,7 @@ __all__ = [
     "captured_share",
     "compiled_macs",
     "expansions",
+    "find_scheme",
     "full_train",
     "inverted_bottlenecks",
     "last_layer",

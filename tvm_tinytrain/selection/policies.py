@@ -11,7 +11,7 @@ import numpy.typing as npt
 from tvm_tinytrain.errors import PlanError
 from tvm_tinytrain.plan import LayerUpdate, UpdatePlan
 from tvm_tinytrain.selection.cost import LayerCost, NetworkCosts
-from tvm_tinytrain.selection.schemes import SCHEMES
+from tvm_tinytrain.selection.schemes import SCHEMES, SparseScheme
 
 Weights = Mapping[int, npt.NDArray[np.float32]]
 
@@ -37,6 +37,13 @@ def bias_only(network: NetworkCosts, last: int | None = None) -> UpdatePlan:
     return UpdatePlan(tuple(_biases(network[i]) for i in layers if network[i].biases_per_channel))
 
 
+def find_scheme(name: str) -> SparseScheme:
+    """The scheme of that name; PlanError where there is none."""
+    if not isinstance(name, str) or name not in SCHEMES:
+        raise PlanError("sparse update", "scheme", repr(name), ", ".join(SCHEMES), "choose one of these")
+    return SCHEMES[name]
+
+
 def sparse_update(
     network: NetworkCosts, scheme: str, weights: Weights | None = None, *, biases: bool = False
 ) -> UpdatePlan:
@@ -57,9 +64,7 @@ def sparse_update(
 
     Raises PlanError for an unknown scheme and for a network that is too short.
     """
-    if scheme not in SCHEMES:
-        raise PlanError("sparse update", "scheme", repr(scheme), ", ".join(SCHEMES), "choose one of these")
-    found = SCHEMES[scheme]
+    found = find_scheme(scheme)
     if len(network) < found.layers:
         allowed = f"at least {found.layers}"
         raise PlanError("sparse update", scheme, f"{len(network)} layers", allowed, "use its own backbone")
