@@ -9,8 +9,10 @@ from pathlib import Path
 
 from tvm_tinytrain.targets.boards import BOARDS, Board
 from tvm_tinytrain.targets.cores import cores_run_by
-from tvm_tinytrain.targets.memory_map import linker_script
+from tvm_tinytrain.targets.memory_map import linker_script_of
 from tvm_tinytrain.targets.runtime_files import runtime_config, runtime_sources
+
+_PROGRAM_BYTES = 4096
 
 
 def cmake_folder() -> Path:
@@ -40,9 +42,23 @@ def cmake_board(board: Board) -> str:
         "]])",
     ]
     if board.target.core.is_microcontroller:
-        script = linker_script(board, board.chip.first("sram")).rstrip()
-        lines += ["set(TINYTRAIN_BOARD_LINKER_SCRIPT [[", script, "]])"]
+        memories = board.chip.arena_memories()
+        # `@arena@`: the name of the one that tinytrain_add_firmware chooses
+        script = linker_script_of(board, memories, "@arena@").rstrip()
+        lines += [
+            f"set(TINYTRAIN_BOARD_ARENA_MEMORIES {' '.join(m.name for m in memories)})",
+            f"set(TINYTRAIN_BOARD_ARENA_MEMORY_BYTES {' '.join(str(m.bytes) for m in memories)})",
+            f"set(TINYTRAIN_BOARD_BESIDE_ARENA {_beside_arena(board)})",
+            "set(TINYTRAIN_BOARD_LINKER_SCRIPT [[",
+            script,
+            "]])",
+        ]
     return "\n".join(lines) + "\n"
+
+
+def _beside_arena(board: Board) -> int:
+    """At least what a firmware keeps in SRAM beside the arena: the stack, frames that come and go, and its own data."""
+    return board.stack_bytes + 3 * board.frame_payload_bytes + _PROGRAM_BYTES
 
 
 def cmake_boards() -> dict[str, str]:

@@ -30,16 +30,21 @@ def linker_script(board: Board, arena_memory: Memory) -> str:
     The stack lies at the bottom of SRAM, so that an overflow leaves the memory instead of eating data; then
     .data, .bss and the arena, unless `arena_memory` is another memory.
     """
+    return linker_script_of(board, (arena_memory,), arena_memory.name)
+
+
+def linker_script_of(board: Board, arena_memories: tuple[Memory, ...], arena: str) -> str:
+    """As `linker_script`, with all memories that the arena may lie in; arena: what stands in the place of the name of one."""
     flash, sram = board.chip.first("flash"), board.chip.first("sram")
     boot = next((memory for memory in board.chip.memories if memory.kind == "boot"), flash)
-    memories = dict.fromkeys((boot, flash, sram, arena_memory))
+    memories = dict.fromkeys((boot, flash, sram, *arena_memories))
     lines = [f"  {m.name} : ORIGIN = {m.origin:#010x}, LENGTH = {m.bytes:#x}" for m in memories]
     return _SCRIPT.format(
         memories="\n".join(lines),
         boot=boot.name,
         flash=flash.name,
         sram=sram.name,
-        arena=arena_memory.name,
+        arena=arena,
         stack=board.stack_bytes,
     )
 

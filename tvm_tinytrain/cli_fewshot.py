@@ -127,7 +127,12 @@ def _add_evaluate(commands: Any) -> None:
         help="tasks at once (default: one for each core)",
     )
     p.add_argument("--seed", type=int, default=0, help="decides all draws (default: 0)")
-    p.add_argument("--state", type=Path, help="keeps finished tasks; the same command goes on from it")
+    p.add_argument(
+        "--state",
+        type=Path,
+        help="keeps finished tasks; the same command goes on from it. Compiled libraries lie in libraries/ beside it"
+        " (default: in build/evaluate)",
+    )
     printed = p.add_mutually_exclusive_group()
     printed.add_argument(
         "--format", choices=("text", "csv", "json"), default="text", help="what is printed (default: text)"
@@ -168,6 +173,8 @@ def _evaluate_as(ranks: Ranks, a: argparse.Namespace) -> int:
     from tvm_tinytrain.micro.in_process import InProcess
 
     check_output(a.state)
+    folder = Path("build") / "evaluate" if a.state is None else a.state.parent / "libraries"
+    check_folder(folder)
     steps = {"iterations": a.iterations, "tuning_iterations": a.iterations}
     options = AdaptOptions(**steps, rates=_rates(a.rates), rate_by=(a.rate_by,))
     sampler = _sampler("evaluate", a, a.max_support)
@@ -190,7 +197,6 @@ def _evaluate_as(ranks: Ranks, a: argparse.Namespace) -> int:
         def progress(done: int, total: int) -> None:
             shown.update(task, description="tasks", completed=done, total=total)
 
-        folder = Path("build") / "evaluate" if a.state is None else a.state.parent / "libraries"
         load = partial(InProcess, build_dir=folder)
         results = evaluate(contest, load, path=a.state, processes=a.processes, progress=progress)
     rows = results.rows()

@@ -53,9 +53,27 @@ function(_tinytrain_check_sums what folder)
   endforeach()
 endfunction()
 
+# Sets `out` to the memory of the board's for an arena: the first one, if it has room for what else lies there (and for a pool of
+# `cache` bytes), else the first that has room for the arena. Where none has, the linker says by how much.
+function(_tinytrain_arena_memory out arena cache)
+  list(GET TINYTRAIN_BOARD_ARENA_MEMORIES 0 found)
+  list(GET TINYTRAIN_BOARD_ARENA_MEMORY_BYTES 0 room)
+  math(EXPR needed "${arena} + ${cache} + ${TINYTRAIN_BOARD_BESIDE_ARENA}")
+  if(needed GREATER room)
+    foreach(memory bytes IN ZIP_LISTS TINYTRAIN_BOARD_ARENA_MEMORIES TINYTRAIN_BOARD_ARENA_MEMORY_BYTES)
+      if(NOT memory STREQUAL found AND NOT bytes LESS arena)
+        set(found ${memory})
+        break()
+      endif()
+    endforeach()
+  endif()
+  set(${out} ${found} PARENT_SCOPE)
+endfunction()
+
 # tinytrain_add_library(<name> ARCHIVE <file> [BOARD <board>])
 # With BOARD it is compiled for the board's core; without, for what the compiler and CMAKE_C_FLAGS say.
-# Properties of the target: TINYTRAIN_LIBRARY (its name in C), TINYTRAIN_ARENA_BYTES, TINYTRAIN_OBJECT_CORE, TINYTRAIN_BOARD.
+# Properties of the target: TINYTRAIN_LIBRARY (its name in C), TINYTRAIN_ARENA_BYTES, TINYTRAIN_CACHE_BYTES (of its pool, or 0),
+# TINYTRAIN_OBJECT_CORE, TINYTRAIN_BOARD.
 function(tinytrain_add_library name)
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "ARCHIVE;BOARD" "")
   if(NOT arg_ARCHIVE)
@@ -73,6 +91,10 @@ function(tinytrain_add_library name)
   file(READ "${folder}/metadata.json" metadata)
   string(JSON library GET "${metadata}" name)
   string(JSON arena_bytes GET "${metadata}" memory arena_bytes)
+  string(JSON cache_bytes ERROR_VARIABLE no_pool GET "${metadata}" training pools cache bytes)
+  if(no_pool)
+    set(cache_bytes 0)
+  endif()
   file(GLOB sources CONFIGURE_DEPENDS "${folder}/*.c")
   file(GLOB objects CONFIGURE_DEPENDS "${folder}/*.o")
   add_library(${name} STATIC ${sources} ${objects})
@@ -92,6 +114,7 @@ function(tinytrain_add_library name)
   set_target_properties(${name} PROPERTIES
     C_STANDARD 99 C_STANDARD_REQUIRED ON C_EXTENSIONS OFF
     TINYTRAIN_LIBRARY "${library}" TINYTRAIN_ARENA_BYTES "${arena_bytes}"
+    TINYTRAIN_CACHE_BYTES "${cache_bytes}"
     TINYTRAIN_OBJECT_CORE "${object_core}" TINYTRAIN_BOARD "${arg_BOARD}")
   if(arg_BOARD)
     _tinytrain_board("tinytrain_add_library(${name})" "${arg_BOARD}")
@@ -137,7 +160,10 @@ const tt_library *const tt_active_library = &tt_${library}_library;\n")
   target_link_options(${name} PRIVATE ${TINYTRAIN_BOARD_FLAGS})
   target_link_libraries(${name} PRIVATE ${arg_LIBRARY})
   if(DEFINED TINYTRAIN_BOARD_LINKER_SCRIPT)
-    file(WRITE "${folder}/board.ld" "${TINYTRAIN_BOARD_LINKER_SCRIPT}")
+    get_target_property(cache_bytes ${arg_LIBRARY} TINYTRAIN_CACHE_BYTES)
+    _tinytrain_arena_memory(arena ${linked} ${cache_bytes})
+    string(CONFIGURE "${TINYTRAIN_BOARD_LINKER_SCRIPT}" script @ONLY)
+    file(WRITE "${folder}/board.ld" "${script}")
     target_link_options(${name} PRIVATE -nostartfiles -nostdlib "-T${folder}/board.ld" -Wl,--gc-sections
       -Wl,--no-warn-rwx-segments -Xlinker "-Map=${folder}/${name}.map")
     target_link_libraries(${name} PRIVATE -Wl,--start-group -lm -lc -lgcc -Wl,--end-group)

@@ -11,6 +11,7 @@ import pytest
 
 from tests.boards.conftest import ARENA_BYTES, hand_written
 from tvm_tinytrain.emit.model_library import pack
+from tvm_tinytrain.micro.elf import read_program
 from tvm_tinytrain.micro.protocol import Link, read_info
 from tvm_tinytrain.micro.remote import RemoteLibrary
 from tvm_tinytrain.micro.runners import StartOptions, start
@@ -116,6 +117,31 @@ def test_firmware_by_cmake_answers(user: Path, tmp_path: Path, board: str) -> No
         RemoteLibrary(link, info).call("step", 1, 20.0)
     finally:
         connection.close()
+
+
+@pytest.mark.needs("cmake", "arm-none-eabi-gcc")
+@pytest.mark.parametrize(
+    ("archive", "memory"),
+    [
+        ({"memory": {"arena_bytes": 5 << 20}}, "PSRAM"),
+        ({"memory": {"arena_bytes": 3 << 20}}, "SSRAM23"),
+        (
+            {"memory": {"arena_bytes": 3 << 20}, "training": {"pools": {"cache": {"bytes": 1 << 20}}}},
+            "PSRAM",
+        ),
+    ],
+)
+def test_the_arena_lies_where_it_has_room(
+    user: Path, tmp_path: Path, archive: dict[str, Any], memory: str
+) -> None:
+    write_archive(tmp_path / "large.tar", archive, {})
+    options = ["-DBOARD=mps2-an500", f"-DARCHIVE={tmp_path / 'large.tar'}", *toolchain("mps2-an500")]
+    done = cmake(user, tmp_path / "build", f"-Dtvm_tinytrain_DIR={cmake_folder()}", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = next(m for m in get_board("mps2-an500").chip.memories if m.name == memory)
+    sections = read_program(tmp_path / "build" / "firmware.elf").sections
+    arena = next(s for s in sections if s.bytes >= archive["memory"]["arena_bytes"])
+    assert found.origin <= arena.address < found.origin + found.bytes
 
 
 @pytest.mark.needs("cmake", "arm-none-eabi-gcc")

@@ -332,6 +332,17 @@ def test_errors_are_one_line(
     assert "Traceback" not in error
 
 
+def test_evaluate_says_before_its_work_where_it_cannot_write(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "build").write_text("a file")
+    monkeypatch.chdir(tmp_path)
+    given = ["evaluate", "--network", "absent.pt2", "--data", str(folder / "support")]
+    assert main(given) == 1 and "build: found a file; allowed a folder" in capsys.readouterr().err
+    assert main([*given, "--state", "elsewhere/state.json"]) == 1
+    assert "absent.pt2" in capsys.readouterr().err
+
+
 def test_a_reader_that_has_enough_sees_no_traceback() -> None:
     """As in `tinytrain boards | head -1`."""
     command = [sys.executable, "-m", "tvm_tinytrain", "boards"]

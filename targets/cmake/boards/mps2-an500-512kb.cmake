@@ -16,6 +16,9 @@ set(TINYTRAIN_BOARD_CONFIG [[
 #define TT_BAUD 115200
 #define TT_MPU_REGIONS {0x0u,22u,TT_ACCESS_CODE,0x0u},{0x20000000u,19u,TT_ACCESS_DATA,0x0u},{0x40000000u,26u,TT_ACCESS_DEVICE,0x0u}
 ]])
+set(TINYTRAIN_BOARD_ARENA_MEMORIES SRAM)
+set(TINYTRAIN_BOARD_ARENA_MEMORY_BYTES 524288)
+set(TINYTRAIN_BOARD_BESIDE_ARENA 7680)
 set(TINYTRAIN_BOARD_LINKER_SCRIPT [[
 MEMORY
 {
@@ -47,7 +50,7 @@ SECTIONS
     tt_data_end = .;
   } > SRAM AT > FLASH
   tt_data_load = LOADADDR(.data);
-  .tt_arena (NOLOAD) : ALIGN(32) { *(.bss.tt_arena) } > SRAM
+  .tt_arena (NOLOAD) : ALIGN(32) { *(.bss.tt_arena) } > @arena@
   .bss (NOLOAD) : ALIGN(8)
   {
     tt_bss_start = .;
