@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from tests.boards.conftest import hand_written
 from tvm_tinytrain.errors import ArchiveError, BoardError, ToolMissingError, TransportError
 from tvm_tinytrain.micro import Session, generate_project
-from tvm_tinytrain.micro.runners import StartOptions, start
+from tvm_tinytrain.micro.runners import StartOptions, flash, start
 from tvm_tinytrain.targets.boards import BOARDS, Board, get_board
 from tvm_tinytrain.targets.memory_map import cover, linker_script, mpu_regions, whole
 
@@ -92,6 +93,15 @@ def test_a_path_may_hold_commas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         Session(hand_written(), "mps2-an500", tmp_path / "e"),
     ):
         pass
+
+
+def test_a_flashed_path_may_hold_blanks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """openocd's commands are Tcl, which divides words at blanks."""
+    (tmp_path / "openocd").write_text(f'#!/bin/sh\necho "$4" > {tmp_path}/said\n')
+    (tmp_path / "openocd").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    flash(get_board("stm32f746g-disco"), tmp_path / "a b" / "c.elf", StartOptions())
+    assert (tmp_path / "said").read_text() == f"program {{{tmp_path}/a b/c.elf}} verify reset exit\n"
 
 
 @pytest.mark.parametrize("name", ["stm32f746g-disco", "raspberry-pi-4"])

@@ -177,7 +177,7 @@ def flash(board: Board, program: Path, options: StartOptions) -> None:
         The tool fails: its last words are in the text.
     """
     if board.runner == "serial":
-        load = f"program {program} verify reset exit"
+        load = f"program {{{program}}} verify reset exit"  # one word of Tcl, whatever the path holds
         _run_tool(board, [find_tool("openocd", "flash"), "-f", board.machine, "-c", load])
     elif board.runner == "ssh" and ":" not in (
         address := _address(board, options, "an address", "port='pi@pi'")
