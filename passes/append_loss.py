@@ -10,6 +10,7 @@ from tvm import relax
 
 from tvm_tinytrain.config import MSE, BinaryCrossEntropy, CrossEntropy, Loss, Prototypical
 from tvm_tinytrain.errors import ShapeError
+from tvm_tinytrain.own_tensors import SEED
 from tvm_tinytrain.passes.kernels import losses
 from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, rebuild, shape_of
 from tvm_tinytrain.passes.state import check_new, get_roles, with_roles
@@ -34,7 +35,7 @@ class AppendLoss:
         inputs = int(func.attrs["num_input"])
         out_shape = shape_of(func.body.body)
         label_shape, dtype, kernel = self._kernel(out_shape)
-        name = "seed" if isinstance(self.loss, Prototypical) else "label"
+        name = SEED if isinstance(self.loss, Prototypical) else "label"
         check_new(name, {p.name for p in func.params})
         label = relax.Var(name, relax.TensorType(label_shape, dtype))
 

@@ -11,6 +11,7 @@ import tvm
 from tvm import relax
 
 from tvm_tinytrain.config import SGD, Adam, AdamW, Optimizer
+from tvm_tinytrain.own_tensors import HYPER
 from tvm_tinytrain.passes.derive_backward import GRADIENTS
 from tvm_tinytrain.passes.kernels.bias_grad import advance, apply_update
 from tvm_tinytrain.passes.kernels.block_update import MOMENTS, apply_block_update, words_of
@@ -21,9 +22,6 @@ from tvm_tinytrain.passes.kernels.sinks import HYPER_SIZE, Accumulate, AdamUpdat
 from tvm_tinytrain.passes.liveness import liveness
 from tvm_tinytrain.passes.rewriting import Rebuilder, bindings, callee, rebuild, shape_of, use_counts
 from tvm_tinytrain.passes.state import get_roles, get_values, new_tensor, with_roles, with_values
-
-HYPER = "hyper"
-"""The optimizer's numbers as a tensor: the learning rate, and what Adam's bias corrections have come to."""
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,6 @@ from tvm import relax
 
 from tvm_tinytrain.config import TrainConfig
 from tvm_tinytrain.emit.c_adaptive import (
-    CRITERIA,
-    OPTION_WORDS,
-    OPTIONS_TENSOR,
-    PLAN_TENSOR,
-    REQUEST_TENSOR,
     SLOT_TENSOR,
     AdaptiveLibrary,
     plan_word_count,
@@ -23,6 +18,7 @@ from tvm_tinytrain.emit.c_adaptive import (
 from tvm_tinytrain.emit.c_kernel import CKernel
 from tvm_tinytrain.emit.c_selection import NORMS_TENSOR
 from tvm_tinytrain.errors import BudgetError, PlanError
+from tvm_tinytrain.own_tensors import CRITERIA, OPTIONS, PLAN, REQUEST, OptionWord
 from tvm_tinytrain.passes.adaptive import ALWAYS, AdaptivePlan, plan_adaptive
 from tvm_tinytrain.passes.fuse_update import kept_tensors
 from tvm_tinytrain.passes.kernels.builder import kernel_kind, kernel_spec
@@ -136,9 +132,9 @@ def make_adaptive(
     scratch = select_scratch_bytes(len(candidates), total)
     tensors = sum(1 for _ in rows)
     own: tuple[Storage, ...] = (
-        Storage(PLAN_TENSOR, (plan_word_count(len(candidates), tensors),), "int32", "plan"),
-        Storage(REQUEST_TENSOR, ((total + 7) // 8,), "uint8", "plan"),
-        Storage(OPTIONS_TENSOR, (OPTION_WORDS,), "int32", "plan"),
+        Storage(PLAN, (plan_word_count(len(candidates), tensors),), "int32", "plan"),
+        Storage(REQUEST, ((total + 7) // 8,), "uint8", "plan"),
+        Storage(OPTIONS, (len(OptionWord),), "int32", "plan"),
         Storage(SLOT_TENSOR, (1,), "int32", "plan"),
     )
     norms = _norms(lowered, by_id, candidates) if update.criterion == "l2" else {}
@@ -169,9 +165,9 @@ def make_adaptive(
     )
     _check_tables(library, program)
     values: dict[str, np.ndarray] = {
-        PLAN_TENSOR: np.zeros(own[0].shape, np.int32),
-        REQUEST_TENSOR: np.zeros(own[1].shape, np.uint8),
-        OPTIONS_TENSOR: _options(update, config, full_macs, arena_bytes(library, config)),
+        PLAN: np.zeros(own[0].shape, np.int32),
+        REQUEST: np.zeros(own[1].shape, np.uint8),
+        OPTIONS: _options(update, config, full_macs, arena_bytes(library, config)),
         SLOT_TENSOR: np.zeros(1, np.int32),
         **norms,
     }
@@ -299,9 +295,15 @@ def _options(update: TaskAdaptive, config: TrainConfig, full_macs: int, memory: 
             "task-adaptive", "memory budget", memory, f"at most {NO_LIMIT} bytes", "give a smaller budget"
         )
     ratio = update.channel_ratio
-    words = [
-        memory, macs & NO_LIMIT, macs >> 32, CRITERIA.index(update.criterion), ratio.numerator << 16 | ratio.denominator,
-        {"skip": 0, "stop": 1}[update.overflow], update.seed & NO_LIMIT, update.seed >> 32 & NO_LIMIT,
-        update.cached_samples,
-    ]  # fmt: skip
-    return np.array(words, np.uint32).view(np.int32)
+    words = {
+        OptionWord.MEMORY: memory,
+        OptionWord.MACS_LOW: macs & NO_LIMIT,
+        OptionWord.MACS_HIGH: macs >> 32,
+        OptionWord.CRITERION: CRITERIA.index(update.criterion),
+        OptionWord.RATIO: ratio.numerator << 16 | ratio.denominator,
+        OptionWord.OVERFLOW: {"skip": 0, "stop": 1}[update.overflow],
+        OptionWord.SEED_LOW: update.seed & NO_LIMIT,
+        OptionWord.SEED_HIGH: update.seed >> 32 & NO_LIMIT,
+        OptionWord.CACHED_SAMPLES: update.cached_samples,
+    }
+    return np.array([words[word] for word in OptionWord], np.uint32).view(np.int32)

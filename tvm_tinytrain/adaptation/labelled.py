@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tvm_tinytrain.adaptation.augment import QuerySource, Samples
-from tvm_tinytrain.adaptation.library import HYPER, SEED, AdaptableLibrary, LibraryCalls
+from tvm_tinytrain.adaptation.library import AdaptableLibrary, LibraryCalls
 from tvm_tinytrain.errors import PlanError, ShapeError
+from tvm_tinytrain.own_tensors import HYPER, SEED
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.selection import FisherMap
 

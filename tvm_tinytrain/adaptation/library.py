@@ -11,14 +11,11 @@ import numpy.typing as npt
 from tvm_tinytrain.adaptation.augment import QuerySource, Samples
 from tvm_tinytrain.adaptation.rows import row_places, trained_row_names
 from tvm_tinytrain.errors import BudgetError, DTypeError, PlanError, ShapeError
+from tvm_tinytrain.own_tensors import HYPER, PLAN, REQUEST, SEED
 from tvm_tinytrain.plan import LayerUpdate, UpdatePlan
 from tvm_tinytrain.selection import FisherMap
 from tvm_tinytrain.values import as_whole, is_number
 
-SEED = "seed"
-HYPER = "hyper"
-REQUEST = "request"
-PLAN = "plan"
 _DELTA = "delta_"
 
 

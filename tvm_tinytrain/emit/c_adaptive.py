@@ -9,27 +9,15 @@ from typing import Any
 from tvm_tinytrain.config import CACHE_FORMATS
 from tvm_tinytrain.emit.c_cache import Points, cache_macros, cache_pool, cache_tables, slot_bytes
 from tvm_tinytrain.emit.c_kernel import CKernel
-from tvm_tinytrain.emit.c_selection import (
-    OPTION_WORDS,
-    OPTIONS_TENSOR,
-    PLAN_TENSOR,
-    REQUEST_TENSOR,
-    selection_entries,
-)
+from tvm_tinytrain.emit.c_selection import selection_entries
+from tvm_tinytrain.own_tensors import PLAN
 from tvm_tinytrain.passes.adaptive import ALWAYS, TRAINING, AdaptivePlan, Guard
 from tvm_tinytrain.passes.frozen_prefix import cache_points
 from tvm_tinytrain.passes.plan_memory import ArenaPlan
 from tvm_tinytrain.passes.program import Entry, KernelCall, Program
 from tvm_tinytrain.targets.runtime_files import runtime_folder
 
-__all__ = [
-    "OPTIONS_TENSOR",
-    "OPTION_WORDS",
-    "PLAN_TENSOR",
-    "REQUEST_TENSOR",
-]  # tensors of the library's own plan, named here too
 SLOT_TENSOR = "slot"
-CRITERIA = ("tinytrain", "fisher", "fisher/memory", "fisher/compute", "l2", "random", "exact")
 
 
 @dataclass(frozen=True)
@@ -364,7 +352,7 @@ def _tables(adaptive: AdaptiveLibrary, program: Program, prefix: str, arena: Are
             '#include "tt_select.h"',
             "",
             "enum { TT_PLAIN, TT_STORE, TT_CACHED };",
-            f"#define TT_PLAN(base) ((uint32_t *)(void *)((base) + {arena.fixed[PLAN_TENSOR]}))",
+            f"#define TT_PLAN(base) ((uint32_t *)(void *)((base) + {arena.fixed[PLAN]}))",
             "",
             f"static const uint16_t candidate_channels[{count}] = {{{channels}}};",
             "/* Where the trained rows begin, by the earliest selected candidate. */",

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tvm_tinytrain.passes.fuse_update import HYPER
+from tvm_tinytrain.own_tensors import HYPER, OPTIONS, PLAN, REQUEST
+from tvm_tinytrain.own_tensors import OptionWord as Word
 from tvm_tinytrain.passes.plan_memory import ArenaPlan
 
 if TYPE_CHECKING:
     from tvm_tinytrain.emit.c_adaptive import AdaptiveLibrary
 
-PLAN_TENSOR = "plan"
-REQUEST_TENSOR = "request"
-OPTIONS_TENSOR = "options"
 NORMS_TENSOR = "squared_norms"
 """Potentials of the criterion "l2", in flash."""
-OPTION_WORDS = 9
-"""Memory bytes (no more than the arena has), MACs (low, high word), criterion, ratio (numerator << 16 | denominator), overflow, seed
-(low, high word), samples that the cache should have room for."""
 
 
 def selection_entries(adaptive: AdaptiveLibrary, prefix: str, arena: ArenaPlan) -> str:
@@ -27,8 +22,15 @@ def selection_entries(adaptive: AdaptiveLibrary, prefix: str, arena: ArenaPlan) 
     count, total = len(adaptive.layers), adaptive.total_channels
     scratch = fisher.plans["fisher"]["fisher.scratch"]
     size = next(b.size for b in fisher.problems["fisher"].buffers if b.name == "fisher.scratch")
-    request, options = arena.fixed[REQUEST_TENSOR], arena.fixed[OPTIONS_TENSOR]
-    plan, hyper = arena.fixed[PLAN_TENSOR], arena.fixed[HYPER]
+    request, options = arena.fixed[REQUEST], arena.fixed[OPTIONS]
+    memory = f"words[{Word.MEMORY}]"
+    values = (
+        f"(uint8_t)words[{Word.CRITERION}], (uint8_t)words[{Word.OVERFLOW}], (uint16_t)(words[{Word.RATIO}] >> 16), "
+        f"(uint16_t)words[{Word.RATIO}],\n{' ' * 37}{memory} < rows_table.arena_bytes ? {memory} : rows_table.arena_bytes,\n"
+        f"{' ' * 37}(uint64_t)words[{Word.MACS_HIGH}] << 32 | words[{Word.MACS_LOW}], "
+        f"(uint64_t)words[{Word.SEED_HIGH}] << 32 | words[{Word.SEED_LOW}]"
+    )
+    plan, hyper = arena.fixed[PLAN], arena.fixed[HYPER]
     l2 = (
         f"known = {prefix}_{NORMS_TENSOR};"
         if adaptive.has_norms
@@ -66,7 +68,7 @@ static int settled(unsigned char *base, int status) {{
   if (status == TT_OK) {{
     const uint32_t *const words = (const uint32_t *)(const void *)(base + {options});
     memset(base + {hyper} + sizeof(float), 0, 2 * sizeof(float));
-    tt_cache_choose(&rows_table, TT_PLAN(base), words[{OPTION_WORDS - 1}], words[0], base);
+    tt_cache_choose(&rows_table, TT_PLAN(base), words[{Word.CACHED_SAMPLES}], words[{Word.MEMORY}], base);
   }}
   return status;
 }}
@@ -117,16 +119,14 @@ int {prefix}_select(void *arena) {{
   unsigned char *const base = (unsigned char *)arena;
   const uint32_t *const words = (const uint32_t *)(const void *)(base + {options});
   float *const potentials = (float *)(void *)(base + {scratch});
-  const tt_select_options options = {{(uint8_t)words[3], (uint8_t)words[5], (uint16_t)(words[4] >> 16), (uint16_t)words[4],
-                                     words[0] < rows_table.arena_bytes ? words[0] : rows_table.arena_bytes,
-                                     (uint64_t)words[2] << 32 | words[1], (uint64_t)words[7] << 32 | words[6], 16384}};
+  const tt_select_options options = {{{values}, 16384}};
   const float *known = potentials;
   tt_select_result result;
   uint32_t first = 0;
   int status;
   if (TT_PLAN(base)[TT_PLAN_DEPTH] != {count}) /* release first */
     return TT_ERR_STATE;
-  if (words[3] > TT_SELECT_EXACT || words[5] > TT_SELECT_STOP)
+  if (words[{Word.CRITERION}] > TT_SELECT_EXACT || words[{Word.OVERFLOW}] > TT_SELECT_STOP)
     return TT_ERR_BAD_VALUE;
 {norms}
   else if (options.criterion != TT_SELECT_RANDOM && TT_PLAN(base)[TT_PLAN_MEASURED(&rows_table)] == 0) /* fisher_begin first */

@@ -19,7 +19,7 @@ from tvm_tinytrain.emit.c_expr import c_type, float_literal
 from tvm_tinytrain.emit.c_kernel import CKernel, print_kernel
 from tvm_tinytrain.emit.kernel_source import BANNER, kernel_comment, kernel_source
 from tvm_tinytrain.errors import DTypeError, PlanError
-from tvm_tinytrain.passes.fuse_update import HYPER
+from tvm_tinytrain.own_tensors import HYPER
 from tvm_tinytrain.passes.kernels.builder import kernel_kind, kernel_spec
 from tvm_tinytrain.passes.plan_memory import ALIGN, ArenaPlan
 from tvm_tinytrain.passes.program import Entry, Program, Storage

@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from tvm_tinytrain import own_tensors
 from tvm_tinytrain.adaptation import AdaptableLibrary
 from tvm_tinytrain.build import build
 from tvm_tinytrain.config import Adam, AdapterDrop, Budget, FullTrain, LastLayer, Prototypical, SparseUpdate
 from tvm_tinytrain.errors import PlanError
 from tvm_tinytrain.memory import load_plan
+from tvm_tinytrain.own_tensors import OPTIONS, OptionWord
 from tvm_tinytrain.plan import UpdatePlan
 from tvm_tinytrain.selection import TaskAdaptive, find_scheme
 
-CRITERIA = ("tinytrain", "fisher", "fisher/memory", "fisher/compute", "random", "exact")
+CRITERIA = tuple(name for name in own_tensors.CRITERIA if name != "l2")  # it needs no sample
 """Criteria of one task-adaptive library, chosen when a task begins."""
 ADAPTERS = {"tinytl": 0.0, "adapterdrop25": 0.25, "adapterdrop": 0.5, "adapterdrop75": 0.75}
 """Methods that train branches beside the blocks, and the share of them that is left out;
@@ -27,16 +29,6 @@ ADAPTIVE = TaskAdaptive(channel_ratio=Fraction(1, 2), layer_kind="auto")
 """What the task-adaptive methods are built with. 1/2 is the paper's largest ratio: with 1/4 of the channels of all layers
 half of 1 MB lies idle on MCUNet. Expansions alone are as accurate, or more so, in half of the memory (docs/fewshot.md)."""
 _WORD = (1 << 32) - 1
-_CRITERION_WORD, _SEED_WORDS = 3, (6, 7)
-_CRITERION_CODES = {
-    "tinytrain": 0,
-    "fisher": 1,
-    "fisher/memory": 2,
-    "fisher/compute": 3,
-    "random": 5,
-    "exact": 6,
-}
-"""Word 3 of a library's tensor `options` (tt_select.h, `emit.c_selection`); words 6 and 7 are the seed of "random"."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +56,10 @@ class Method:
         """Have a task-adaptive library choose by the method's criterion; seed: of the draws of "random"."""
         if self.criterion is None:
             return
-        words = library.read("options").view(np.uint32)
-        words[_CRITERION_WORD] = _CRITERION_CODES[self.criterion]
-        words[list(_SEED_WORDS)] = seed & _WORD, seed >> 32 & _WORD
-        library.write("options", words.view(np.int32))
+        words = library.read(OPTIONS).view(np.uint32)
+        words[OptionWord.CRITERION] = own_tensors.CRITERIA.index(self.criterion)
+        words[[OptionWord.SEED_LOW, OptionWord.SEED_HIGH]] = seed & _WORD, seed >> 32 & _WORD
+        library.write(OPTIONS, words.view(np.int32))
 
     def cost(self, plan: UpdatePlan | None) -> dict[str, int]:
         """Exact costs: memory_bytes of the arena that training needs, backward_macs per sample, trained_weights.

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from tvm_tinytrain.adaptation.rows import row_places as places_of
 from tvm_tinytrain.errors import CheckpointError
 from tvm_tinytrain.micro.checkpoint import Checkpoint, CheckpointLayout
-
-_PLAN, _REQUEST = "plan", "request"
+from tvm_tinytrain.own_tensors import PLAN, REQUEST
 
 
 class ArenaAccess(Protocol):
@@ -42,7 +41,7 @@ def row_places(library: ArenaAccess, metadata: Mapping[str, Any]) -> dict[str, t
     if not isinstance(metadata.get("adaptive"), Mapping):
         hint = "build the library with update=TaskAdaptive(...)"
         raise CheckpointError("trained rows", "library", "a fixed plan", "a task-adaptive library", hint)
-    return places_of(library.read(_PLAN), metadata["adaptive"])
+    return places_of(library.read(PLAN), metadata["adaptive"])
 
 
 def read_rows(library: ArenaAccess, metadata: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
@@ -95,9 +94,9 @@ def put_checkpoint(library: ArenaAccess, metadata: Mapping[str, Any], checkpoint
     """
     layout = CheckpointLayout.from_metadata(metadata)
     checkpoint.check(layout)
-    request = np.zeros_like(np.asarray(library.read(_REQUEST)))
+    request = np.zeros_like(np.asarray(library.read(REQUEST)))
     request[: len(checkpoint.bitmap)] = np.frombuffer(checkpoint.bitmap, np.uint8)
-    library.write(_REQUEST, request)
+    library.write(REQUEST, request)
     library.call("install")
     places = row_places(library, metadata)
     for name, rows in checkpoint.rows(layout).items():
