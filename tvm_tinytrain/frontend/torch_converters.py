@@ -3,8 +3,8 @@
 Dropped without a word there: ``alpha`` of ``add`` and ``sub``, ``scale`` and ``input_scale`` of ``elu`` (so SELU loses its scale),
 the division by ``alpha`` in ``celu``; nearest upsampling takes half-pixel centres for PyTorch's ⌊i · scale⌋, which differs for other
 than whole factors; bilinear upsampling takes the ratio of the sizes for 1/scale_factor; antialiasing; ``divisor_override``
-of average pools; the indices of a max pool are zeros. Missing: ``amax``, ``amin``, ``prod`` along an axis, ``var_mean`` and
-adaptive max pools.
+of average pools; the indices of a max pool are zeros; a number by which is divided and rounded has a type of its own. Missing:
+``amax``, ``amin``, ``prod`` along an axis, ``var_mean`` and adaptive max pools.
 `tests.passes.operator_oracle` compares all of these with PyTorch.
 """
 
@@ -46,6 +46,20 @@ def _scaled_operand(op: Callable[..., relax.Expr], python_op: Callable[..., Any]
         return _emit(importer, op(left, scaled))
 
     return convert
+
+
+def _rounded_division(node: fx.Node, importer: Any) -> relax.Var:
+    """By a number of the other operand's type; integers are divided as integers."""
+    sides: list[Any] = [importer.env[a] if isinstance(a, fx.Node) else a for a in node.args[:2]]
+    left, right = sides
+    if not isinstance(right, relax.Expr):
+        right = relax.const(right, left.ty.dtype)
+    mode = node.kwargs.get("rounding_mode")
+    if mode == "floor":
+        return _emit(importer, relax.op.floor_divide(left, right))
+    quotient = _emit(importer, relax.op.divide(left, right))
+    whole = mode is None or "int" in str(left.ty.dtype)
+    return quotient if whole else _emit(importer, relax.op.trunc(quotient))
 
 
 def _emit(importer: Any, expr: relax.Expr) -> relax.Var:
@@ -329,6 +343,7 @@ CONVERTERS: dict[str, Converter] = {
     "sub.Tensor": _scaled_operand(relax.op.subtract, operator.sub),
     "elu.default": _elu,
     "celu.default": _celu,
+    "div.Tensor_mode": _rounded_division,
     "index.Tensor": _index,
     "grid_sampler_2d.default": _grid_sample,
     "group_norm.default": _group_norm,

@@ -19,6 +19,7 @@ from tvm_tinytrain.frontend.relax import from_relax
 from tvm_tinytrain.frontend.tidy import fold_weights
 from tvm_tinytrain.frontend.torch_converters import CONVERTERS
 from tvm_tinytrain.frontend.torch_gradients import marked_gradient_stops
+from tvm_tinytrain.frontend.torch_types import with_casts
 from tvm_tinytrain.passes.state import with_fixed
 
 
@@ -94,10 +95,11 @@ def from_exported_program(program: torch.export.ExportedProgram) -> tvm.IRModule
         with warnings.catch_warnings(), marked_gradient_stops(program):
             warnings.simplefilter("ignore", FutureWarning)
             mod = tvm_from_exported_program(
-                program,
+                with_casts(program),
                 keep_params_as_input=True,
                 unwrap_unit_return_tuple=True,
                 custom_convert_map=CONVERTERS,
+                run_ep_decomposition=False,
             )
     except TinyTrainError:
         raise
