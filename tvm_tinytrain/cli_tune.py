@@ -236,8 +236,9 @@ def _tail(text: str, layers: Any) -> Any:
     from tvm_tinytrain.plan import UpdatePlan
 
     try:
-        count, share = int(text.split(":")[1]), float(text.split(":")[2])
-    except (ValueError, IndexError) as error:
+        _, layers_text, share_text = text.split(":")
+        count, share = int(layers_text), float(share_text)
+    except ValueError as error:
         raise PlanError("tune", f"--update {text}", error, "tail:N:S", "e.g. tail:19:0.5") from error
     if not (count >= 1 and 0 < share <= 1):
         raise PlanError("tune", f"--update {text}", text, "N >= 1, 0 < S <= 1", "e.g. tail:19:0.5")

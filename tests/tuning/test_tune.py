@@ -280,6 +280,7 @@ def test_errors(tmp_path: Path) -> None:
     for wrong in (
         "tail:x",
         "tail:3:7",
+        "tail:3:0.5:7",
         "adaptive:none",
         "sparse:none",
         "adapterdrop:x",
