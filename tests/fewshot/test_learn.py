@@ -83,6 +83,23 @@ def test_ctrl_c_leaves_no_gradient_behind(update: object, monkeypatch: pytest.Mo
         assert left and not any(values.any() for values in left)
 
 
+def test_a_rate_holds_for_its_training_only() -> None:
+    """As on the device: the next step takes the library's own rate."""
+    images, labels = task()
+
+    def stop(*_: object) -> None:
+        raise KeyError
+
+    with loaded(build(update=tt.FullTrain())) as library:
+        own = library.read("hyper")[0]
+        library.learn(images, labels, iterations=1, lr=RATE)
+        assert library.read("hyper")[0] == own != np.float32(RATE)
+        assert library.read("hyper")[1] > 0.0  # the optimizer goes on
+        with pytest.raises(KeyError):
+            library.learn(images, labels, iterations=1, lr=RATE, progress=stop)
+        assert library.read("hyper")[0] == own
+
+
 def test_what_does_not_train_labels_is_refused() -> None:
     images, labels = task()
     with InProcess(build(update=tt.LastLayer())) as library:

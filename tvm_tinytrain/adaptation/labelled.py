@@ -69,7 +69,8 @@ def learn(
         For cross-entropy integers[n]: outputs of the network. For a loss whose label is float32 (MSE, binary cross-entropy) the
         targets, numbers[n, *shape of the output without its axis of one]; [n] where that is a single value.
     iterations, lr
-        Passes over the samples, and the optimizer's rate. Where either is 0 nothing is trained or selected.
+        Passes over the samples, and the optimizer's rate for them; afterwards the library has its own again. Where either is 0
+        nothing is trained or selected.
     queries
         Changes the samples before the Fisher pass and before each iteration, e.g. ``DiffAugment()``; default: as they are.
     plan
@@ -106,16 +107,16 @@ def learn(
         return samples if queries is None else learner.drawn(queries, samples, rng)
 
     fisher, used = learner.choose(draw, targets, plan) if learner.is_adaptive else (None, None)
-    learner.set_learning_rate(lr)
     losses: list[float] = []
-    try:
-        for iteration in range(iterations):
-            losses.append(learner.iterate(draw(), targets))
-            if progress is not None:
-                progress(iteration + 1, losses[-1])
-    except KeyboardInterrupt:
-        learner.forget()
-        raise
+    with learner.learning_rate(lr):
+        try:
+            for iteration in range(iterations):
+                losses.append(learner.iterate(draw(), targets))
+                if progress is not None:
+                    progress(iteration + 1, losses[-1])
+        except KeyboardInterrupt:
+            learner.forget()
+            raise
     if not learner.is_finite():
         losses[-1] = math.nan
     return LearnResult(tuple(losses), fisher, used, time.perf_counter() - start)

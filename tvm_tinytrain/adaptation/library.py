@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from tvm_tinytrain.adaptation.augment import QuerySource, Samples
 from tvm_tinytrain.adaptation.rows import row_places, trained_row_names
-from tvm_tinytrain.errors import BudgetError, DTypeError, PlanError, ShapeError
+from tvm_tinytrain.errors import BudgetError, DTypeError, PlanError, ShapeError, TransportError
 from tvm_tinytrain.own_tensors import HYPER, PLAN, REQUEST, SEED
 from tvm_tinytrain.plan import LayerUpdate, UpdatePlan
 from tvm_tinytrain.selection import FisherMap
@@ -192,6 +193,23 @@ class LibraryCalls:
                     rows = self.library.read_arena(offset, channels * row_bytes)
                     trained.append(np.frombuffer(rows, "<f4"))
         return all(bool(np.isfinite(values).all()) for values in trained)
+
+    @contextmanager
+    def learning_rate(self, rate: float) -> Iterator[None]:
+        """A rate for one training; afterwards the library has its own again, whatever ended the training.
+
+        Only what a board no longer answers stays as it is.
+        """
+        own = float(self.library.read(HYPER)[0])
+        self.set_learning_rate(rate)
+        try:
+            yield
+        except TransportError:
+            raise
+        except BaseException:
+            self.set_learning_rate(own)
+            raise
+        self.set_learning_rate(own)
 
     def restart_optimizer(self) -> None:
         """Set Adam's bias corrections 1 − β^t to 0, as before its first step; the rows' moments are cleared by `install`."""

@@ -88,8 +88,8 @@ def adapt(
     support_labels
         integers[n], any values; each value is a class.
     iterations, lr
-        Steps of the optimizer and its rate; the paper takes 40 steps of Adam. Where either is 0 nothing is
-        trained or selected, and the result is plain ProtoNet.
+        Steps of the optimizer and its rate; the paper takes 40 steps of Adam. Afterwards the library has its own rate again.
+        Where either is 0 nothing is trained or selected, and the result is plain ProtoNet.
     loss
         Distance and scale; default ``Prototypical()``. Only the host needs it: the library takes gradients.
     queries
@@ -141,20 +141,20 @@ def adapt(
     fisher, used = (
         _choose(caller, task, draw, plan, fisher_through_prototypes) if caller.is_adaptive else (None, None)
     )
-    caller.set_learning_rate(lr)
     found: list[tuple[float, float]] = []  # in one step: Ctrl-C may come between any two
     interrupted = False
-    try:
-        for iteration in range(iterations):
-            value, accuracy = _iterate(caller, task, draw())
-            found.append((value, accuracy))
-            seen = Progress(iteration + 1, iterations, value, accuracy)
-            if progress is not None and progress(seen) is False:
-                interrupted = iteration + 1 < iterations
-                break
-    except KeyboardInterrupt:
-        caller.drop_gradients()
-        interrupted = True
+    with caller.learning_rate(lr):
+        try:
+            for iteration in range(iterations):
+                value, accuracy = _iterate(caller, task, draw())
+                found.append((value, accuracy))
+                seen = Progress(iteration + 1, iterations, value, accuracy)
+                if progress is not None and progress(seen) is False:
+                    interrupted = iteration + 1 < iterations
+                    break
+        except KeyboardInterrupt:
+            caller.drop_gradients()
+            interrupted = True
     if found and not caller.is_finite():
         found[-1] = (math.nan, found[-1][1])
     classifier = task.classifier(caller)
